@@ -1,0 +1,1 @@
+"""Configuration: frozen dataclasses (`schema`), named presets (`presets`), YAML and overrides (`load`), run identity."""

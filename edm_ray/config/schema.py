@@ -1,0 +1,141 @@
+"""What a run is made of: frozen dataclasses in the field's own names. Standard library only.
+
+Numbers of images are counted in images (``nimg``) or thousands of them (``kimg``); the clock of a run is images seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edm_ray.errors import InputError
+
+
+def require(condition: bool, path: str, got: object, allowed: str) -> None:
+    """Refuse a value: dotted path, what was got, what is allowed."""
+    if not condition:
+        raise InputError(f"{path}={got!r} is not allowed: {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """F_theta: which U-Net, at which size (Karras et al. 2022, Table 7 and appendix F)."""
+
+    kind: str = "ddpmpp"
+    """ddpmpp | ncsnpp | adm."""
+    img_resolution: int = 32
+    img_channels: int = 3
+    label_dim: int = 0
+    """Number of classes; 0 = unconditional."""
+    augment_dim: int = 0
+    """Width of the augmentation label; 0 = none, 9 = the paper's geometric transforms."""
+    model_channels: int = 128
+    channel_mult: tuple[int, ...] = (2, 2, 2)
+    num_blocks: int = 4
+    """Residual blocks a level in the encoder; the decoder has one more."""
+    attn_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.10
+    label_dropout: float = 0.0
+    """Probability of training an image without its label (for classifier-free guidance)."""
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("ddpmpp", "ncsnpp", "adm"), "network.kind", self.kind, "ddpmpp, ncsnpp or adm")
+        for name in ("img_resolution", "img_channels", "model_channels", "num_blocks"):
+            require(getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "at least 1")
+        for name in ("label_dim", "augment_dim"):
+            require(getattr(self, name) >= 0, f"network.{name}", getattr(self, name), "0 or more")
+        require(len(self.channel_mult) >= 1, "network.channel_mult", self.channel_mult, "one multiplier a level")
+        for name in ("dropout", "label_dropout"):
+            require(0.0 <= getattr(self, name) < 1.0, f"network.{name}", getattr(self, name), "0 <= p < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreconditioningConfig:
+    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) (Table 1, "Network and preconditioning")."""
+
+    kind: str = "edm"
+    """edm | vp | ve | iddpm."""
+    sigma_data: float = 0.5
+    """Standard deviation of the data in [-1, 1]; used by "edm". `edm-ray prepare` prints the data set's own."""
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("edm", "vp", "ve", "iddpm"), "preconditioning.kind", self.kind, "edm, vp, ve or iddpm")
+        require(self.sigma_data > 0, "preconditioning.sigma_data", self.sigma_data, "greater than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserConfig:
+    """The preconditioned denoiser D: all that a model directory needs to rebuild it."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    preconditioning: PreconditioningConfig = field(default_factory=PreconditioningConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """p_train(sigma) and lambda(sigma) (Table 1, "Training"); free of the preconditioning."""
+
+    kind: str = "edm"
+    """edm | vp | ve | iddpm."""
+    p_mean: float = -1.2
+    p_std: float = 1.2
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("edm", "vp", "ve", "iddpm"), "objective.kind", self.kind, "edm, vp, ve or iddpm")
+        require(self.p_std > 0, "objective.p_std", self.p_std, "greater than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam without weight decay, learning rate ramped up linearly over images."""
+
+    lr: float = 1e-3
+    ramp_kimg: float = 10_000.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optimizer.lr", self.lr, "greater than 0")
+        require(self.ramp_kimg >= 0, "optimizer.ramp_kimg", self.ramp_kimg, "0 (no ramp) or more")
+        require(all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "two numbers, 0 <= beta < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Exponential moving average of the parameters, by half-life in images."""
+
+    halflife_kimg: float = 500.0
+    rampup_ratio: float = 0.05
+    """The half-life is at most this share of the images seen so far; 0 = no ramp."""
+
+    def __post_init__(self) -> None:
+        require(self.halflife_kimg > 0, "ema.halflife_kimg", self.halflife_kimg, "greater than 0")
+        require(self.rampup_ratio >= 0, "ema.rampup_ratio", self.rampup_ratio, "0 (no ramp) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One training run. All of it decides the result, so all of it is in the run's identity."""
+
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    seed: int = 0
+    batch_size: int = 512
+    """Global batch, in images, over all workers: results do not depend on how it is shared out."""
+    total_kimg: float = 200_000.0
+    """Length of the run in thousands of images; the last step is cut nowhere: it ends at the first batch past it."""
+    tick_kimg: float = 50.0
+    """One line of metrics every so many thousand images."""
+    checkpoint_kimg: float = 500.0
+    keep_checkpoints: int = 2
+    lanes: int = 840
+    """Positions of the data order belong to position mod lanes; workers share the lanes out. 840 = lcm(1..8)."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        for name in ("total_kimg", "tick_kimg", "checkpoint_kimg"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "greater than 0")
+        require(self.keep_checkpoints >= 2, "keep_checkpoints", self.keep_checkpoints,
+                "at least 2, so that a damaged checkpoint leaves one to fall back to")
+        require(self.lanes >= 1, "lanes", self.lanes, "at least 1")
