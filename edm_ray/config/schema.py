@@ -136,6 +136,10 @@ class TrainingConfig:
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         for name in ("total_kimg", "tick_kimg", "checkpoint_kimg"):
             require(getattr(self, name) > 0, name, getattr(self, name), "greater than 0")
-        require(self.keep_checkpoints >= 2, "keep_checkpoints", self.keep_checkpoints,
-                "at least 2, so that a damaged checkpoint leaves one to fall back to")
+        require(
+            self.keep_checkpoints >= 2,
+            "keep_checkpoints",
+            self.keep_checkpoints,
+            "at least 2, so that a damaged checkpoint leaves one to fall back to",
+        )
         require(self.lanes >= 1, "lanes", self.lanes, "at least 1")

@@ -1,0 +1,38 @@
+"""Run identity: a hash of what decides a run's result; storage, length and logging are outside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from edm_ray.config.schema import TrainingConfig
+
+_OUTSIDE = ("total_kimg", "tick_kimg", "checkpoint_kimg", "keep_checkpoints")
+
+
+def identity_fields(config: TrainingConfig, dataset_hash: str) -> dict[str, Any]:
+    """The flat ``a.b.c -> value`` table that the identity is a hash of; a longer run continues a shorter one."""
+    flat: dict[str, Any] = {"dataset": dataset_hash}
+
+    def walk(prefix: str, value: dict[str, Any]) -> None:
+        for key, item in value.items():
+            if isinstance(item, dict):
+                walk(f"{prefix}{key}.", item)
+            elif f"{prefix}{key}" not in _OUTSIDE:
+                flat[f"{prefix}{key}"] = list(item) if isinstance(item, tuple) else item
+
+    walk("", dataclasses.asdict(config))
+    return flat
+
+
+def identity(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """``key: old -> new`` for everything that differs, for a person to read."""
+    return [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)
+    ]

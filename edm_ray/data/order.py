@@ -1,0 +1,57 @@
+"""The order of training as arithmetic: sample k of epoch e is a pure function of (seed, e, k).
+
+A position is an index into the endless sequence of training images; position p is sample ``p % n`` of epoch ``p // n``.
+Nothing is stored and nothing is iterated, so resuming at any image count with any number of workers is exact and O(1).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edm_ray.seeding import stream_key
+
+_ROUNDS = 8
+
+
+def _mix(value: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """64-bit finaliser of SplitMix64 (Steele et al. 2014), keyed; uint64 arithmetic wraps by design."""
+    z = value + key
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _feistel(x: np.ndarray, keys: np.ndarray, half_bits: int) -> np.ndarray:
+    """A bijection of [0, 4^half_bits): a balanced Feistel network with one key per element and round."""
+    mask, shift = np.uint64((1 << half_bits) - 1), np.uint64(half_bits)
+    left, right = x >> shift, x & mask
+    for r in range(_ROUNDS):
+        left, right = right, left ^ (_mix(right, keys + np.uint64(r) * np.uint64(0x9E3779B97F4A7C15)) & mask)
+    return (left << shift) | right
+
+
+def sample_indices(positions: np.ndarray, num_rows: int, seed: int) -> np.ndarray:
+    """Which row of the data set stands at each position.
+
+    positions: int64 [B] >= 0 -> int64 [B] in [0, num_rows). Every epoch is a permutation of the rows, each epoch another:
+    a keyed Feistel bijection on the next power of four, walked until it lands inside [0, num_rows).
+    """
+    assert num_rows >= 1 and positions.dtype == np.int64
+    epoch, sample = np.divmod(positions, num_rows)
+    half_bits = max(1, ((num_rows - 1).bit_length() + 1) // 2)
+    with np.errstate(over="ignore"):
+        keys = _mix(epoch.astype(np.uint64), np.uint64(stream_key("order", seed)))
+        result = _feistel(sample.astype(np.uint64), keys, half_bits)
+        while (outside := result >= num_rows).any():
+            result[outside] = _feistel(result[outside], keys[outside], half_bits)
+    return result.astype(np.int64)
+
+
+def rank_positions(images_seen: int, batch_size: int, rank: int, world_size: int, lanes: int) -> np.ndarray:
+    """This rank's positions of the global batch [images_seen, images_seen + batch_size): int64, ascending.
+
+    A position belongs to lane ``position % lanes`` and a lane to rank ``lane % world_size``; the union over the ranks is
+    the batch for any world size, and shares differ by as little as the lanes allow.
+    """
+    positions = np.arange(images_seen, images_seen + batch_size, dtype=np.int64)
+    return positions[(positions % lanes) % world_size == rank]
