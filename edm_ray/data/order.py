@@ -7,21 +7,25 @@ Nothing is stored and nothing is iterated, so resuming at any image count with a
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from edm_ray.seeding import stream_key
 
 _ROUNDS = 8
+Words = npt.NDArray[np.uint64]
+Positions = npt.NDArray[np.int64]
 
 
-def _mix(value: np.ndarray, key: np.ndarray) -> np.ndarray:
+def _mix(value: Words, key: Words | np.uint64) -> Words:
     """64-bit finaliser of SplitMix64 (Steele et al. 2014), keyed; uint64 arithmetic wraps by design."""
     z = value + key
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    z = z ^ (z >> np.uint64(31))
+    return z
 
 
-def _feistel(x: np.ndarray, keys: np.ndarray, half_bits: int) -> np.ndarray:
+def _feistel(x: Words, keys: Words, half_bits: int) -> Words:
     """A bijection of [0, 4^half_bits): a balanced Feistel network with one key per element and round."""
     mask, shift = np.uint64((1 << half_bits) - 1), np.uint64(half_bits)
     left, right = x >> shift, x & mask
@@ -30,10 +34,10 @@ def _feistel(x: np.ndarray, keys: np.ndarray, half_bits: int) -> np.ndarray:
     return (left << shift) | right
 
 
-def sample_indices(positions: np.ndarray, num_rows: int, seed: int) -> np.ndarray:
+def sample_indices(positions: Positions, num_rows: int, seed: int) -> Positions:
     """Which row of the data set stands at each position.
 
-    positions: int64 [B] >= 0 -> int64 [B] in [0, num_rows). Every epoch is a permutation of the rows, each epoch another:
+    positions: int64 [B] >= 0 -> int64 [B] in [0, num_rows). Every epoch is a permutation of the rows, each another one:
     a keyed Feistel bijection on the next power of four, walked until it lands inside [0, num_rows).
     """
     assert num_rows >= 1 and positions.dtype == np.int64
@@ -47,11 +51,12 @@ def sample_indices(positions: np.ndarray, num_rows: int, seed: int) -> np.ndarra
     return result.astype(np.int64)
 
 
-def rank_positions(images_seen: int, batch_size: int, rank: int, world_size: int, lanes: int) -> np.ndarray:
+def rank_positions(images_seen: int, batch_size: int, rank: int, world_size: int, lanes: int) -> Positions:
     """This rank's positions of the global batch [images_seen, images_seen + batch_size): int64, ascending.
 
-    A position belongs to lane ``position % lanes`` and a lane to rank ``lane % world_size``; the union over the ranks is
+    A position belongs to lane ``position % lanes`` and a lane to rank ``lane % world_size``; the union of the ranks is
     the batch for any world size, and shares differ by as little as the lanes allow.
     """
     positions = np.arange(images_seen, images_seen + batch_size, dtype=np.int64)
-    return positions[(positions % lanes) % world_size == rank]
+    mine: Positions = positions[(positions % lanes) % world_size == rank]
+    return mine

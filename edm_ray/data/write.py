@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -41,7 +42,7 @@ def write_dataset(
     edges = [rows * i // num_shards for i in range(num_shards + 1)]
     shards = tuple(
         Shard(name=f"{split}-{i:05d}-of-{num_shards:05d}.parquet", first_row=low, rows=high - low)
-        for i, (low, high) in enumerate(zip(edges, edges[1:]))
+        for i, (low, high) in enumerate(itertools.pairwise(edges))
     )
     arrow_schema = schema(class_names)
     names = names if names is not None else [f"{i:08d}.png" for i in range(rows)]

@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships: 1,797 real 8x8 scans (UCI, Alpaydin & Kaynak 1998), 17 grey levels."""
+"""The handwritten digits that scikit-learn ships: 1,797 real 8x8 scans (UCI, Alpaydin and Kaynak), 17 grey levels."""
 
 from __future__ import annotations
 

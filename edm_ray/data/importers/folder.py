@@ -47,8 +47,9 @@ def load_folder(folder: str, resolution: int | None) -> tuple[np.ndarray, np.nda
 
 def _load(path: Path, resolution: int | None) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            image.load()
+        with Image.open(path) as opened:
+            opened.load()
+            image: Image.Image = opened
             if image.mode not in ("L", "RGB"):
                 raise InputError(f"{path}: picture of mode {image.mode}; convert it to greyscale (L) or RGB first")
             if resolution is not None:

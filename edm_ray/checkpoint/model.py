@@ -1,0 +1,84 @@
+"""Model directory: ``config.json`` + ``model.safetensors`` (+ a README), the one thing every later command takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from edm_ray.config.load import validate
+from edm_ray.config.schema import DenoiserConfig
+from edm_ray.errors import InputError, IntegrityError
+from edm_ray.networks.build import build_denoiser
+from edm_ray.storage import uris
+from edm_ray.storage.commit import canonical_json, commit, read_file, read_manifest, sha256
+
+KIND = "edm_ray model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model directory that has been read and checked; `denoiser()` builds D from it."""
+
+    uri: str
+    config: DenoiserConfig
+    weights: bytes
+    """model.safetensors, as stored."""
+    about: dict[str, Any]
+    """Where it comes from: data set, images seen, preset, class names."""
+
+    @property
+    def hash(self) -> str:
+        """Identity of what it computes: configuration and weights."""
+        text = canonical_json([dataclasses.asdict(self.config), sha256(self.weights)])
+        return sha256(text.encode())
+
+    def denoiser(self, device: str = "cpu") -> torch.nn.Module:
+        """D(x, sigma, class_labels) in evaluation mode."""
+        denoiser = build_denoiser(self.config)
+        state = safetensors.torch.load(self.weights)
+        expected = denoiser.state_dict()
+        if missing := sorted(expected.keys() - state.keys()):
+            raise IntegrityError(f"{self.uri}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
+        if extra := sorted(state.keys() - expected.keys()):
+            raise IntegrityError(f"{self.uri}: tensor {extra[0]!r} is not part of the network ({len(extra)} in all)")
+        for name, tensor in expected.items():
+            if state[name].shape != tensor.shape:
+                found, wanted = tuple(state[name].shape), tuple(tensor.shape)
+                raise IntegrityError(f"{self.uri}: tensor {name!r} has shape {found}, the network needs {wanted}")
+        denoiser.load_state_dict(state)
+        return denoiser.to(device).eval().requires_grad_(False)
+
+
+def save_model(uri: str, config: DenoiserConfig, state: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+    """Commit a model directory; the same arguments give the same bytes."""
+    text = json.dumps({"denoiser": dataclasses.asdict(config), "about": about}, indent=1, sort_keys=True)
+    weights = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    lines = "".join(f"- {key}: {value}\n" for key, value in sorted(about.items()))
+    card = f"# EDM denoiser\n\n{lines}\nLoad with `edm_ray.checkpoint.load_model(DIR)`.\n"
+    files = [("config.json", text.encode()), ("model.safetensors", weights), ("README.md", card.encode())]
+    commit(uri, files, kind=KIND)
+
+
+def open_model(uri: str) -> Model:
+    """Read and check a model directory. Raises InputError when there is none."""
+    manifest = read_manifest(uri)
+    if manifest is None and read_manifest(uris.join(uri, "model")) is not None:
+        raise InputError(f"{uri}: is a run, not a model; give {uris.join(uri, 'model')}")
+    if manifest is None:
+        raise InputError(f"{uri}: no model directory there; `edm-ray train` writes one to RUN/model when it is done")
+    if manifest.get("kind") != KIND:
+        raise InputError(f"{uri}: holds {manifest.get('kind', 'something else')!r}, not a model")
+    content = json.loads(read_file(uri, "config.json", manifest))
+    config = validate(DenoiserConfig, content["denoiser"], uris.join(uri, "config.json"))
+    weights = read_file(uri, "model.safetensors", manifest)
+    return Model(uri=uri, config=config, weights=weights, about=content["about"])
+
+
+def load_model(uri: str, device: str = "cpu") -> torch.nn.Module:
+    """Model directory (local or s3://) -> preconditioned denoiser in evaluation mode."""
+    return open_model(uri).denoiser(device)

@@ -1,0 +1,92 @@
+"""Checkpoints of one run, named by images seen. One exists only when its manifest does.
+
+Retention deletes older checkpoints only after a newer one is committed. A damaged checkpoint is named, and the one
+before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from edm_ray.errors import IntegrityError
+from edm_ray.storage import uris
+from edm_ray.storage.commit import MANIFEST, commit, read_file, read_manifest
+
+logger = logging.getLogger(__name__)
+KIND = "edm_ray checkpoint"
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    images_seen: int
+    tensors: dict[str, Tensors]
+    """File stem ("model", "ema", "optimizer") -> named tensors."""
+    state: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints under one URI."""
+
+    def __init__(self, uri: str, keep: int = 2) -> None:
+        assert keep >= 2
+        self.uri, self.keep = uri, keep
+
+    def _path(self, images_seen: int) -> str:
+        return uris.join(self.uri, f"nimg-{images_seen:012d}")
+
+    def committed(self) -> list[int]:
+        """Images seen of every checkpoint that has its manifest, ascending."""
+        names = [name for name in uris.list_names(self.uri) if name.startswith("nimg-")]
+        return [int(name[5:]) for name in names if uris.exists(uris.join(self.uri, name, MANIFEST))]
+
+    def save(self, images_seen: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
+        """Commit a checkpoint, then let go of those older than the newest ``keep``."""
+        files = [
+            (f"{stem}.safetensors", safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in part.items()}))
+            for stem, part in tensors.items()
+        ]
+        files.append(("state.json", json.dumps(dict(state), sort_keys=True, allow_nan=False).encode()))
+        commit(self._path(images_seen), files, kind=KIND, images_seen=images_seen)
+        for old in self.committed()[: -self.keep]:
+            try:
+                uris.delete_directory(self._path(old))
+            except OSError as error:
+                logger.warning("%s: could not delete an old checkpoint: %s", self._path(old), error)
+
+    def load(self, images_seen: int) -> Checkpoint:
+        """One checkpoint, every file checked. Raises IntegrityError."""
+        uri = self._path(images_seen)
+        manifest = read_manifest(uri)
+        if manifest is None or manifest.get("kind") != KIND:
+            raise IntegrityError(f"{uri}: no checkpoint")
+        tensors = {
+            name.removesuffix(".safetensors"): safetensors.torch.load(read_file(uri, name, manifest))
+            for name in manifest["files"]
+            if name.endswith(".safetensors")
+        }
+        state = json.loads(read_file(uri, "state.json", manifest))
+        return Checkpoint(images_seen=images_seen, tensors=tensors, state=state)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; damaged ones are named in a warning and passed over.
+
+        Raises IntegrityError when there are checkpoints but none of them is whole: starting over is not a fallback.
+        """
+        damaged: IntegrityError | None = None
+        for images_seen in reversed(self.committed()):
+            try:
+                return self.load(images_seen)
+            except IntegrityError as error:
+                logger.warning("damaged checkpoint, falling back to the one before: %s", error)
+                damaged = error
+        if damaged is not None:
+            raise IntegrityError(f"{damaged}; no whole checkpoint is left in {self.uri}: use --fresh to start over")
+        return None

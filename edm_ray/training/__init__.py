@@ -1,0 +1,1 @@
+"""The training step and loop; they run in any process, with or without Ray."""
