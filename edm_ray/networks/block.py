@@ -1,0 +1,160 @@
+"""The residual block all three U-Nets are made of, and what they check (Karras et al. 2022, appendix F)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from edm_ray.errors import InputError
+from edm_ray.networks.layers import Conv2d, Dropout, GroupNorm, Init, Linear
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What the blocks of one network have in common."""
+
+    emb_channels: int
+    dropout: float
+    init: Init
+    init_zero: Init
+    init_attn: Init
+    channels_per_head: int | None = None
+    """Attention heads are out_channels // channels_per_head; None = one head."""
+    resample_filter: tuple[float, ...] = (1, 1)
+    resample_proj: bool = False
+    """A 1x1 convolution on the skip of a resampling block even where the channels agree."""
+    adaptive_scale: bool = False
+    """The embedding gives scale and shift after norm1, not an offset before it."""
+    skip_scale: float = 1.0
+    eps: float = 1e-5
+
+
+class UNetBlock(nn.Module):
+    """Residual block with optional resampling by two and self-attention.
+
+    h = conv0(silu(norm0(x))), resampled before the convolution; the embedding's projection p comes in as
+    silu(norm1(h + p)), or with ``adaptive_scale`` as silu(norm1(h) (1 + scale) + shift);
+    y = (conv1(dropout(.)) + skip(x)) skip_scale; with attention y = (proj(attention(norm2(y))) + y) skip_scale.
+    x: [B, in_channels, H, W], emb: [B or 1, emb_channels] -> [B, out_channels, H', W'].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        style: BlockStyle,
+        *,
+        up: bool = False,
+        down: bool = False,
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.adaptive_scale, self.skip_scale = style.adaptive_scale, style.skip_scale
+        self.num_heads = attention_heads(out_channels, style.channels_per_head) if attention else 0
+
+        f = style.resample_filter
+        self.norm0 = GroupNorm(in_channels, style.eps)
+        self.conv0 = Conv2d(in_channels, out_channels, 3, style.init, up=up, down=down, resample_filter=f)
+        self.affine = Linear(style.emb_channels, out_channels * (2 if style.adaptive_scale else 1), style.init)
+        self.norm1 = GroupNorm(out_channels, style.eps)
+        self.dropout = Dropout(style.dropout)
+        self.conv1 = Conv2d(out_channels, out_channels, 3, style.init_zero)
+        self.skip: Conv2d | None = None
+        if in_channels != out_channels or ((up or down) and style.resample_proj):
+            self.skip = Conv2d(in_channels, out_channels, 1, style.init, up=up, down=down, resample_filter=f)
+        elif up or down:
+            self.skip = Conv2d(in_channels, out_channels, 0, up=up, down=down, resample_filter=f)
+        if attention:
+            self.norm2 = GroupNorm(out_channels, style.eps)
+            self.qkv = Conv2d(out_channels, 3 * out_channels, 1, style.init_attn)
+            self.proj = Conv2d(out_channels, out_channels, 1, style.init_zero)
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        """x: [B, in_channels, H, W], emb: [B or 1, emb_channels] -> [B, out_channels, H', W']."""
+        h = self.conv0(F.silu(self.norm0(x)))
+        p = self.affine(emb)[:, :, None, None]
+        if self.adaptive_scale:
+            scale, shift = p.chunk(2, dim=1)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1.0))
+        else:
+            h = F.silu(self.norm1(h + p))
+        h = self.conv1(self.dropout(h))
+        y = h + (x if self.skip is None else self.skip(x))
+        if self.skip_scale != 1.0:
+            y = y * self.skip_scale
+        if self.num_heads:
+            y = y + attend(self.norm2(y), self.qkv, self.proj, self.num_heads)
+            if self.skip_scale != 1.0:
+                y = y * self.skip_scale
+        return y
+
+
+def attention_heads(channels: int, channels_per_head: int | None) -> int:
+    """Heads of a layer with ``channels``; refuses what would silently give none, or heads of unequal size."""
+    heads = 1 if channels_per_head is None else channels // channels_per_head
+    if heads == 0 or channels % heads:
+        raise InputError(
+            f"a layer with attention has {channels} channels, which make {heads} heads: allowed are at least "
+            f"{channels_per_head} channels, divisible by channels // {channels_per_head}"
+        )
+    return heads
+
+
+def attend(x: torch.Tensor, qkv: Conv2d, proj: Conv2d, heads: int) -> torch.Tensor:
+    """Self-attention over the pixels. x: [B, C, H, W] -> [B, C, H, W].
+
+    Output channel (head C/heads + c) 3 + j of ``qkv`` is channel c of the head's query, key or value (j = 0, 1, 2).
+    Reordering the weight's rows to query, key, value costs less than gathering every third activation, and leaves
+    operands that the fused attention kernels take as they are.
+    """
+    assert qkv.weight is not None and qkv.bias is not None and proj.weight is not None
+    batch, channels, height, width = x.shape
+    weight = qkv.weight.view(channels, 3, channels).transpose(0, 1).reshape(3 * channels, channels)
+    bias = qkv.bias.view(channels, 3).transpose(0, 1).reshape(3 * channels)
+    tokens = F.linear(x.flatten(2).transpose(1, 2), weight, bias)
+    q, k, v = tokens.view(batch, height * width, 3, heads, channels // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, height * width, channels)
+    out = F.linear(out, proj.weight.view(channels, channels), proj.bias)
+    return out.transpose(1, 2).unflatten(2, (height, width))
+
+
+def check_geometry(
+    img_resolution: int, model_channels: int, channel_mult: tuple[int, ...], attn_resolutions: tuple[int, ...]
+) -> None:
+    """Refuse a resolution that cannot be halved once a level, and attention at a resolution no level has."""
+    if not channel_mult or any(mult < 1 for mult in channel_mult):
+        raise InputError(f"network.channel_mult={channel_mult!r} is not allowed: one multiplier, 1 or more, a level")
+    levels = len(channel_mult)
+    step = 2 ** (levels - 1)
+    if img_resolution < 1 or img_resolution % step:
+        raise InputError(
+            f"network.img_resolution={img_resolution!r} is not allowed: a multiple of {step}, "
+            f"because network.channel_mult={channel_mult!r} has {levels} levels"
+        )
+    resolutions = [img_resolution >> level for level in range(levels)]
+    if any(res not in resolutions for res in attn_resolutions):
+        raise InputError(
+            f"network.attn_resolutions={attn_resolutions!r} is not allowed: the network's levels are at "
+            + ", ".join(map(str, resolutions))
+        )
+    if model_channels < 4 or model_channels % 4:
+        raise InputError(f"network.model_channels={model_channels!r} is not allowed: a multiple of 4")
+
+
+def check_images(x: torch.Tensor, channels: int, resolution: int) -> None:
+    """Refuse images that are not [B, channels, resolution, resolution]."""
+    if x.ndim != 4 or x.shape[1:] != (channels, resolution, resolution):
+        raise InputError(f"x has shape {tuple(x.shape)}, expected [B, {channels}, {resolution}, {resolution}]")
+
+
+def check_rows(name: str, labels: torch.Tensor | None, width: int, batch: int) -> torch.Tensor | None:
+    """Refuse labels that are not [batch or 1, width]; None where there is nothing to use (none given, or width 0)."""
+    if labels is None:
+        return None
+    if labels.ndim != 2 or labels.shape[1] != width or labels.shape[0] not in (1, batch):
+        raise InputError(f"{name} has shape {tuple(labels.shape)}, expected [{batch}, {width}] or [1, {width}]")
+    return labels if width else None

@@ -1,0 +1,75 @@
+"""From a configuration to a network with its initial weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from edm_ray.config.schema import DenoiserConfig, NetworkConfig
+from edm_ray.errors import InputError
+from edm_ray.networks.dhariwal_unet import DhariwalUNet
+from edm_ray.networks.song_unet import SongUNet
+from edm_ray.seeding import stream_key
+
+
+def build_network(config: NetworkConfig, seed: int = 0, out_channels: int | None = None) -> nn.Module:
+    """F_theta on torch's default device: forward(x, noise_labels, class_labels=None, augment_labels=None).
+
+    The weights are a function of ``config`` and ``seed`` alone: they are drawn on the CPU whatever the device, and the
+    global generators are left as they were. Under ``torch.device("meta")`` there is nothing to draw.
+    out_channels: channels of the output where they are not those of the images.
+    """
+    device = torch.get_default_device()
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if device.type == "meta" else "cpu"):
+        # Not torch.manual_seed: that would reseed the CUDA generators too.
+        torch.default_generator.manual_seed(stream_key("weights", seed) >> 1)
+        try:
+            network = _construct(config, config.img_channels if out_channels is None else out_channels)
+        except InputError as error:
+            if str(error).startswith("network."):
+                raise
+            raise InputError(
+                f"network.model_channels={config.model_channels!r} with "
+                f"network.channel_mult={config.channel_mult!r} is not allowed: {error}"
+            ) from None
+    return network.to(device)
+
+
+def _construct(config: NetworkConfig, out_channels: int) -> nn.Module:
+    sizes = {
+        "img_resolution": config.img_resolution,
+        "in_channels": config.img_channels,
+        "out_channels": out_channels,
+        "label_dim": config.label_dim,
+        "augment_dim": config.augment_dim,
+        "model_channels": config.model_channels,
+        "num_blocks": config.num_blocks,
+    }
+    levels = {"channel_mult": tuple(config.channel_mult), "attn_resolutions": tuple(config.attn_resolutions)}
+    rates = {"dropout": config.dropout, "label_dropout": config.label_dropout}
+    if config.kind == "adm":
+        return DhariwalUNet(**sizes, **levels, **rates)
+    if config.kind == "ncsnpp":
+        return SongUNet(
+            **sizes,
+            **levels,
+            **rates,
+            embedding_type="fourier",
+            channel_mult_noise=2,
+            encoder_type="residual",
+            resample_filter=(1, 3, 3, 1),
+        )
+    return SongUNet(**sizes, **levels, **rates)
+
+
+def build_denoiser(config: DenoiserConfig, seed: int = 0) -> nn.Module:
+    """The preconditioned denoiser D around ``build_network`` with the same ``seed``; the network is ``.model``."""
+    from edm_ray.diffusion.preconditioning import PRECONDITIONERS
+
+    kind = config.preconditioning.kind
+    # iDDPM networks also predict a variance, in as many channels again, which the denoiser does not use.
+    out_channels = config.network.img_channels * (2 if kind == "iddpm" else 1)
+    network = build_network(config.network, seed, out_channels)
+    arguments = {"sigma_data": config.preconditioning.sigma_data} if kind == "edm" else {}
+    denoiser: nn.Module = PRECONDITIONERS[kind](network, **arguments)
+    return denoiser
