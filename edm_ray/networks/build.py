@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -10,6 +12,14 @@ from edm_ray.errors import InputError
 from edm_ray.networks.dhariwal_unet import DhariwalUNet
 from edm_ray.networks.song_unet import SongUNet
 from edm_ray.seeding import stream_key
+
+NCSNPP: dict[str, Any] = {
+    "embedding_type": "fourier",
+    "channel_mult_noise": 2,
+    "encoder_type": "residual",
+    "resample_filter": (1, 3, 3, 1),
+}
+"""What makes NCSN++ of the class whose defaults are DDPM++."""
 
 
 def build_network(config: NetworkConfig, seed: int = 0, out_channels: int | None = None) -> nn.Module:
@@ -36,30 +46,22 @@ def build_network(config: NetworkConfig, seed: int = 0, out_channels: int | None
 
 
 def _construct(config: NetworkConfig, out_channels: int) -> nn.Module:
-    sizes = {
+    arguments: dict[str, Any] = {
         "img_resolution": config.img_resolution,
         "in_channels": config.img_channels,
         "out_channels": out_channels,
         "label_dim": config.label_dim,
         "augment_dim": config.augment_dim,
         "model_channels": config.model_channels,
+        "channel_mult": tuple(config.channel_mult),
         "num_blocks": config.num_blocks,
+        "attn_resolutions": tuple(config.attn_resolutions),
+        "dropout": config.dropout,
+        "label_dropout": config.label_dropout,
     }
-    levels = {"channel_mult": tuple(config.channel_mult), "attn_resolutions": tuple(config.attn_resolutions)}
-    rates = {"dropout": config.dropout, "label_dropout": config.label_dropout}
     if config.kind == "adm":
-        return DhariwalUNet(**sizes, **levels, **rates)
-    if config.kind == "ncsnpp":
-        return SongUNet(
-            **sizes,
-            **levels,
-            **rates,
-            embedding_type="fourier",
-            channel_mult_noise=2,
-            encoder_type="residual",
-            resample_filter=(1, 3, 3, 1),
-        )
-    return SongUNet(**sizes, **levels, **rates)
+        return DhariwalUNet(**arguments)
+    return SongUNet(**arguments, **(NCSNPP if config.kind == "ncsnpp" else {}))
 
 
 def build_denoiser(config: DenoiserConfig, seed: int = 0) -> nn.Module:
