@@ -1,1 +1,1 @@
-"""Configuration: frozen dataclasses (`schema`), named presets (`presets`), YAML and overrides (`load`), run identity."""
+"""Configuration: frozen dataclasses, named presets, YAML with overrides, run identity."""

@@ -38,7 +38,7 @@ def digits(shape: DataShape) -> TrainingConfig:
         dropout=0.0,
     )
     return TrainingConfig(
-        denoiser=DenoiserConfig(network=network, preconditioning=PreconditioningConfig(sigma_data=0.5)),
+        denoiser=DenoiserConfig(network=network, preconditioning=PreconditioningConfig(sigma_data=0.75)),
         optimizer=OptimizerConfig(lr=2e-3, ramp_kimg=2.0),
         ema=EmaConfig(halflife_kimg=4.0),
         batch_size=128,

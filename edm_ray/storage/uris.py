@@ -84,7 +84,7 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 
 def list_names(uri: str) -> list[str]:
-    """Names directly under a directory, sorted; empty when it is not there. Parts of interrupted writes are left out."""
+    """Names directly under a directory, sorted; empty when there is none. Parts of interrupted writes are left out."""
     filesystem, path = resolve(uri)
     infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in infos if not info.base_name.startswith("."))

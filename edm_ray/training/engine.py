@@ -170,10 +170,10 @@ def train(
             if log is not None:
                 log.append(row)
             on_tick(row)
-        if place.rank == 0 and (done or _crossed(before, trainer.images_seen, config.checkpoint_kimg)):
-            store.save(
-                trainer.images_seen, trainer.tensors(), {"images_seen": trainer.images_seen, "seed": config.seed}
-            )
+            if place.rank == 0 and (done or _crossed(tick_start, trainer.images_seen, config.checkpoint_kimg)):
+                state = {"images_seen": trainer.images_seen, "seed": config.seed}
+                store.save(trainer.images_seen, trainer.tensors(), state)
+            tick_start = trainer.images_seen
     if place.rank == 0:
         about = {**about, "images_seen": trainer.images_seen}
         save_model(model_uri(run_uri), config.denoiser, trainer.average.state_dict(), about)

@@ -1,7 +1,7 @@
 """One training step on this rank's share of a global batch: loss, gradients, Adam, EMA.
 
 Everything random is keyed by an image's position in the training order, so the number of workers changes nothing but
-the order of floating-point sums. (Dropout masks are keyed by step and rank: with dropout, world sizes agree in law only.)
+the order of floating-point sums. (Dropout masks are keyed by step and rank: world sizes then agree in law only.)
 """
 
 from __future__ import annotations

@@ -1,0 +1,61 @@
+"""The command line, and the only implementation of the commands: `jobs/*.py` and the demo call `main` too."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from edm_ray.errors import InputError, nearest
+
+# Command -> what it is for. Modules are imported when asked for: torch and Ray take seconds.
+COMMANDS = {
+    "demo": "the whole job on handwritten digits: prepare, train, generate, evaluate, sweep, report",
+    "prepare": "turn digits or a folder of pictures into sharded Parquet with a manifest",
+    "train": "train a denoiser; the same command resumes",
+    "reference": "make the FID reference of a data set",
+    "generate": "sample images from a model into a grid or a folder",
+    "evaluate": "FID of a model with one sampler, with error bars",
+    "sweep": "find the best sampler for a model, as Ray Tune trials",
+    "presets": "list the training presets",
+}
+
+
+def usage() -> str:
+    rows = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    return f"usage: edm-ray COMMAND [OPTIONS]\n\n{rows}\n\n`edm-ray COMMAND --help` shows a command's options.\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 something given is wrong (one line on stderr says what)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from edm_ray import __version__
+
+        sys.stdout.write(f"edm-ray {__version__}\n")
+        return 0
+    name = arguments[0]
+    try:
+        if name not in COMMANDS:
+            raise InputError(f"{name}: unknown command{nearest(name, COMMANDS)}; there are: {', '.join(COMMANDS)}")
+        module = importlib.import_module(f"edm_ray.cli.{name}")
+        import tyro
+
+        args = tyro.cli(
+            module.Args, prog=f"edm-ray {name}", args=arguments[1:], description=module.__doc__, config=FLAGS
+        )
+        module.run(args)
+    except InputError as error:
+        sys.stderr.write(f"edm-ray: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("edm-ray: interrupted; the same command goes on where it stopped\n")
+        return 130
+    return 0
+
+
+# No --no-flag twins of every flag: plain `--dry-run`.
+FLAGS: tuple[object, ...] = ()

@@ -1,0 +1,88 @@
+"""Make the FID reference of a data set: exact feature moments, and which extractor they are of.
+
+The extractor's weights are copied beside the moments, so that the reference directory alone is enough to evaluate."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edm_ray.cli.console import Progress, say
+from edm_ray.data.manifest import open_dataset
+from edm_ray.data.reader import Pixels
+from edm_ray.errors import InputError
+from edm_ray.evaluation.bench import commit_reference, open_reference
+from edm_ray.evaluation.features import Extractor, load_extractor
+from edm_ray.evaluation.moments import Moments
+from edm_ray.storage import uris
+from edm_ray.storage.commit import read_manifest
+
+
+@dataclass(frozen=True)
+class Args:
+    data: str
+    """Data set: a directory or s3:// URI."""
+    out: str
+    """Directory or s3:// URI of the reference."""
+    extractor: str = "inception"
+    """inception (the standard; needs --weights) or digits (trained here in seconds on 8x8 images with classes)."""
+    weights: str | None = None
+    """Extractor weights: a path or s3:// URI."""
+    sha256: str | None = None
+    """What the weights' sha256 must be."""
+
+
+def run(args: Args) -> None:
+    if read_manifest(args.out) is not None:
+        reference, _ = open_reference(args.out)
+        dataset = open_dataset(args.data)
+        if (reference.dataset_hash, reference.extractor_name) != (dataset.hash, args.extractor):
+            raise InputError(
+                f"{args.out}: holds the reference of {reference.dataset} with extractor {reference.extractor_name}; "
+                "choose another --out"
+            )
+        say(f"{args.out}: the reference is there already")
+        return
+    dataset = open_dataset(args.data)
+    pixels = Pixels(dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        path = weights_file(args, pixels, Path(folder))
+        extractor = load_extractor(args.extractor, path, args.sha256)
+        moments = measure(extractor, pixels.images)
+        commit_reference(args.out, moments, dataset, extractor, path.read_bytes() if path else b"")
+    say(f"{args.out}: {moments.n:,} images of {dataset.name}, extractor {args.extractor}, {extractor.dim} features")
+
+
+def weights_file(args: Args, pixels: Pixels, folder: Path) -> Path | None:
+    """A local file with the extractor's weights; the digits extractor is trained when none are given."""
+    if args.weights is not None:
+        if not uris.is_remote(args.weights):
+            if not Path(args.weights).is_file():
+                raise InputError(f"--weights {args.weights}: no such file")
+            return Path(args.weights)
+        local = folder / "weights"
+        local.write_bytes(uris.read_bytes(args.weights))
+        return local
+    if args.extractor != "digits":
+        return None
+    from edm_ray.evaluation.digits_classifier import save_digits_classifier, train_digits_classifier
+
+    say("  training the digits extractor (a small classifier, fixed seed)")
+    state = train_digits_classifier(torch.from_numpy(pixels.images), torch.from_numpy(pixels.labels))
+    local = folder / "digits.safetensors"
+    save_digits_classifier(state, local)
+    return local
+
+
+def measure(extractor: Extractor, images: np.ndarray) -> Moments:
+    """Exact moments of all images, a block at a time."""
+    progress, parts = Progress("reference images"), []
+    for first in range(0, len(images), 500):
+        features = extractor.extract(torch.from_numpy(images[first : first + 500]))
+        parts.append(Moments.of(features, extractor))
+        progress.update(min(first + 500, len(images)), len(images))
+    return Moments.merge(*parts)

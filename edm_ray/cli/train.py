@@ -1,0 +1,125 @@
+"""Train a denoiser on a data set. The same command resumes; RUN/model is the result."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from edm_ray.cli.console import Progress, duration, say
+from edm_ray.config.load import configure, to_yaml
+from edm_ray.config.presets import preset
+from edm_ray.config.schema import TrainingConfig
+from edm_ray.data.manifest import DataSet, open_dataset
+from edm_ray.errors import InputError
+from edm_ray.storage import uris
+from edm_ray.training.run import checkpoint_store, claim_run, model_uri
+
+
+@dataclass(frozen=True)
+class Args:
+    data: str
+    """Data set that `edm-ray prepare` wrote: a directory or s3:// URI."""
+    out: str
+    """Directory or s3:// URI of the run."""
+    preset: str = "ddpmpp-32"
+    """Starting point: see `edm-ray presets`."""
+    config: str | None = None
+    """YAML file laid over the preset."""
+    set: list[str] = field(default_factory=list)
+    """KEY=VALUE pairs laid over both, e.g. --set ema.halflife_kimg=50 optimizer.lr=1e-3"""
+    workers: int = 1
+    """DDP processes (one CPU or GPU each)."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    max_failures: int = 3
+    """How often Ray Train may restart the workers."""
+    no_ray: bool = False
+    """Train in this process, without Ray (one worker)."""
+    dry_run: bool = False
+    """Print the plan and stop."""
+    fresh: bool = False
+    """Delete the run in --out and start over."""
+
+
+def run(args: Args) -> None:
+    if args.workers < 1:
+        raise InputError(f"--workers {args.workers}: give 1 or more")
+    if args.device not in ("cpu", "cuda"):
+        raise InputError(f"--device {args.device}: give cpu or cuda")
+    if args.no_ray and args.workers != 1:
+        raise InputError(f"--no-ray trains in one process; got --workers {args.workers}, give --workers 1")
+    dataset = open_dataset(uris.absolute(args.data))
+    config = configure(preset(args.preset, dataset.shape), args.config, args.set)
+    check_fit(config, dataset)
+    run_uri = uris.absolute(args.out)
+    describe(config, dataset, run_uri, args.workers, args.device)
+    if args.dry_run:
+        say()
+        say(to_yaml(config).rstrip())
+        return
+    claim_run(run_uri, config, dataset, args.fresh)
+    if done := checkpoint_store(run_uri).committed():
+        say(f"  resuming at {done[-1]:,} images")
+    about = {
+        "preset": args.preset,
+        "dataset": dataset.name,
+        "dataset_hash": dataset.hash,
+        "seed": config.seed,
+        "class_names": list(dataset.class_names),
+    }
+    progress = Progress("images")
+
+    def on_tick(row: dict[str, float]) -> None:
+        progress.update(row["nimg"], row["total"], f"loss {row['loss']:.1f}  {row['images_per_s']:.0f} images/s")
+
+    started = time.monotonic()
+    if args.no_ray:
+        from edm_ray.training.engine import Place, train
+
+        train(config, dataset, run_uri, Place(device=args.device), about, on_tick)
+    else:
+        from edm_ray.orchestration.train import train_on_ray
+
+        train_on_ray(
+            config,
+            dataset,
+            run_uri,
+            about,
+            workers=args.workers,
+            device=args.device,
+            max_failures=args.max_failures,
+            on_tick=on_tick,
+        )
+    say(f"  trained in {duration(time.monotonic() - started)}; model: {model_uri(run_uri)}")
+    say(f"  next: edm-ray generate --model {model_uri(run_uri)} --out samples.png")
+
+
+def check_fit(config: TrainingConfig, dataset: DataSet) -> None:
+    """The network must take what the data set holds."""
+    network = config.denoiser.network
+    for key, got, has in (
+        ("img_resolution", network.img_resolution, dataset.resolution),
+        ("img_channels", network.img_channels, dataset.channels),
+    ):
+        if got != has:
+            raise InputError(f"denoiser.network.{key}={got}, but the images of {dataset.uri} have {has}")
+    if network.label_dim not in (0, len(dataset.class_names)):
+        raise InputError(
+            f"denoiser.network.label_dim={network.label_dim}, but {dataset.uri} has {len(dataset.class_names)} "
+            "classes; give that number, or 0 for an unconditional model"
+        )
+
+
+def describe(config: TrainingConfig, dataset: DataSet, run_uri: str, workers: int, device: str) -> None:
+    import torch
+
+    from edm_ray.networks.build import build_network
+
+    with torch.device("meta"):
+        network = build_network(config.denoiser.network)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    say(f"train {config.denoiser.network.kind}, {count:,} parameters, on {dataset.name} ({dataset.rows:,} images)")
+    say(
+        f"  {config.total_kimg * 1000:,.0f} images in batches of {config.batch_size} over {workers} x {device}; "
+        f"run: {run_uri}"
+    )

@@ -1,0 +1,1 @@
+"""Ray, and the only place where it is imported."""

@@ -1,0 +1,108 @@
+"""Chunks: the unit of evaluation. A chunk is the features of a fixed block of seeds, stored under a content key.
+
+The key names everything that decides the features, so a chunk that exists is never generated again, in this run or the
+next, and a chunk from other settings cannot be taken for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import torch
+
+from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.errors import IntegrityError
+from edm_ray.storage import uris
+from edm_ray.storage.commit import canonical_json, sha256
+
+# Part of every key: raise it when the meaning of a chunk changes (sampler, seeding, rounding, layout).
+CODE_VERSION = 1
+POOL_START = {"search": 0, "confirm": 1 << 30, "evaluate": 1 << 31}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """What turns seeds into features, apart from the sampler's settings."""
+
+    model: str
+    """Hash of the model directory's content."""
+    extractor: str
+    """Identity of the extractor (weights, scale)."""
+    labels: str
+    micro_batch: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Seeds [first, first + size) under one setting."""
+
+    generator: Generator
+    settings: SamplerSettings
+    """In effective form, so that equal samplers share their chunks."""
+    first: int
+    size: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**_plain(dataclasses.asdict(self)), "code": CODE_VERSION, "torch": torch.__version__}
+
+    @property
+    def key(self) -> str:
+        return sha256(canonical_json(self.identity).encode())
+
+    @property
+    def seeds(self) -> torch.Tensor:
+        return torch.arange(self.first, self.first + self.size, dtype=torch.int64)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity; its name stands for it."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return repr(value) if isinstance(value, float) else value
+
+
+def chunks_of(generator: Generator, settings: SamplerSettings, pool: str, count: int, size: int) -> list[Chunk]:
+    """The first ``count`` chunks of a pool of seeds: the same seeds for all settings (common random numbers)."""
+    start = POOL_START[pool]
+    return [Chunk(generator=generator, settings=settings, first=start + i * size, size=size) for i in range(count)]
+
+
+def _path(store: str, key: str) -> str:
+    return uris.join(store, key[:2], f"{key}.safetensors")
+
+
+def has_chunk(store: str, chunk: Chunk) -> bool:
+    return uris.exists(_path(store, chunk.key))
+
+
+def write_chunk(store: str, chunk: Chunk, features: np.ndarray) -> None:
+    """features: int32 [size, d] on the extractor's fixed-point grid."""
+    tensors = {"features": features}
+    metadata = {"identity": canonical_json(chunk.identity), "sha256": sha256(features.tobytes())}
+    uris.write_bytes(_path(store, chunk.key), safetensors.numpy.save(tensors, metadata=metadata))
+
+
+def read_chunk(store: str, chunk: Chunk) -> np.ndarray:
+    """int32 [size, d]. Raises IntegrityError when the file is damaged or of other settings."""
+    path = _path(store, chunk.key)
+    content = uris.read_bytes(path)
+    try:
+        features = safetensors.numpy.load(content)["features"]
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise IntegrityError(f"{path}: not a whole chunk ({error}); delete it and run again") from error
+    if header.get("identity") != canonical_json(chunk.identity):
+        raise IntegrityError(f"{path}: holds a chunk of other settings; delete it and run again")
+    if len(features) != chunk.size or header.get("sha256") != sha256(features.tobytes()):
+        raise IntegrityError(f"{path}: content differs from its hash; delete it and run again")
+    return features

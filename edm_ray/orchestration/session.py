@@ -1,0 +1,71 @@
+"""Connect to Ray quietly: the cluster that RAY_ADDRESS names or a job runs in, else a local one for this command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from edm_ray.errors import InputError
+
+# Read by Ray at import of its subpackages or at start of its processes, so set before `ray.init`.
+_DEFAULTS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # report() is throttled by this poll
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Ray for the length of a command; a session that is already open is used and left open."""
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    local = not os.environ.get("RAY_ADDRESS")
+    arguments: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if local:
+        arguments |= {"include_dashboard": False, "address": "local"}
+    try:
+        ray.init(**arguments)
+    except (ConnectionError, ValueError) as error:
+        address = os.environ.get("RAY_ADDRESS", "local")
+        raise InputError(f"RAY_ADDRESS={address}: could not connect to Ray: {error}") from error
+    for name in ("ray.train", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require_cpus(workers: int, cpus_each: float, what: str) -> None:
+    """Refuse what can never be scheduled, saying what was asked and what there is, instead of waiting for ever."""
+    have = ray.cluster_resources().get("CPU", 0)
+    if workers * cpus_each > have:
+        fits = int(have // cpus_each)
+        raise InputError(
+            f"--workers {workers}: {what} needs {workers * cpus_each:g} CPUs, the cluster has {have:g}; "
+            f"give --workers {max(1, fits)} or fewer, or a larger cluster"
+        )
+
+
+def require_gpus(workers: int) -> None:
+    have = ray.cluster_resources().get("GPU", 0)
+    if workers > have:
+        raise InputError(
+            f"--device cuda --workers {workers}: needs {workers} GPUs, the cluster has {have:g}; "
+            "give fewer workers, or --device cpu"
+        )

@@ -1,0 +1,104 @@
+"""Distributed training: Ray Train places the workers and restarts them, the engine does the rest.
+
+Checkpoints are the engine's own (one format with and without Ray); a restarted group of workers, or the same command
+run again, resumes from the newest whole one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray.train
+import ray.train.torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+from edm_ray.config.schema import TrainingConfig
+from edm_ray.data.manifest import DataSet
+from edm_ray.errors import InputError
+from edm_ray.orchestration.session import require_cpus, require_gpus, session
+from edm_ray.storage import uris
+from edm_ray.training.engine import Metrics, Place, train
+from edm_ray.training.run import read_metrics
+
+POLL_SECONDS = 1.0
+
+
+def _worker(job: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    context = ray.train.get_context()
+    logging.basicConfig(level=logging.INFO)
+    device = str(ray.train.torch.get_device())
+    place = Place(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
+    train(job["config"], job["dataset"], job["run_uri"], place, job["about"], on_tick=_report)
+
+
+def _report(metrics: Metrics) -> None:
+    ray.train.report({key: metrics[key] for key in ("nimg", "loss", "grad_norm", "lr")})
+
+
+def train_on_ray(
+    config: TrainingConfig,
+    dataset: DataSet,
+    run_uri: str,
+    about: dict[str, Any],
+    *,
+    workers: int,
+    device: str,
+    max_failures: int,
+    on_tick: Callable[[Metrics], None],
+) -> None:
+    """Train with ``workers`` DDP processes; ``on_tick`` is called here, in the driver, for each new row of metrics."""
+    with session():
+        use_gpu = device == "cuda"
+        if use_gpu:
+            require_gpus(workers)
+        else:
+            require_cpus(workers, 1, "training")
+        trainer = ray.train.torch.TorchTrainer(
+            _worker,
+            train_loop_config={"config": config, "dataset": dataset, "run_uri": run_uri, "about": about},
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+            run_config=RunConfig(
+                name="ray_train",
+                storage_path=uris.join(run_uri, "log"),
+                failure_config=FailureConfig(max_failures=max_failures),
+            ),
+        )
+        stop = threading.Event()
+        follower = threading.Thread(target=_follow, args=(run_uri, on_tick, stop), daemon=True)
+        follower.start()
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error) from error
+        finally:
+            stop.set()
+            follower.join()
+
+
+def _cause(error: Exception) -> Exception:
+    """The workers' own message when it is one for people (a wrong input), else Ray's error as it is."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, InputError):
+            return InputError(str(cause))
+        if isinstance(cause, FloatingPointError):
+            return InputError(str(cause))
+    return error
+
+
+def _follow(run_uri: str, on_tick: Callable[[Metrics], None], stop: threading.Event) -> None:
+    """Hand on new rows of the run's metrics as rank 0 writes them, wherever it runs."""
+    rows = read_metrics(run_uri)
+    seen = rows[-1]["nimg"] if rows else -1
+    while True:
+        ended = stop.wait(POLL_SECONDS)
+        for row in read_metrics(run_uri):
+            if row["nimg"] > seen:
+                seen = row["nimg"]
+                on_tick(row)
+        if ended:
+            return
