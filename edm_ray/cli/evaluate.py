@@ -48,8 +48,15 @@ def run(args: Args) -> None:
     model = open_model(uris.absolute(args.model))
     reference, extractor = open_reference(uris.absolute(args.reference))
     store = uris.join(uris.absolute(args.out), "chunks")
-    bench = Bench(model=model, extractor=extractor, reference=reference, store=store, labels=args.labels,
-                  workers=args.workers, device=args.device)
+    bench = Bench(
+        model=model,
+        extractor=extractor,
+        reference=reference,
+        store=store,
+        labels=args.labels,
+        workers=args.workers,
+        device=args.device,
+    )
     progress, started = Progress("images"), time.monotonic()
     result = evaluate_on_ray(bench, settings, args.num, progress.update)
     say(f"  samples: {result.describe()}")

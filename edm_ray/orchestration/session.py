@@ -38,6 +38,9 @@ def session() -> Iterator[None]:
     arguments: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if local:
         arguments |= {"include_dashboard": False, "address": "local"}
+        if cpus := os.environ.get("EDM_RAY_LOCAL_CPUS"):
+            # Logical CPUs of a local Ray: the demo and the tests need 2 or more on any machine.
+            arguments["num_cpus"] = int(cpus)
     try:
         ray.init(**arguments)
     except (ConnectionError, ValueError) as error:
