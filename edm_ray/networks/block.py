@@ -83,7 +83,7 @@ class UNetBlock(nn.Module):
         else:
             h = F.silu(self.norm1(h + p))
         h = self.conv1(self.dropout(h))
-        y = h + (x if self.skip is None else self.skip(x))
+        y: torch.Tensor = h + (x if self.skip is None else self.skip(x))
         if self.skip_scale != 1.0:
             y = y * self.skip_scale
         if self.num_heads:
@@ -119,7 +119,7 @@ def attend(x: torch.Tensor, qkv: Conv2d, proj: Conv2d, heads: int) -> torch.Tens
     q, k, v = tokens.view(batch, height * width, 3, heads, channels // heads).permute(2, 0, 3, 1, 4).unbind(0)
     out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, height * width, channels)
     out = F.linear(out, proj.weight.view(channels, channels), proj.bias)
-    return out.transpose(1, 2).unflatten(2, (height, width))
+    return out.transpose(1, 2).reshape(batch, channels, height, width)
 
 
 def check_geometry(

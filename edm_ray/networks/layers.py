@@ -199,11 +199,11 @@ class PositionalEmbedding(nn.Module):
         half = channels // 2
         if channels % 2 or half - endpoint < 1:
             raise InputError(f"a positional embedding has {channels} channels: allowed are even numbers, 4 or more")
-        self.half, self.swap, self.period = half, swap, half - 1 if endpoint else half
+        self.count, self.swap, self.period = half, swap, half - 1 if endpoint else half
 
     def forward(self, noise_labels: torch.Tensor) -> torch.Tensor:
         """noise_labels: [B] -> [B, n]."""
-        k = torch.arange(self.half, dtype=noise_labels.dtype, device=noise_labels.device)
+        k = torch.arange(self.count, dtype=noise_labels.dtype, device=noise_labels.device)
         return cos_sin(noise_labels[:, None] * (1.0 / 10000.0) ** (k / self.period), self.swap)
 
 
