@@ -27,10 +27,9 @@ def learning_rate(config: OptimizerConfig, images_seen: int) -> float:
 
 def make_objective(config: TrainingConfig) -> Any:
     """The objective named in the configuration, with its constants."""
-    if config.objective.kind == "edm":
-        sigma_data = config.denoiser.preconditioning.sigma_data
-        return OBJECTIVES["edm"](p_mean=config.objective.p_mean, p_std=config.objective.p_std, sigma_data=sigma_data)
-    return OBJECTIVES[config.objective.kind]()
+    sigma_data = config.denoiser.preconditioning.sigma_data
+    make = OBJECTIVES[config.objective.kind]
+    return make(p_mean=config.objective.p_mean, p_std=config.objective.p_std, sigma_data=sigma_data)
 
 
 def share_loss(
