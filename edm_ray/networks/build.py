@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from edm_ray.config.schema import DenoiserConfig, NetworkConfig
+from edm_ray.diffusion.preconditioning import PRECONDITIONERS
 from edm_ray.errors import InputError
 from edm_ray.networks.dhariwal_unet import DhariwalUNet
 from edm_ray.networks.song_unet import SongUNet
@@ -66,12 +67,11 @@ def _construct(config: NetworkConfig, out_channels: int) -> nn.Module:
 
 def build_denoiser(config: DenoiserConfig, seed: int = 0) -> nn.Module:
     """The preconditioned denoiser D around ``build_network`` with the same ``seed``; the network is ``.model``."""
-    from edm_ray.diffusion.preconditioning import PRECONDITIONERS
-
     kind = config.preconditioning.kind
+    if kind not in PRECONDITIONERS:
+        raise InputError(f"preconditioning.kind={kind!r} is not allowed: {', '.join(PRECONDITIONERS)}")
     # iDDPM networks also predict a variance, in as many channels again, which the denoiser does not use.
     out_channels = config.network.img_channels * (2 if kind == "iddpm" else 1)
     network = build_network(config.network, seed, out_channels)
     arguments = {"sigma_data": config.preconditioning.sigma_data} if kind == "edm" else {}
-    denoiser: nn.Module = PRECONDITIONERS[kind](network, **arguments)
-    return denoiser
+    return PRECONDITIONERS[kind](network, **arguments)

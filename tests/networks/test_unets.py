@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edm_ray.config.schema import DenoiserConfig, NetworkConfig, PreconditioningConfig
+from edm_ray.diffusion.preconditioning import PRECONDITIONERS
 from edm_ray.errors import InputError
 from edm_ray.networks import build_denoiser, build_network
 from edm_ray.networks.song_unet import SongUNet
@@ -233,7 +234,7 @@ def test_the_network_compiles_without_graph_breaks(kind: str) -> None:
     torch.compile(network, backend="eager", fullgraph=True)(*inputs)
 
 
-@pytest.mark.parametrize("kind", ["edm", "vp", "ve", "iddpm"])
+@pytest.mark.parametrize("kind", list(PRECONDITIONERS))
 def test_the_denoiser_holds_the_network_as_model_and_gives_images(kind: str) -> None:
     config = DenoiserConfig(
         network=NetworkConfig(**DIGITS), preconditioning=PreconditioningConfig(kind=kind, sigma_data=0.7)
@@ -244,6 +245,12 @@ def test_the_denoiser_holds_the_network_as_model_and_gives_images(kind: str) -> 
     assert {f"model.{name}" for name in weights} == {n for n in denoiser.state_dict() if n.startswith("model.")}
     out = denoiser(torch.randn(3, 1, 8, 8), torch.ones(3), torch.eye(10)[:3])
     assert out.shape == (3, 1, 8, 8) and bool(out.isfinite().all())
+
+
+def test_a_preconditioning_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(PRECONDITIONERS, "edm")
+    with pytest.raises(InputError, match=r"^preconditioning.kind='edm' is not allowed: "):
+        build_denoiser(DenoiserConfig(network=NetworkConfig(**DIGITS)))
 
 
 @pytest.mark.parametrize(
