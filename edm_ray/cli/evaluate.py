@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from edm_ray.checkpoint import open_model
 from edm_ray.cli.console import Progress, duration, say
 from edm_ray.cli.sampler import choose_settings
+from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
 
@@ -39,8 +40,9 @@ class Args:
 
 
 def run(args: Args) -> None:
-    from edm_ray.evaluation.bench import estimate_real, open_reference
+    from edm_ray.evaluation.reference import estimate_real, open_reference
     from edm_ray.orchestration.evaluate import Bench, evaluate_on_ray
+    from edm_ray.orchestration.pool import NUM_GROUPS
 
     if args.num < 100:
         raise InputError(f"--num {args.num}: give 100 or more; FID of fewer images says nothing")
@@ -62,7 +64,7 @@ def run(args: Args) -> None:
     say(f"  samples: {result.describe()}")
     content = {"model": args.model, "settings": str(settings), "labels": args.labels, "samples": result.to_dict()}
     if args.real is not None:
-        real = estimate_real(uris.absolute(args.real), args.num, reference, extractor)
+        real = estimate_real(open_dataset(uris.absolute(args.real)), args.num, reference, extractor, NUM_GROUPS)
         say(f"  real:    {real.describe()}")
         content["real"] = {"dataset": args.real, **real.to_dict()}
     path = uris.join(args.out, "evaluation.json")

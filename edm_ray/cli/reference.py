@@ -15,9 +15,9 @@ from edm_ray.cli.console import Progress, say
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import Pixels
 from edm_ray.errors import InputError
-from edm_ray.evaluation.bench import commit_reference, open_reference
 from edm_ray.evaluation.features import Extractor, load_extractor
 from edm_ray.evaluation.moments import Moments
+from edm_ray.evaluation.reference import commit_reference, open_reference
 from edm_ray.storage import uris
 from edm_ray.storage.commit import read_manifest
 
@@ -52,8 +52,9 @@ def run(args: Args) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = weights_file(args, pixels, Path(folder))
         extractor = load_extractor(args.extractor, path, args.sha256)
+        assert path is not None
         moments = measure(extractor, pixels.images)
-        commit_reference(args.out, moments, dataset, extractor, path.read_bytes() if path else b"")
+        commit_reference(args.out, moments, dataset, extractor, path.read_bytes())
     say(f"{args.out}: {moments.n:,} images of {dataset.name}, extractor {args.extractor}, {extractor.dim} features")
 
 
@@ -83,6 +84,6 @@ def measure(extractor: Extractor, images: np.ndarray) -> Moments:
     progress, parts = Progress("reference images"), []
     for first in range(0, len(images), 500):
         features = extractor.extract(torch.from_numpy(images[first : first + 500]))
-        parts.append(Moments.of(features, extractor))
+        parts.append(Moments.of(features, extractor.identity, extractor.scale_bits))
         progress.update(min(first + 500, len(images)), len(images))
     return Moments.merge(*parts)

@@ -5,15 +5,26 @@ evaluated are kept and never generated again."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import shlex
 import time
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from edm_ray.checkpoint import open_model
 from edm_ray.cli.console import duration, say
+from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
+from edm_ray.evaluation.grids import image_grid
+from edm_ray.report.html import Context, render_report
+from edm_ray.sampling.generate import generate
+from edm_ray.search.controller import Evaluation, SweepController, SweepPlan
+from edm_ray.search.result import best_sampler_yaml, result_of
+from edm_ray.search.space import load_space
 from edm_ray.storage import uris
 
 
@@ -57,17 +68,10 @@ class Args:
 
 
 def run(args: Args) -> None:
-    import torch
-
-    from edm_ray.evaluation.bench import estimate_real, open_reference
-    from edm_ray.evaluation.grids import image_grid
+    from edm_ray.evaluation.reference import estimate_real, open_reference
     from edm_ray.orchestration.evaluate import Bench
+    from edm_ray.orchestration.pool import NUM_GROUPS
     from edm_ray.orchestration.sweep import sweep_on_ray
-    from edm_ray.report.html import write_report
-    from edm_ray.sampling.generate import generate
-    from edm_ray.search.controller import SweepController, SweepPlan
-    from edm_ray.search.result import best_sampler_yaml
-    from edm_ray.search.space import load_space
 
     space = load_space(args.space)
     plan = SweepPlan(
@@ -83,9 +87,13 @@ def run(args: Args) -> None:
     out = uris.absolute(args.out)
     model = open_model(uris.absolute(args.model))
     reference, extractor = open_reference(uris.absolute(args.reference))
+    real = None
+    if args.real is not None:
+        n = plan.confirm_chunks * plan.chunk_size
+        real = estimate_real(open_dataset(uris.absolute(args.real)), n, reference, extractor, NUM_GROUPS)
     denoiser = model.denoiser()
-    controller = SweepController(space, plan, args.seed, denoiser=denoiser)
-    say(f"sweep of {space.name}: {plan.describe()}")
+    controller = SweepController(space, plan, args.seed, denoiser)
+    say(f"sweep of {space.name}: {plan.describe(len(space.starts))}")
     if args.dry_run:
         return
     bench = Bench(
@@ -97,35 +105,68 @@ def run(args: Args) -> None:
         workers=args.workers,
         device=args.device,
     )
-    started, count = time.monotonic(), 0
-
-    def on_trial(evaluation: Any, result: dict[str, Any] | None) -> None:
-        nonlocal count
-        count += 1
-        what = evaluation.settings
-        text = "FAILED" if result is None else f"FID {result['fid']:.3f} +- {result['se']:.3f} (n={result['n']})"
-        say(
-            f"  trial {count:>3}  {evaluation.stage:<8}  S_churn {what.s_churn:5.2f}  S_tmin {what.s_tmin:6.3f}  "
-            f"S_tmax {what.s_tmax:6.2f}  S_noise {what.s_noise:.3f}  {text}"
-        )
-
-    result, _ = sweep_on_ray(bench, controller, args.chunk_size, out, on_trial, concurrent=args.concurrent)
-    result = result.with_context(model=args.model, seconds=time.monotonic() - started)
-    facts: dict[str, Any] = {"reference": reference.describe(), "model": {**model.about, "directory": args.model}}
-    if args.real is not None:
-        real = estimate_real(uris.absolute(args.real), plan.confirm_chunks * plan.chunk_size, reference, extractor)
-        facts["real"] = real.to_dict()
-    grids = {}
+    started = time.monotonic()
+    sweep_on_ray(bench, controller, args.chunk_size, out, TrialLines(), concurrent=args.concurrent)
+    result = result_of(controller)
+    uris.write_bytes(uris.join(out, "sweep.json"), json.dumps(result.to_dict(), indent=1).encode())
+    best = result.require_best()
+    say("  sample grids for the report")
     seeds = torch.arange(args.grid, dtype=torch.int64)
-    for title, settings in result.grid_settings().items():
+    grids = {}
+    for title, settings in {"deterministic": space.sampler, f"best: {best.label}": best.settings}.items():
         buffer = io.BytesIO()
         images = generate(denoiser, seeds, settings, "balanced").numpy()
         image_grid(images, 10, max(1, 40 // images.shape[-1])).save(buffer, format="PNG")
-        grids[title] = buffer.getvalue()
-    uris.write_bytes(uris.join(out, "sweep.json"), json.dumps(result.to_dict(), indent=1).encode())
-    uris.write_bytes(uris.join(out, "best-sampler.yaml"), best_sampler_yaml(result).encode())
-    report = uris.join(out, "report.html")
-    uris.write_bytes(report, write_report(result, grids, facts).encode())
+        grids[f"{title}, seeds 0..{args.grid - 1}"] = buffer.getvalue()
+    context = Context(
+        title=f"The best sampler for {model.about.get('dataset', 'this model')}",
+        reference=reference.describe(),
+        grids=grids,
+        real=None
+        if real is None
+        else {
+            "dataset": args.real or "",
+            "n": str(real.n),
+            "fid": f"{real.fid:.3f}",
+            "se": f"{real.se:.3f}",
+            "debiased": f"{real.debiased:.3f}",
+        },
+        seconds=time.monotonic() - started,
+        commands=(
+            shlex.join(["edm-ray", "sweep", *_as_flags(args)]),
+            f"edm-ray generate --model {args.model} --sampler {args.out}/best-sampler.yaml --out best.png",
+        ),
+    )
+    sampler = best_sampler_yaml(result, model=model.hash, reference_data=reference.describe())
+    uris.write_bytes(uris.join(out, "best-sampler.yaml"), sampler.encode())
+    uris.write_bytes(uris.join(out, "report.html"), render_report(result, context).encode())
     for line in result.summary():
         say(f"  {line}")
-    say(f"  {duration(time.monotonic() - started)}; report: {report}; sampler: {uris.join(out, 'best-sampler.yaml')}")
+    say(
+        f"  {result.images:,} images, {duration(time.monotonic() - started)}; report: {uris.join(args.out, 'report.html')}"
+    )
+
+
+def _as_flags(args: Args) -> list[str]:
+    """The options as they can be typed again."""
+    flags = []
+    for key, value in dataclasses.asdict(args).items():
+        if value not in (None, False):
+            flags += [f"--{key.replace('_', '-')}", str(value)]
+    return flags
+
+
+class TrialLines:
+    """One line for every trial as it ends."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, evaluation: Evaluation, result: dict[str, Any] | None) -> None:
+        self.count += 1
+        what = evaluation.settings
+        text = "FAILED" if result is None else f"FID {result['fid']:6.2f} +- {result['se']:.2f}  n={result['n']}"
+        say(
+            f"  trial {self.count:>3}  {evaluation.stage:<8} S_churn {what.s_churn:5.2f}  S_tmin {what.s_tmin:6.3f}  "
+            f"S_tmax {what.s_tmax:6.2f}  S_noise {what.s_noise:.3f}  {text}"
+        )

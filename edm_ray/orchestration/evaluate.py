@@ -11,9 +11,9 @@ import ray
 from edm_ray.checkpoint.model import Model
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.evaluation.fid import FidEstimate
-from edm_ray.evaluation.reference import Reference
+from edm_ray.evaluation.reference import ExtractorSpec, Reference
 from edm_ray.orchestration.chunks import Chunk, Generator, chunks_of
-from edm_ray.orchestration.pool import SAMPLER_CPUS, ExtractorSpec, fid_task, load_spec, start_pool
+from edm_ray.orchestration.pool import SAMPLER_CPUS, fid_task, start_pool
 from edm_ray.orchestration.session import require_cpus, require_gpus, session
 from edm_ray.sampling.generate import MICRO_BATCH
 
@@ -39,9 +39,12 @@ class Bench:
     device: str
 
     def generator(self) -> Generator:
-        identity = load_spec(self.extractor).identity
         return Generator(
-            model=self.model.hash, extractor=identity, labels=self.labels, micro_batch=MICRO_BATCH, device=self.device
+            model=self.model.hash,
+            extractor=self.reference.moments.extractor,
+            labels=self.labels,
+            micro_batch=MICRO_BATCH,
+            device=self.device,
         )
 
     def require(self) -> None:

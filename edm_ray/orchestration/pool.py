@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-from dataclasses import dataclass
 
 import numpy as np
 import ray
@@ -19,9 +18,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from edm_ray.checkpoint.model import Model
 from edm_ray.errors import IntegrityError
-from edm_ray.evaluation.features import load_extractor
-from edm_ray.evaluation.fid import FidEstimate, FidReference, group_moments, jackknife_fid
-from edm_ray.evaluation.reference import Reference
+from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.evaluation.reference import ExtractorSpec, Reference, estimate_fid
 from edm_ray.orchestration.chunks import Chunk, has_chunk, read_chunk, write_chunk
 from edm_ray.sampling.generate import generate
 
@@ -32,22 +30,13 @@ SAMPLER_CPUS = 0.9
 FID_CPUS = 0.05
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExtractorSpec:
-    """How to load the extractor on a node: a registered name, and its weights as bytes of a known hash."""
-
-    name: str
-    weights: bytes
-    sha256: str
-
-
 class Sampler:
     """One actor: seeds in, features in the store out."""
 
     def __init__(self, model: Model, extractor: ExtractorSpec, store: str, device: str) -> None:
         torch.set_num_threads(1)
         self.denoiser = model.denoiser(device)
-        self.extractor = load_spec(extractor)
+        self.extractor = extractor.load()
         self.store = store
 
     def run(self, chunk: Chunk) -> None:
@@ -55,17 +44,6 @@ class Sampler:
             self.denoiser, chunk.seeds, chunk.settings, chunk.generator.labels, chunk.generator.micro_batch
         )
         write_chunk(self.store, chunk, self.extractor.extract(images))
-
-
-def load_spec(spec: ExtractorSpec):  # type: ignore[no-untyped-def]
-    """The extractor from its weights, by way of a private temporary file (extractors read files)."""
-    import tempfile
-    from pathlib import Path
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights"
-        path.write_bytes(spec.weights)
-        return load_extractor(spec.name, path, spec.sha256)
 
 
 class Queue:
@@ -142,14 +120,7 @@ def fid_task(store: str, chunks: list[Chunk], reference: Reference, num_groups: 
     """FID of the chunks' images against the reference, with jackknife groups by seed."""
     features = np.concatenate([read_chunk(store, chunk) for chunk in chunks])
     seeds = np.concatenate([chunk.seeds.numpy() for chunk in chunks])
-    return estimate(features, seeds, reference, num_groups)
-
-
-def estimate(features: np.ndarray, seeds: np.ndarray, reference: Reference, num_groups: int) -> FidEstimate:
-    """Group moments -> FID, its debiased value and standard error."""
-    moments = reference.moments
-    groups = group_moments(features, seeds, num_groups, scale_bits=moments.scale_bits, extractor=moments.extractor)
-    return jackknife_fid(groups, FidReference(moments))
+    return estimate_fid(features, seeds, reference, num_groups)
 
 
 # Tasks started inside a Tune trial would otherwise be confined to the trial's own tiny placement group.

@@ -1,8 +1,8 @@
 """A sweep on Ray Tune: every evaluation the controller asks for is a trial; sampling and FID are separate tasks.
 
-The controller (`search/`) decides, Tune runs: `ControllerSearcher` is the ask / tell bridge. A trial waits for its chunks
-on the shared pool, then for its FID task, so it needs next to no CPU and many fit beside the pool. All randomness is
-keyed and all chunks are kept, so a sweep that was killed and is run again makes the same decisions without sampling
+The controller (`search/`) decides, Tune runs: `ControllerSearcher` is the ask / tell bridge. A trial waits for its
+chunks on the shared pool, then for its FID task, so it needs next to no CPU and many fit beside the pool. All of it
+is keyed and chunks are kept, so a sweep that was killed and is run again makes the same decisions without sampling
 anything twice.
 """
 
@@ -25,7 +25,6 @@ from edm_ray.orchestration.evaluate import Bench
 from edm_ray.orchestration.pool import FID_CPUS, OUTSIDE, fid_task, start_pool
 from edm_ray.orchestration.session import session
 from edm_ray.search.controller import Evaluation, SweepController
-from edm_ray.search.result import SweepResult
 from edm_ray.storage import uris
 
 TRIAL_CPUS = 0.01
@@ -104,7 +103,7 @@ def sweep_on_ray(
     on_trial: Callable[[Evaluation, dict[str, Any] | None], None],
     *,
     concurrent: int,
-) -> tuple[SweepResult, ray.tune.ResultGrid]:
+) -> ray.tune.ResultGrid:
     """Run the sweep to its end. ``concurrent`` trials are in flight at once (they share the pool)."""
     with session():
         bench.require()
@@ -131,4 +130,4 @@ def sweep_on_ray(
         )
         grid = tuner.fit()
         ray.kill(queue)
-        return controller.result(), grid
+        return grid

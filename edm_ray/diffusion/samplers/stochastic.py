@@ -35,7 +35,8 @@ def sample(
     def slope(x: torch.Tensor, level: float) -> torch.Tensor:
         sigma = torch.full((len(x),), level, dtype=torch.float64, device=x.device)
         denoised: torch.Tensor = denoiser(x, sigma, class_labels).to(torch.float64)
-        return (x - denoised) / level
+        d: torch.Tensor = (x - denoised) / level
+        return d
 
     x = latents.to(torch.float64) * t[0]
     for i, gamma in enumerate(gammas):

@@ -1,0 +1,1 @@
+"""Feature extractors, exact moments, FID with error bars, references, grids."""

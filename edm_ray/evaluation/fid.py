@@ -1,0 +1,113 @@
+"""Frechet distance between feature moments (Heusel et al. 2017), its bias and its error by the jackknife."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edm_ray.errors import InputError
+from edm_ray.evaluation.moments import Array, Moments
+
+
+class FidReference:
+    """Reference moments with the square root of their covariance, worked out once."""
+
+    def __init__(self, moments: Moments) -> None:
+        self.moments = moments
+        self.mean, covariance = moments.mean, moments.covariance
+        values, vectors = np.linalg.eigh(covariance)
+        self.root: Array = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+        self.trace = float(np.trace(covariance))
+
+    def distance(self, moments: Moments) -> float:
+        """|mu - mu_r|^2 + tr(S + S_r) - 2 tr((R S R)^(1/2)), R = S_r^(1/2): symmetric, real by construction."""
+        self.moments._require_like(moments)
+        covariance = moments.covariance
+        values = np.linalg.eigvalsh(self.root @ covariance @ self.root)
+        gap = moments.mean - self.mean
+        cross = float(np.sqrt(np.maximum(values, 0.0)).sum())
+        return float(gap @ gap) + float(np.trace(covariance)) + self.trace - 2.0 * cross
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """FID between two sets of features."""
+    return FidReference(b).distance(a)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidEstimate:
+    """An FID and what is known of it. Comparable only with estimates of equal n, reference and extractor."""
+
+    fid: float
+    """The plain FID of all n images."""
+    debiased: float
+    """Jackknife estimate of the FID of infinitely many images: FID falls like 1 / n."""
+    se: float
+    """Jackknife standard error."""
+    n: int
+    leave_one_out: tuple[float, ...]
+    """FID without each group of images; groups are the same seeds for all samplers, so differences can be paired."""
+    reference: str
+    """Hash of the reference's moments."""
+    extractor: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "leave_one_out": list(self.leave_one_out)}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> FidEstimate:
+        return cls(**{**content, "leave_one_out": tuple(content["leave_one_out"])})
+
+    def describe(self) -> str:
+        return f"FID {self.fid:.3f} +- {self.se:.3f} (n={self.n}), debiased {self.debiased:.3f}"
+
+
+def jackknife_fid(groups: Sequence[Moments], reference: FidReference) -> FidEstimate:
+    """FID of all groups together, with bias and standard error from leaving out one group at a time.
+
+    J = K FID - (K - 1) mean(lo); se^2 = (K - 1) / K sum (lo_k - mean(lo))^2. Groups should be of about equal size.
+    """
+    if len(groups) < 2:
+        raise InputError(f"the jackknife needs 2 groups or more, got {len(groups)}")
+    everything = Moments.merge(*groups)
+    fid = reference.distance(everything)
+    lo = np.array([reference.distance(everything.without(group)) for group in groups])
+    count = len(groups)
+    return FidEstimate(
+        fid=fid,
+        debiased=float(count * fid - (count - 1) * lo.mean()),
+        se=float(np.sqrt((count - 1) / count * ((lo - lo.mean()) ** 2).sum())),
+        n=everything.n,
+        leave_one_out=tuple(float(value) for value in lo),
+        reference=hashlib.sha256(reference.moments.to_bytes()).hexdigest(),
+        extractor=reference.moments.extractor,
+    )
+
+
+def group_moments(
+    features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], num_groups: int, extractor: str, scale_bits: int
+) -> list[Moments]:
+    """Moments of ``num_groups`` groups of images, group = seed mod num_groups."""
+    return [Moments.of(features[seeds % num_groups == k], extractor, scale_bits) for k in range(num_groups)]
+
+
+def paired_difference(a: FidEstimate, b: FidEstimate) -> tuple[float, float]:
+    """Difference of the debiased FIDs a - b and its standard error, using that both saw the same seeds.
+
+    Raises InputError when the two are not comparable.
+    """
+    for name in ("n", "reference", "extractor"):
+        if getattr(a, name) != getattr(b, name):
+            raise InputError(f"FIDs of different {name} cannot be compared: {getattr(a, name)} and {getattr(b, name)}")
+    if len(a.leave_one_out) != len(b.leave_one_out):
+        raise InputError("FIDs with different numbers of jackknife groups cannot be paired")
+    gaps = np.array(a.leave_one_out) - np.array(b.leave_one_out)
+    count = len(gaps)
+    return a.debiased - b.debiased, math.sqrt((count - 1) / count * float(((gaps - gaps.mean()) ** 2).sum()))

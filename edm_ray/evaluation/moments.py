@@ -1,0 +1,119 @@
+"""Feature moments that are exact: sums of integers below 2^53, so any partition or order gives equal bits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from edm_ray.errors import InputError, IntegrityError
+
+Array = npt.NDArray[np.float64]
+_LIMIT = 2.0**53
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Moments:
+    """n features on the grid 2^-scale_bits: their sum and sum of outer products, as integers held in float64."""
+
+    n: int
+    total: Array
+    """[d]"""
+    outer: Array
+    """[d, d]"""
+    scale_bits: int
+    extractor: str
+    """Identity of the extractor whose features they are."""
+
+    @classmethod
+    def of(cls, features: npt.NDArray[np.int32], extractor: str, scale_bits: int) -> Moments:
+        """Moments of int32 [n, d] features of an extractor of this identity and grid."""
+        values = features.astype(np.float64)
+        moments = cls(
+            n=len(values),
+            total=values.sum(axis=0),
+            outer=values.T @ values,
+            scale_bits=scale_bits,
+            extractor=extractor,
+        )
+        return moments._guarded()
+
+    def _guarded(self) -> Moments:
+        """Every entry of the outer products is bounded by the largest diagonal entry (Cauchy-Schwarz)."""
+        if len(self.outer) and float(self.outer.diagonal().max()) >= _LIMIT:
+            raise OverflowError(
+                f"moments of {self.n} features exceed 2^53 at {self.scale_bits} fixed-point bits and would be inexact"
+            )
+        return self
+
+    def _require_like(self, other: Moments) -> None:
+        if (self.extractor, self.scale_bits) != (other.extractor, other.scale_bits):
+            raise InputError(
+                f"moments of extractor {self.extractor[:12]} and of {other.extractor[:12]} cannot be compared; "
+                "make the reference again with the extractor in use"
+            )
+
+    @staticmethod
+    def merge(*parts: Moments) -> Moments:
+        """Moments of all images of the parts."""
+        result = parts[0]
+        for part in parts[1:]:
+            result._require_like(part)
+            result = Moments(
+                n=result.n + part.n,
+                total=result.total + part.total,
+                outer=result.outer + part.outer,
+                scale_bits=part.scale_bits,
+                extractor=part.extractor,
+            )._guarded()
+        return result
+
+    def without(self, part: Moments) -> Moments:
+        """Moments of the images that are not in ``part``."""
+        self._require_like(part)
+        return Moments(
+            n=self.n - part.n,
+            total=self.total - part.total,
+            outer=self.outer - part.outer,
+            scale_bits=self.scale_bits,
+            extractor=self.extractor,
+        )
+
+    @property
+    def mean(self) -> Array:
+        mean: Array = self.total / self.n / 2.0**self.scale_bits
+        return mean
+
+    @property
+    def covariance(self) -> Array:
+        """Sample covariance (n - 1)."""
+        if self.n < 2:
+            raise InputError(f"a covariance needs 2 images or more, got {self.n}")
+        centred = self.outer - np.outer(self.total, self.total / self.n)
+        covariance: Array = centred / (self.n - 1) / 4.0**self.scale_bits
+        return covariance
+
+    def to_bytes(self) -> bytes:
+        """safetensors, with n, scale and extractor in its header."""
+        header = {"n": str(self.n), "scale_bits": str(self.scale_bits), "extractor": self.extractor}
+        content: bytes = safetensors.numpy.save({"total": self.total, "outer": self.outer}, metadata=header)
+        return content
+
+    @classmethod
+    def from_bytes(cls, content: bytes, where: str) -> Moments:
+        try:
+            arrays = safetensors.numpy.load(content)
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+            return cls(
+                n=int(header["n"]),
+                total=arrays["total"],
+                outer=arrays["outer"],
+                scale_bits=int(header["scale_bits"]),
+                extractor=header["extractor"],
+            )
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise IntegrityError(f"{where}: not a file of moments: {error}") from error

@@ -1,0 +1,113 @@
+"""A reference in one directory: exact feature moments of a data set, the extractor they are of, and its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edm_ray.data.manifest import DataSet
+from edm_ray.data.reader import Pixels
+from edm_ray.errors import InputError
+from edm_ray.evaluation.features import Extractor, load_extractor
+from edm_ray.evaluation.fid import FidEstimate, FidReference, group_moments, jackknife_fid
+from edm_ray.evaluation.moments import Moments
+from edm_ray.storage import uris
+from edm_ray.storage.commit import commit, read_file, read_manifest
+
+KIND = "edm_ray reference"
+_MOMENTS, _WEIGHTS = "moments.safetensors", "extractor-weights"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Reference:
+    """What FIDs are measured against."""
+
+    moments: Moments
+    dataset: str
+    dataset_hash: str
+    extractor_name: str
+    weights_sha256: str
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(self.moments.to_bytes()).hexdigest()
+
+    def describe(self) -> str:
+        return f"{self.dataset} (n={self.moments.n}), extractor {self.extractor_name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorSpec:
+    """How to load the extractor on any node: its registered name, and its weights as bytes of a known hash."""
+
+    name: str
+    weights: bytes
+    sha256: str
+
+    def load(self) -> Extractor:
+        """By way of a private temporary file, because extractors read files."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "weights"
+            path.write_bytes(self.weights)
+            return load_extractor(self.name, path, self.sha256)
+
+
+def commit_reference(uri: str, moments: Moments, dataset: DataSet, extractor: Extractor, weights: bytes) -> None:
+    """Write a reference directory; the weights go with it, so that it is enough to evaluate on any node."""
+    commit(
+        uri,
+        [(_MOMENTS, moments.to_bytes()), (_WEIGHTS, weights)],
+        kind=KIND,
+        dataset=dataset.name,
+        dataset_hash=dataset.hash,
+        n=moments.n,
+        extractor=extractor.name,
+        weights_sha256=extractor.weights_sha256,
+    )
+
+
+def open_reference(uri: str) -> tuple[Reference, ExtractorSpec]:
+    """Read and check a reference directory. Raises InputError when there is none or its parts do not match."""
+    manifest = read_manifest(uri)
+    if manifest is None:
+        raise InputError(f"{uri}: no reference there; make one with: edm-ray reference --data DATASET --out {uri}")
+    if manifest.get("kind") != KIND:
+        raise InputError(f"{uri}: holds {manifest.get('kind', 'something else')!r}, not a reference")
+    moments = Moments.from_bytes(read_file(uri, _MOMENTS, manifest), uris.join(uri, _MOMENTS))
+    reference = Reference(
+        moments=moments,
+        dataset=manifest["dataset"],
+        dataset_hash=manifest["dataset_hash"],
+        extractor_name=manifest["extractor"],
+        weights_sha256=manifest["weights_sha256"],
+    )
+    weights = read_file(uri, _WEIGHTS, manifest)
+    spec = ExtractorSpec(name=reference.extractor_name, weights=weights, sha256=reference.weights_sha256)
+    if spec.load().identity != moments.extractor:
+        raise InputError(
+            f"{uri}: its moments were made by another version of extractor {spec.name}; make the reference again"
+        )
+    return reference, spec
+
+
+def estimate_fid(
+    features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], reference: Reference, num_groups: int
+) -> FidEstimate:
+    """FID of int32 [n, d] features of the images with these seeds, with ``num_groups`` jackknife groups."""
+    moments = reference.moments
+    groups = group_moments(features, seeds, num_groups, moments.extractor, moments.scale_bits)
+    return jackknife_fid(groups, FidReference(moments))
+
+
+def estimate_real(dataset: DataSet, num: int, reference: Reference, spec: ExtractorSpec, groups: int) -> FidEstimate:
+    """FID of the first ``num`` real images of a (held-out) data set: what a perfect generator would score at that n."""
+    if dataset.rows < num:
+        raise InputError(f"{dataset.uri}: {dataset.rows} images, {num} are needed: FIDs are compared at equal n only")
+    features = spec.load().extract(torch.from_numpy(Pixels(dataset).images[:num]))
+    return estimate_fid(features, np.arange(num), reference, groups)

@@ -1,0 +1,72 @@
+"""Figures as SVG text, to be put into the page itself."""
+
+from __future__ import annotations
+
+import io
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.search.controller import DETERMINISTIC
+from edm_ray.search.result import SweepResult
+
+matplotlib.rcParams["svg.hashsalt"] = "edm_ray"
+_INK, _ACCENT, _MUTED = "#24304a", "#c2410c", "#8a94a6"
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def fid_against_churn(result: SweepResult, where: str) -> str:
+    """FID of the line over S_churn alone, and of deterministic sampling, with 95 % intervals, all at one n."""
+    answers = [t for t in result.trials if t.estimate and t.evaluation.stage in ("line", "baseline")]
+    line = [t for t in answers if t.evaluation.label in (*result.line, DETERMINISTIC)]
+    line.sort(key=lambda t: t.evaluation.settings.s_churn)
+    figure = Figure(figsize=(7.2, 3.8))
+    axes = figure.subplots()
+    points = [(t.evaluation.settings.s_churn, t.estimate) for t in line if t.estimate]
+    axes.errorbar(
+        [x for x, _ in points],
+        [e.fid for _, e in points],
+        yerr=[2 * e.se for _, e in points],
+        fmt="o-",
+        color=_INK,
+        capsize=4,
+        label="churn at every noise level, S_noise = 1",
+    )
+    baseline = next((e for x, e in points if x == 0), None)
+    if baseline is not None:
+        axes.axhline(baseline.fid, color=_MUTED, linestyle="--", linewidth=1, label="deterministic")
+    n = points[0][1].n if points else 0
+    axes.set_xlabel("S_churn")
+    axes.set_ylabel(f"FID (n={n})")
+    axes.set_title(f"{where}; bars: 95 % intervals", fontsize=9, color=_MUTED)
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def fid_of_all(result: SweepResult, where: str) -> str:
+    """First look at every sampler, sorted, with 95 % intervals."""
+    first = min((t.evaluation.chunks for t in result.trials if t.evaluation.seeds == "search"), default=0)
+    shown: list[tuple[str, FidEstimate]] = [
+        (t.evaluation.label, t.estimate)
+        for t in result.trials
+        if t.estimate and t.evaluation.seeds == "search" and t.evaluation.chunks == first
+    ]
+    shown.sort(key=lambda item: -item[1].fid)
+    figure = Figure(figsize=(7.2, 0.8 + 0.27 * len(shown)))
+    axes = figure.subplots()
+    for row, (label, estimate) in enumerate(shown):
+        colour = _ACCENT if label == result.best else _MUTED if label == DETERMINISTIC else _INK
+        axes.errorbar(estimate.fid, row, xerr=2 * estimate.se, fmt="o", color=colour, capsize=3)
+    axes.set_yticks(range(len(shown)), [label for label, _ in shown], fontsize=8)
+    axes.set_xlabel(f"FID (n={shown[0][1].n if shown else 0})")
+    axes.set_title(f"{where}; bars: 95 % intervals", fontsize=9, color=_MUTED)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
