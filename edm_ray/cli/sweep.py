@@ -142,9 +142,8 @@ def run(args: Args) -> None:
     uris.write_bytes(uris.join(out, "report.html"), render_report(result, context).encode())
     for line in result.summary():
         say(f"  {line}")
-    say(
-        f"  {result.images:,} images, {duration(time.monotonic() - started)}; report: {uris.join(args.out, 'report.html')}"
-    )
+    report = uris.join(args.out, "report.html")
+    say(f"  {result.images:,} images, {duration(time.monotonic() - started)}; report: {report}")
 
 
 def _as_flags(args: Args) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,7 +85,7 @@ def jackknife_fid(groups: Sequence[Moments], reference: FidReference) -> FidEsti
         se=float(np.sqrt((count - 1) / count * ((lo - lo.mean()) ** 2).sum())),
         n=everything.n,
         leave_one_out=tuple(float(value) for value in lo),
-        reference=hashlib.sha256(reference.moments.to_bytes()).hexdigest(),
+        reference=reference.moments.hash,
         extractor=reference.moments.extractor,
     )
 

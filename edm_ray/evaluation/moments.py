@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 
@@ -96,6 +97,14 @@ class Moments:
         centred = self.outer - np.outer(self.total, self.total / self.n)
         covariance: Array = centred / (self.n - 1) / 4.0**self.scale_bits
         return covariance
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the numbers (not of a file: safetensors does not fix the order of its header)."""
+        digest = hashlib.sha256(f"{self.n} {self.scale_bits} {self.extractor}".encode())
+        for part in (self.total, self.outer):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
 
     def to_bytes(self) -> bytes:
         """safetensors, with n, scale and extractor in its header."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +32,6 @@ class Reference:
     dataset_hash: str
     extractor_name: str
     weights_sha256: str
-
-    @property
-    def hash(self) -> str:
-        return hashlib.sha256(self.moments.to_bytes()).hexdigest()
 
     def describe(self) -> str:
         return f"{self.dataset} (n={self.moments.n}), extractor {self.extractor_name}"

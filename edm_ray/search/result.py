@@ -56,10 +56,11 @@ class SweepResult:
         """What was found, in two sentences."""
         best = self.require_best()
         n = best.estimate.n
+        tried, chosen = len({trial.evaluation.label for trial in self.trials}), best.settings
         first = (
-            f"Best of {len({t.evaluation.label for t in self.trials})} samplers: S_churn {best.settings.s_churn:.3g}, "
-            f"S_tmin {best.settings.s_tmin:.3g}, S_tmax {best.settings.s_tmax:.3g}, "
-            f"S_noise {best.settings.s_noise:.4g}, with FID {best.estimate.fid:.3f} +- {best.estimate.se:.3f} on {n} fresh images."
+            f"Best of {tried} samplers: S_churn {chosen.s_churn:.3g}, S_tmin {chosen.s_tmin:.3g}, "
+            f"S_tmax {chosen.s_tmax:.3g}, S_noise {chosen.s_noise:.4g}, "
+            f"with FID {best.estimate.fid:.3f} +- {best.estimate.se:.3f} on {n} fresh images."
         )
         if best.label == DETERMINISTIC:
             return [first, "Deterministic sampling itself is best here: churn did not help this model on this data."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -38,12 +39,12 @@ def sample(
         d: torch.Tensor = (x - denoised) / level
         return d
 
-    x = latents.to(torch.float64) * t[0]
+    x: torch.Tensor = latents.to(torch.float64) * t[0]
     for i, gamma in enumerate(gammas):
         start, end = t[i], t[i + 1]
         if gamma > 0 and noise is not None:
             raised = start * (1 + gamma)
-            x = x + (raised**2 - start**2) ** 0.5 * settings.s_noise * noise(i).to(x)
+            x = x + math.sqrt(raised**2 - start**2) * settings.s_noise * noise(i).to(x)
             start = raised
         d = slope(x, start)
         step = x + (end - start) * d
