@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from edm_ray.checkpoint import load_model, open_model, save_model
+from edm_ray.checkpoint.store import CheckpointStore
+from edm_ray.config.presets import DataShape, tiny
+from edm_ray.errors import InputError, IntegrityError
+from edm_ray.networks.build import build_denoiser
+
+CONFIG = tiny(DataShape(resolution=8, channels=1, num_classes=10)).denoiser
+
+
+def _save(store, images_seen, value=1.0):
+    store.save(images_seen, {"model": {"w": torch.full((3,), value)}}, {"images_seen": images_seen})
+
+
+def test_the_newest_whole_checkpoint_is_the_latest(tmp_path):
+    store = CheckpointStore(str(tmp_path))
+    assert store.latest() is None
+    _save(store, 100, 1.0)
+    _save(store, 200, 2.0)
+    (tmp_path / "nimg-000000000300").mkdir()  # a dead writer's leftover, without a manifest
+    latest = store.latest()
+    assert latest.images_seen == 200 and torch.equal(latest.tensors["model"]["w"], torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog, damage):
+    store = CheckpointStore(str(tmp_path))
+    _save(store, 100)
+    _save(store, 200)
+    path = tmp_path / "nimg-000000000200" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content[:-4]) if damage == "truncate" else bytes(content))
+    with caplog.at_level(logging.WARNING):
+        assert store.latest().images_seen == 100
+    assert "nimg-000000000200" in caplog.text
+
+
+def test_nothing_whole_left_is_an_error_and_not_a_fresh_start(tmp_path):
+    store = CheckpointStore(str(tmp_path))
+    _save(store, 100)
+    (tmp_path / "nimg-000000000100" / "state.json").write_text("{}")
+    with pytest.raises(IntegrityError, match="--fresh"):
+        store.latest()
+
+
+def test_retention_keeps_the_newest_and_never_the_half_written(tmp_path):
+    store = CheckpointStore(str(tmp_path), keep=2)
+    for images_seen in (1, 2, 3, 4):
+        _save(store, images_seen)
+    assert store.committed() == [3, 4]
+
+
+def test_a_model_directory_gives_back_the_denoiser_and_the_same_bytes(tmp_path):
+    denoiser = build_denoiser(CONFIG, seed=1)
+    for name in ("a", "b"):
+        save_model(str(tmp_path / name), CONFIG, denoiser.state_dict(), {"images_seen": 5})
+    loaded = load_model(str(tmp_path / "a"))
+    for name, tensor in denoiser.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    for file in ("model.safetensors", "config.json", "manifest.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert open_model(str(tmp_path / "a")).hash == open_model(str(tmp_path / "b")).hash
+
+
+def test_a_missing_or_wrong_tensor_is_named(tmp_path):
+    state = build_denoiser(CONFIG).state_dict()
+    name = next(iter(state))
+    save_model(str(tmp_path / "short"), CONFIG, {k: v for k, v in state.items() if k != name}, {})
+    save_model(str(tmp_path / "wide"), CONFIG, {**state, name: torch.zeros(7, 7)}, {})
+    for folder, says in (("short", "is missing"), ("wide", r"has shape \(7, 7\)")):
+        with pytest.raises(IntegrityError, match=says) as error:
+            load_model(str(tmp_path / folder))
+        assert name in str(error.value)
+
+
+def test_a_run_given_for_a_model_is_told_where_the_model_is(tmp_path):
+    save_model(str(tmp_path / "run" / "model"), CONFIG, build_denoiser(CONFIG).state_dict(), {})
+    with pytest.raises(InputError, match=r"is a run, not a model; give .*run/model"):
+        load_model(str(tmp_path / "run"))

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from edm_ray.checkpoint import open_model
+from edm_ray.config.load import configure
+from edm_ray.config.presets import tiny
+from edm_ray.config.schema import EmaConfig, OptimizerConfig
+from edm_ray.data.manifest import open_dataset
+from edm_ray.data.order import rank_positions
+from edm_ray.data.reader import Pixels
+from edm_ray.diffusion.objectives import OBJECTIVES
+from edm_ray.errors import InputError
+from edm_ray.training import engine
+from edm_ray.training.ema import ema_beta, update_ema
+from edm_ray.training.engine import Place, Trainer, train
+from edm_ray.training.run import claim_run, model_uri, read_metrics
+from edm_ray.training.step import learning_rate, make_objective, sanitise_gradients, share_loss
+
+
+@pytest.fixture(scope="module")
+def dataset(digits_dir):
+    return open_dataset(str(digits_dir / "train"))
+
+
+@pytest.fixture(scope="module")
+def config(dataset):
+    return tiny(dataset.shape)
+
+
+def _timeless(rows):
+    return [{key: value for key, value in row.items() if key != "images_per_s"} for row in rows]
+
+
+def test_resume_is_bit_exact_after_a_kill_at_any_step(dataset, config, tmp_path, monkeypatch):
+    """An interrupted and resumed run equals a calm one in every tensor and every metric, dropout included."""
+    calm = str(tmp_path / "calm")
+    claim_run(calm, config, dataset)
+    train(config, dataset, calm, Place(), {})
+    for stop_at in (1, 5, 9):  # before the first checkpoint, between checkpoints, at the end
+        uri, steps, original = str(tmp_path / f"run{stop_at}"), 0, Trainer.step
+
+        def step(self, pixels, stop_at=stop_at, original=original):
+            nonlocal steps
+            steps += 1
+            if steps == stop_at:
+                raise KeyboardInterrupt
+            return original(self, pixels)
+
+        claim_run(uri, config, dataset)
+        monkeypatch.setattr(Trainer, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, dataset, uri, Place(), {})
+        monkeypatch.setattr(Trainer, "step", original)
+        claim_run(uri, config, dataset)
+        train(config, dataset, uri, Place(), {})
+        assert open_model(model_uri(uri)).weights == open_model(model_uri(calm)).weights
+        assert _timeless(read_metrics(uri)) == _timeless(read_metrics(calm))
+
+
+def test_gradients_of_shares_add_up_to_the_gradient_of_the_batch_for_any_world_size(dataset, config):
+    """In float64 without dropout: what DDP would average, times the world size, is the whole batch's gradient."""
+    config = configure(config, None, ["denoiser.network.dropout=0"])
+    pixels, objective = Pixels(dataset), make_objective(config)
+
+    def gradient(world_size):
+        trainer = Trainer(config, Place())
+        for rank in range(world_size):
+            positions = rank_positions(48, config.batch_size, rank, world_size, config.lanes)
+            images, labels = pixels.at(positions, config.seed)
+            loss = share_loss(trainer.denoiser, objective, images, labels, positions, config, torch.device("cpu"))
+            (loss / config.batch_size).backward()
+        return torch.cat([p.grad.flatten() for p in trainer.parameters])
+
+    whole = gradient(1)
+    for world_size in (2, 3, 4, 5):
+        assert float((gradient(world_size) - whole).norm() / whole.norm()) < 1e-5
+
+
+def test_the_loss_falls(dataset, config, tmp_path):
+    config = configure(config, None, ["total_kimg=2.4", "tick_kimg=0.48", "checkpoint_kimg=2.4", "optimizer.lr=0.003"])
+    claim_run(str(tmp_path), config, dataset)
+    train(config, dataset, str(tmp_path), Place(), {})
+    losses = [row["loss"] for row in read_metrics(str(tmp_path))]
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_the_edm_loss_of_a_zero_network_is_the_weight_times_what_is_left():
+    """D = c_skip x for F = 0, so the loss is known in closed form."""
+    objective = OBJECTIVES["edm"](sigma_data=0.5)
+    images, noise, draw = torch.full((2, 1, 1, 1), 0.3), torch.full((2, 1, 1, 1), -1.0), torch.tensor([0.0, 1.0])
+    sigma = torch.exp(draw * 1.2 - 1.2).reshape(-1, 1, 1, 1)
+    skip = 0.25 / (sigma**2 + 0.25)
+    loss = objective.loss(lambda x, s, *_: 0.25 / (s.reshape(-1, 1, 1, 1) ** 2 + 0.25) * x, images, draw, noise)
+    expected = (sigma**2 + 0.25) / (sigma * 0.5) ** 2 * (skip * (0.3 - sigma) - 0.3) ** 2
+    assert torch.allclose(loss, expected, rtol=1e-5)
+
+
+def test_ema_keeps_half_after_a_half_life_and_ramps_up():
+    config = EmaConfig(halflife_kimg=1.0, rampup_ratio=0.0)
+    assert ema_beta(config, 10**6, 1000) == pytest.approx(0.5)
+    ramped = EmaConfig(halflife_kimg=1.0, rampup_ratio=0.05)
+    assert ema_beta(ramped, 0, 100) == 0.0
+    assert ema_beta(ramped, 2000, 100) == pytest.approx(0.5)  # half-life 100 images by then
+    a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    expected = 0.25 * a.weight + 0.75 * b.weight
+    update_ema(a, b, 0.25)
+    assert torch.allclose(a.weight, expected)
+
+
+def test_the_learning_rate_ramps_over_images_from_zero():
+    config = OptimizerConfig(lr=1.0, ramp_kimg=1.0)
+    assert [learning_rate(config, n) for n in (0, 500, 1000, 9999)] == [0.0, 0.5, 1.0, 1.0]
+    assert learning_rate(OptimizerConfig(lr=1.0, ramp_kimg=0.0), 0) == 1.0
+
+
+def test_non_finite_gradients_are_replaced_and_counted():
+    parameter = torch.nn.Parameter(torch.zeros(4))
+    parameter.grad = torch.tensor([1.0, float("nan"), float("inf"), -float("inf")])
+    norm, count = sanitise_gradients([parameter])
+    assert count == 3 and parameter.grad.tolist() == [1.0, 0.0, 1e5, -1e5] and np.isfinite(norm)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(dataset, config, tmp_path, monkeypatch):
+    claim_run(str(tmp_path), config, dataset)
+    original = engine.share_loss
+    calls = 0
+
+    def poisoned(*args):
+        nonlocal calls
+        calls += 1
+        return original(*args) * (float("nan") if calls > 6 else 1.0)
+
+    monkeypatch.setattr(engine, "share_loss", poisoned)
+    with pytest.raises(FloatingPointError, match="not finite at 192 images"):
+        train(config, dataset, str(tmp_path), Place(), {})
+    assert engine.checkpoint_store(str(tmp_path)).committed() == [96]
+
+
+def test_another_run_in_the_folder_is_refused_with_the_difference_and_fresh_starts_over(dataset, config, tmp_path):
+    claim_run(str(tmp_path), config, dataset)
+    other = configure(config, None, ["seed=1"])
+    with pytest.raises(InputError, match="seed: 0 -> 1"):
+        claim_run(str(tmp_path), other, dataset)
+    claim_run(str(tmp_path), other, dataset, fresh=True)
+    assert json.loads((tmp_path / "run.json").read_text())["fields"]["seed"] == 1
+
+
+def test_a_folder_of_something_else_is_refused(dataset, config, tmp_path):
+    (tmp_path / "thesis.doc").write_text("mine")
+    with pytest.raises(InputError, match=r"not a run \(found thesis.doc\)"):
+        claim_run(str(tmp_path), config, dataset)
+
+
+def test_more_workers_than_lanes_are_refused(dataset, config, tmp_path):
+    with pytest.raises(InputError, match="leaves some of 13 workers without images"):
+        train(config, dataset, str(tmp_path), Place(world_size=13), {})
