@@ -15,8 +15,16 @@ from edm_ray import cli
 from edm_ray.cli.console import duration, say
 from edm_ray.errors import InputError
 
-NUM_REAL = 500
-"""Held-out digits there are, and so the n at which samples and real digits are compared."""
+FULL = {
+    "train": "",
+    "num": "500",  # as many as there are held-out digits: FIDs are compared at equal n
+    "sweep": "--chunk-size 100 --initial-chunks 3 --max-chunks 6 --num-line 5 --num-global 8 --confirm-chunks 5",
+}
+QUICK = {
+    "train": " --set total_kimg=1.28 tick_kimg=0.64 checkpoint_kimg=0.64",
+    "num": "200",
+    "sweep": "--chunk-size 100 --initial-chunks 1 --max-chunks 2 --num-line 2 --num-global 2 --confirm-chunks 2",
+}
 
 
 @dataclass(frozen=True)
@@ -30,117 +38,35 @@ class Args:
 def run(args: Args) -> None:
     from edm_ray.orchestration.session import session
 
-    out = args.out
-    started = time.monotonic()
+    out, started = args.out, time.monotonic()
+    if any(character.isspace() for character in out):
+        raise InputError(f"--out {out!r}: give a path without spaces")
     _introduce(args)
+    # The demo uses two workers on any machine, so a local Ray is told of two CPUs.
     os.environ.setdefault("EDM_RAY_LOCAL_CPUS", "2")
-    model, reference = f"{out}/run/model", f"{out}/reference"
-    _step(1, "write the digits as sharded Parquet", ["prepare", "digits", f"{out}/data"])
+    model, reference, held_out = f"{out}/run/model", f"{out}/reference", f"{out}/data/heldout"
+    space = Path(__file__).parents[2] / "tune_spaces" / "digits.yaml"
+    size = QUICK if args.quick else FULL
     with session():
-        train = ["train", "--data", f"{out}/data/train", "--out", f"{out}/run", "--preset", "digits", "--workers", "2"]
-        short = ["--set", "total_kimg=1.28", "tick_kimg=0.64", "checkpoint_kimg=0.64"] if args.quick else []
-        if not Path(model, "manifest.json").exists():
-            _step(2, "train a class-conditional denoiser on 2 DDP workers", [*train, *short])
+        say("\n[1/5] write the digits as sharded Parquet")
+        _run(f"prepare digits {out}/data")
+        say("\n[2/5] train a class-conditional denoiser on 2 DDP workers")
+        if Path(model, "manifest.json").exists():
+            say(f"  the model is there already: {model}")
         else:
-            say(f"\n[2/5] the model is there already: {model}")
-        _step(
-            3,
-            "sample with Algorithm 2",
-            [
-                "generate",
-                "--model",
-                model,
-                "--out",
-                f"{out}/samples.png",
-                "--num",
-                "100",
-                "--set",
-                "s_churn=5",
-            ],
-        )
-        _step(
-            4,
-            "FID of samples beside FID of held-out real digits",
-            [
-                "reference",
-                "--data",
-                f"{out}/data/train",
-                "--out",
-                reference,
-                "--extractor",
-                "digits",
-            ],
-        )
+            _run(f"train --data {out}/data/train --out {out}/run --preset digits --workers 2{size['train']}")
+        say("\n[3/5] sample with Algorithm 2")
+        _run(f"generate --model {model} --out {out}/samples.png --num 100 --set s_churn=5")
+        say("\n[4/5] FID of samples beside FID of held-out real digits")
+        _run(f"reference --data {out}/data/train --out {reference} --extractor digits")
         _run(
-            [
-                "evaluate",
-                "--model",
-                model,
-                "--reference",
-                reference,
-                "--out",
-                f"{out}/evaluation",
-                "--num",
-                "200" if args.quick else str(NUM_REAL),
-                "--workers",
-                "2",
-                "--real",
-                f"{out}/data/heldout",
-            ]
+            f"evaluate --model {model} --reference {reference} --out {out}/evaluation --labels balanced "
+            f"--workers 2 --real {held_out} --num {size['num']}"
         )
-        size = (
-            [
-                "--chunk-size",
-                "50",
-                "--initial-chunks",
-                "1",
-                "--max-chunks",
-                "2",
-                "--num-line",
-                "2",
-                "--num-global",
-                "2",
-                "--confirm-chunks",
-                "4",
-            ]
-            if args.quick
-            else [
-                "--chunk-size",
-                "100",
-                "--initial-chunks",
-                "2",
-                "--max-chunks",
-                "4",
-                "--num-line",
-                "5",
-                "--num-global",
-                "8",
-                "--confirm-chunks",
-                str(NUM_REAL // 100),
-            ]
-        )
-        space = Path(__file__).parents[2] / "tune_spaces" / "digits.yaml"
-        _step(
-            5,
-            "search S_churn, S_tmin, S_tmax and S_noise with Ray Tune",
-            [
-                "sweep",
-                "--model",
-                model,
-                "--reference",
-                reference,
-                "--space",
-                str(space),
-                "--out",
-                f"{out}/sweep",
-                "--workers",
-                "2",
-                "--concurrent",
-                "4",
-                "--real",
-                f"{out}/data/heldout",
-                *size,
-            ],
+        say("\n[5/5] search S_churn, S_tmin, S_tmax and S_noise with Ray Tune")
+        _run(
+            f"sweep --model {model} --reference {reference} --space {shlex.quote(str(space))} --out {out}/sweep "
+            f"--labels balanced --workers 2 --concurrent 4 --real {held_out} {size['sweep']}"
         )
     _conclude(out, time.monotonic() - started)
 
@@ -155,15 +81,11 @@ def _introduce(args: Args) -> None:
     say(f"  Everything goes to {args.out}/. Stop it at any time: run again, it goes on where it was.")
 
 
-def _step(number: int, what: str, command: list[str]) -> None:
-    say(f"\n[{number}/5] {what}")
-    _run(command)
-
-
-def _run(command: list[str]) -> None:
-    say(f"$ edm-ray {shlex.join(command)}")
-    if code := cli.main(command):
-        raise InputError(f"the step `edm-ray {command[0]}` ended with exit code {code}; the lines above say why")
+def _run(command: str) -> None:
+    say(f"$ edm-ray {command}")
+    words = shlex.split(command)
+    if code := cli.main(words):
+        raise InputError(f"the step `edm-ray {words[0]}` ended with exit code {code}; the lines above say why")
 
 
 def _conclude(out: str, seconds: float) -> None:

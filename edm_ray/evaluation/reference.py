@@ -104,5 +104,9 @@ def estimate_real(dataset: DataSet, num: int, reference: Reference, spec: Extrac
     """FID of the first ``num`` real images of a (held-out) data set: what a perfect generator would score at that n."""
     if dataset.rows < num:
         raise InputError(f"{dataset.uri}: {dataset.rows} images, {num} are needed: FIDs are compared at equal n only")
-    features = spec.load().extract(torch.from_numpy(Pixels(dataset).images[:num]))
-    return estimate_fid(features, np.arange(num), reference, groups)
+    pixels = Pixels(dataset)
+    features = spec.load().extract(torch.from_numpy(pixels.images[:num]))
+    # Dealt out class by class, so that every jackknife group holds all classes alike.
+    rank = np.empty(num, np.int64)
+    rank[np.argsort(pixels.labels[:num], kind="stable")] = np.arange(num)
+    return estimate_fid(features, rank, reference, groups)

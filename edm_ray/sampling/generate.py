@@ -10,18 +10,20 @@ from edm_ray.errors import InputError
 from edm_ray.seeding import image_noise, stream_key, uniform
 
 MICRO_BATCH = 50
+BALANCED_RUN = 10
 
 
 def labels_of(seeds: torch.Tensor, num_classes: int, policy: str) -> torch.Tensor:
     """Class of each seed: int64 [B].
 
-    policy: "random" (uniform per seed, as in the paper's protocol), "balanced" (seed mod classes), or a class number.
+    policy: "random" (uniform per seed, as in the paper), "balanced" (ten seeds in a row share a class, so that
+    every residue of seeds mod 10, which is a jackknife group, holds all classes alike), or a class number.
     """
     if policy == "random":
         draw = uniform(stream_key("class label"), seeds, 1)[:, 0]
         return (draw * num_classes).long()
     if policy == "balanced":
-        return seeds % num_classes
+        return seeds // BALANCED_RUN % num_classes
     if not policy.isdecimal() or int(policy) >= num_classes:
         raise InputError(f"--labels {policy}: give random, balanced, or a class in 0..{num_classes - 1}")
     return torch.full_like(seeds, int(policy))
