@@ -142,8 +142,8 @@ def best_sampler_yaml(result: SweepResult, **source: str) -> str:
             "extractor": estimate.extractor,
             "reference": estimate.reference,
             "n": estimate.n,
-            "fid": round(estimate.fid, 4),
-            "standard_error": round(estimate.se, 4),
+            "fid": round(float(estimate.fid), 4),
+            "standard_error": round(float(estimate.se), 4),
         },
     }
     return "# The best sampler a sweep found. Use: edm-ray generate --sampler THIS_FILE ...\n" + yaml.safe_dump(

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from edm_ray.cli import COMMANDS, main
+
+
+def _error(capsys, *arguments) -> str:
+    """The one line of an expected failure."""
+    assert main(list(arguments)) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("edm-ray: ") and text.count("\n") == 1 and "Traceback" not in text
+    return text
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert "did you mean 'train'" in _error(capsys, "trian")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--preset", "digitz"], "did you mean 'digits'"),
+        (["--preset", "tiny", "--set", "optimizer.lrr=1"], "did you mean 'lr'"),
+        (["--preset", "tiny", "--workers", "0"], "--workers 0: give 1 or more"),
+        (["--preset", "tiny", "--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (["--preset", "tiny", "--set", "denoiser.network.label_dim=7"], "has 10 classes"),
+        (["--preset", "tiny", "--no-ray", "--workers", "2"], "give --workers 1"),
+        (["--preset", "tiny", "--device", "tpu"], "give cpu or cuda"),
+    ],
+)
+def test_bad_input_to_train_is_one_line_with_the_fix(capsys, digits_dir, tmp_path, arguments, says):
+    data = ["train", "--data", str(digits_dir / "train"), "--out", str(tmp_path / "run")]
+    assert says in _error(capsys, *data, *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_data_set_says_how_to_make_one(capsys, tmp_path):
+    text = _error(capsys, "train", "--data", str(tmp_path / "no"), "--out", str(tmp_path / "run"))
+    assert str(tmp_path / "no") in text and "edm-ray prepare" in text
+
+
+def test_a_folder_of_another_run_is_refused(capsys, digits_dir, tmp_path):
+    data = ["train", "--data", str(digits_dir / "train"), "--out", str(tmp_path), "--preset", "tiny", "--no-ray"]
+    assert main(data) == 0
+    assert "seed: 0 -> 5" in _error(capsys, *data, "--set", "seed=5")
+
+
+def test_missing_models_references_and_samplers_are_named(capsys, tmp_path):
+    no = str(tmp_path / "no")
+    assert "no model directory" in _error(capsys, "generate", "--model", no, "--out", "x.png")
+    assert "best-sampler.yaml" in _error(capsys, "generate", "--model", no, "--out", "x.png", "--sampler", no)
+    assert "s_churn=-1" in _error(capsys, "generate", "--model", no, "--out", "x.png", "--set", "s_churn=-1")
+    assert "no such tune space" in _error(capsys, "sweep", "--model", no, "--reference", no, "--space", no, "--out", no)
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, digits_dir, tmp_path):
+    data = ["train", "--data", str(digits_dir / "train"), "--out", str(tmp_path / "run"), "--preset", "digits"]
+    assert main([*data, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "749,089 parameters" in text and "halflife_kimg: 4.0" in text and not (tmp_path / "run").exists()
+
+
+def test_generated_images_depend_on_their_seed_alone(digits_dir, tmp_path):
+    run = str(tmp_path / "run")
+    assert main(["train", "--data", str(digits_dir / "train"), "--out", run, "--preset", "tiny", "--no-ray"]) == 0
+    model = ["generate", "--model", f"{run}/model", "--set", "num_steps=4", "s_churn=1"]
+    assert main([*model, "--num", "60", "--out", str(tmp_path / "many")]) == 0
+    assert main([*model, "--num", "3", "--first-seed", "55", "--out", str(tmp_path / "few")]) == 0
+    for seed in (55, 56, 57):
+        name = f"seed{seed:08d}.png"
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "few" / name).read_bytes()
+    assert Image.open(tmp_path / "few" / "seed00000055.png").text["seed"] == "55"
+
+
+def test_help_needs_neither_torch_nor_ray_and_is_quick():
+    code = (
+        "import sys; from edm_ray.cli import main; main(['--help']); print(sorted({'torch', 'ray'} & set(sys.modules)))"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n") and all(name in done.stdout for name in COMMANDS)
+    assert time.monotonic() - started < 5
+
+
+def test_jobs_are_the_commands():
+    for path in Path("jobs").glob("*.py"):
+        done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True)
+        assert done.returncode == 0 and f"edm-ray {path.stem}" in done.stdout
+        assert len(path.read_text().splitlines()) <= 25
