@@ -8,24 +8,33 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from edm_ray.diffusion import schedules
 from edm_ray.errors import InputError
 
+Coefficients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
-class EDM(nn.Module):
-    """The paper's own preconditioning: F sees unit variance and is trained on targets of unit variance (appendix B.6).
+
+class Preconditioned(nn.Module):
+    """What the four have in common: float32 algebra around a network of any precision.
 
     network(x, noise_labels, class_labels, augment_labels) is F; it is kept as `model`, as in the official state dict.
     """
 
     def __init__(self, network: nn.Module, sigma_data: float = 0.5) -> None:
         super().__init__()
+        if not 0 < sigma_data < math.inf:
+            raise InputError(f"preconditioning.sigma_data={sigma_data!r} is not allowed: greater than 0, finite")
         self.model = network
         self.sigma_data = sigma_data
         self.sigma_min, self.sigma_max = 0.0, math.inf
 
     def round_sigma(self, sigma: torch.Tensor) -> torch.Tensor:
-        """The nearest noise level that the network knows: every one."""
+        """The nearest noise level that the network knows, in the dtype of ``sigma``: every one, unless overridden."""
         return sigma
+
+    def coefficients(self, sigma: torch.Tensor) -> Coefficients:
+        """float32 sigma [B, 1, 1, 1] -> (c_skip, c_out, c_in, c_noise), each of that shape."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -36,8 +45,12 @@ class EDM(nn.Module):
     ) -> torch.Tensor:
         """Denoise. x [B, C, H, W], sigma [B] or a scalar, class_labels one-hot [B, classes] -> D float32 [B, C, H, W].
 
-        Without labels a conditional network gets zeros. The algebra around the network is float32.
+        Without labels a conditional network gets zeros. Raises InputError for shapes that do not fit.
         """
+        if x.ndim != 4:
+            raise InputError(f"x={tuple(x.shape)} is not allowed: [B, C, H, W]")
+        if sigma.numel() not in (1, len(x)):
+            raise InputError(f"sigma={tuple(sigma.shape)} is not allowed: a scalar or one value an image, [{len(x)}]")
         x = x.to(torch.float32)
         sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1).expand(len(x), 1, 1, 1)
         label_dim = int(getattr(self.model, "label_dim", 0))
@@ -49,13 +62,85 @@ class EDM(nn.Module):
             raise InputError(
                 f"class_labels={tuple(class_labels.shape)} is not allowed: one-hot rows of shape {(len(x), label_dim)}"
             )
-        variance = sigma**2 + self.sigma_data**2
-        c_skip = self.sigma_data**2 / variance
-        c_out = sigma * self.sigma_data / variance.sqrt()
-        c_in = 1 / variance.sqrt()
-        c_noise = sigma.log() / 4
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
         output: torch.Tensor = self.model(c_in * x, c_noise.flatten(), class_labels, augment_labels)
-        return c_skip * x + c_out * output.to(torch.float32)
+        return c_skip * x + c_out * output[:, : x.shape[1]].to(torch.float32)
 
 
-PRECONDITIONERS: dict[str, Callable[..., nn.Module]] = {"edm": EDM}
+class EDM(Preconditioned):
+    """The paper's own: F sees unit variance and is trained on targets of unit variance (appendix B.6)."""
+
+    def coefficients(self, sigma: torch.Tensor) -> Coefficients:
+        variance = sigma**2 + self.sigma_data**2
+        c_out = sigma * self.sigma_data / variance.sqrt()
+        return self.sigma_data**2 / variance, c_out, 1 / variance.sqrt(), sigma.log() / 4
+
+
+class VP(Preconditioned):
+    """Variance preserving (Song et al. 2021): c_noise = (M - 1) sigma^-1(sigma)."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sigma_data: float = 0.5,
+        beta_d: float = 19.9,
+        beta_min: float = 0.1,
+        steps: int = 1000,
+        epsilon_t: float = 1e-5,
+    ) -> None:
+        super().__init__(network, sigma_data)
+        self.beta_d, self.beta_min, self.steps = beta_d, beta_min, steps
+        schedule = schedules.VP(beta_d, beta_min)
+        self.sigma_min, self.sigma_max = schedule.sigma(epsilon_t), schedule.sigma(1.0)
+
+    def coefficients(self, sigma: torch.Tensor) -> Coefficients:
+        log = (sigma**2).log1p()
+        t = 2 * log / ((self.beta_min**2 + 2 * self.beta_d * log).sqrt() + self.beta_min)
+        return torch.ones_like(sigma), -sigma, 1 / (sigma**2 + 1).sqrt(), (self.steps - 1) * t
+
+
+class VE(Preconditioned):
+    """Variance exploding (Song et al. 2021): c_noise = ln(sigma / 2)."""
+
+    def __init__(
+        self, network: nn.Module, sigma_data: float = 0.5, sigma_min: float = 0.02, sigma_max: float = 100.0
+    ) -> None:
+        super().__init__(network, sigma_data)
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    def coefficients(self, sigma: torch.Tensor) -> Coefficients:
+        one = torch.ones_like(sigma)
+        return one, sigma, one, (0.5 * sigma).log()
+
+
+class IDDPM(Preconditioned):
+    """Improved DDPM (Nichol and Dhariwal 2021): M noise levels u_j in a float32 buffer; c_noise = M - 1 - j.
+
+    A network with 2 C output channels (learned variance) is fine: the first C are used.
+    """
+
+    u: torch.Tensor
+
+    def __init__(
+        self, network: nn.Module, sigma_data: float = 0.5, c_1: float = 0.001, c_2: float = 0.008, steps: int = 1000
+    ) -> None:
+        super().__init__(network, sigma_data)
+        self.steps = steps
+        grid = schedules.iddpm_grid(steps, c_1, c_2, torch.float32)
+        self.register_buffer("u", torch.tensor(grid, dtype=torch.float32))
+        self.sigma_min, self.sigma_max = grid[steps - 1], grid[0]
+
+    def index(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Index j of the nearest u_j (compared in float32): int64, same shape."""
+        distance = (sigma.to(self.u).reshape(-1, 1) - self.u[: self.steps + 1].reshape(1, -1)).abs()
+        return distance.argmin(dim=1).reshape(sigma.shape)
+
+    def round_sigma(self, sigma: torch.Tensor) -> torch.Tensor:
+        return self.u[self.index(sigma)].to(sigma)
+
+    def coefficients(self, sigma: torch.Tensor) -> Coefficients:
+        c_noise = (self.steps - 1 - self.index(sigma)).to(torch.float32)
+        return torch.ones_like(sigma), -sigma, 1 / (sigma**2 + 1).sqrt(), c_noise
+
+
+PRECONDITIONERS: dict[str, Callable[..., nn.Module]] = {"edm": EDM, "vp": VP, "ve": VE, "iddpm": IDDPM}

@@ -1,54 +1,70 @@
-"""Algorithm 2 of Karras et al. 2022: Heun's method with churn; without churn it is Algorithm 1 for sigma(t) = t."""
+"""Euler and Heun with churn for any schedule and scaling, and restarts: Algorithms 1 to 3 of Karras et al. 2022.
+
+Restarts: Xu et al., "Restart Sampling for Improving Generative Processes", NeurIPS 2023.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import itertools
 
 import torch
 
+from edm_ray.diffusion.samplers.common import Denoiser, NoiseSource, ode_step
 from edm_ray.diffusion.samplers.settings import SamplerSettings
-from edm_ray.diffusion.samplers.time_steps import time_steps
-from edm_ray.errors import InputError
+from edm_ray.diffusion.samplers.time_steps import edm_levels, path_of, rounded, time_steps
 
 
-def sample(
-    denoiser: Callable[..., torch.Tensor],
+def restart_plan(settings: SamplerSettings, levels: list[float]) -> dict[int, list[tuple[float, int, int]]]:
+    """Index of a time step -> (high, steps, times) of the restarts that happen on reaching it (never the first)."""
+    plan: dict[int, list[tuple[float, int, int]]] = {}
+    for low, high, steps, times in settings.restarts:
+        index = min(range(1, len(levels)), key=lambda i: abs(levels[i] - low))
+        plan.setdefault(index, []).append((high, steps, times))
+    return plan
+
+
+def sample_stochastic(
+    denoiser: Denoiser,
     latents: torch.Tensor,
     settings: SamplerSettings,
-    class_labels: torch.Tensor | None = None,
-    noise: Callable[..., torch.Tensor] | None = None,
+    class_labels: torch.Tensor | None,
+    noise: NoiseSource,
 ) -> torch.Tensor:
-    """Sample images from latents.
+    """Latents -> images, float64 [B, C, H, W]. Churn at step i uses noise(i), restarts noise(i, draw=1, 2, ...).
 
-    denoiser: D(x, sigma, class_labels) -> like x; sigma is float64 [B]. latents: unit normal [B, C, H, W].
-    noise(step, draw=0): unit normal like latents; asked for only at steps that add noise.
-    Returns float64 [B, C, H, W]. Noise levels are host numbers decided before the loop: no step waits for the device.
-    Raises InputError when the settings add noise and there is no ``noise``, or shapes do not fit.
+    Steps with gamma = 0 ask for no noise and add none.
     """
-    if latents.ndim != 4:
-        raise InputError(f"latents={tuple(latents.shape)} is not allowed: [B, C, H, W]")
+    path = path_of(settings, denoiser)
     t = time_steps(settings, denoiser).tolist()
-    gammas = [settings.gamma(level) for level in t[:-1]]
-    if noise is None and any(gammas):
-        raise InputError(f"sampler.s_churn={settings.s_churn} adds noise: pass noise=, for example seeding.image_noise")
+    levels = [path.sigma(time) for time in t[:-1]]
+    gammas = [settings.gamma(level) for level in levels]
+    raised = [
+        rounded([level * (1 + gamma)], denoiser)[0] if gamma > 0 else level
+        for level, gamma in zip(levels, gammas, strict=True)
+    ]
+    restarts = restart_plan(settings, levels)
+    alpha = settings.alpha if settings.solver == "heun" else None
 
-    def slope(x: torch.Tensor, level: float) -> torch.Tensor:
-        sigma = torch.full((len(x),), level, dtype=torch.float64, device=x.device)
-        denoised: torch.Tensor = denoiser(x, sigma, class_labels).to(torch.float64)
-        d: torch.Tensor = (x - denoised) / level
-        return d
+    def lift(x: torch.Tensor, low: float, high: float, t_low: float, t_high: float, n: torch.Tensor) -> torch.Tensor:
+        """Add noise to go from one noise level up to another."""
+        spread = max(high**2 - low**2, 0.0) ** 0.5 * path.s(t_high) * settings.s_noise
+        lifted: torch.Tensor = x * (path.s(t_high) / path.s(t_low)) + n.to(x) * spread
+        return lifted
 
-    x: torch.Tensor = latents.to(torch.float64) * t[0]
-    for i, gamma in enumerate(gammas):
-        start, end = t[i], t[i + 1]
-        if gamma > 0 and noise is not None:
-            raised = start * (1 + gamma)
-            x = x + math.sqrt(raised**2 - start**2) * settings.s_noise * noise(i).to(x)
-            start = raised
-        d = slope(x, start)
-        step = x + (end - start) * d
-        if settings.solver == "heun" and end > 0:
-            step = x + (end - start) * 0.5 * (d + slope(step, end))
-        x = step
+    x = latents.to(torch.float64) * (levels[0] * path.s(t[0]))
+    for i in range(settings.num_steps):
+        draw = 1
+        for high, steps, times in restarts.get(i, []):
+            inner = [*rounded(edm_levels(levels[i], max(high, levels[i]), steps + 1, settings.rho), denoiser)[:-1]]
+            inner_t = [*(path.sigma_inv(level) for level in inner), t[i]]
+            for _ in range(times):
+                x = lift(x, levels[i], inner[0], t[i], inner_t[0], noise(i, draw=draw))
+                draw += 1
+                for start, end in itertools.pairwise(inner_t):
+                    x = ode_step(denoiser, x, start, end, path, class_labels, alpha)
+        start = t[i]
+        if raised[i] > levels[i]:
+            start = path.sigma_inv(raised[i])
+            x = lift(x, levels[i], path.sigma(start), t[i], start, noise(i))
+        x = ode_step(denoiser, x, start, t[i + 1], path, class_labels, alpha if i < settings.num_steps - 1 else None)
     return x

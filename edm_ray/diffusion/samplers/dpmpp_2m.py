@@ -1,0 +1,39 @@
+"""DPM-Solver++(2M): Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling", 2022, algorithm 2.
+
+Written for x = y + sigma n, lambda = -ln sigma: the linear part of the ODE is solved exactly, D extrapolated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+
+from edm_ray.diffusion.samplers.common import Denoiser, denoise
+from edm_ray.diffusion.samplers.settings import SamplerSettings
+from edm_ray.diffusion.samplers.time_steps import noise_levels
+
+
+def distinct(levels: list[float]) -> list[float]:
+    """Without equal neighbours, which rounding to a grid of noise levels can make."""
+    return [level for i, level in enumerate(levels) if i == 0 or level < levels[i - 1]]
+
+
+def sample_dpmpp_2m(
+    denoiser: Denoiser, latents: torch.Tensor, settings: SamplerSettings, class_labels: torch.Tensor | None
+) -> torch.Tensor:
+    """Latents -> images, float64 [B, C, H, W]; the last step is D itself."""
+    levels = distinct(noise_levels(settings, denoiser))
+    x = latents.to(torch.float64) * levels[0]
+    previous: torch.Tensor | None = None
+    width_before = 0.0
+    for level, following in itertools.pairwise(levels):
+        denoised = denoise(denoiser, x, level, class_labels)
+        width = math.log(level / following)
+        target = denoised
+        if previous is not None:
+            target = denoised + (denoised - previous) * (0.5 * width / width_before)
+        x = x * (following / level) + target * (1 - following / level)
+        previous, width_before = denoised, width
+    return denoise(denoiser, x, levels[-1], class_labels)
