@@ -1,0 +1,44 @@
+"""`edm-ray explain`: figures come out, wrong arguments are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from edm_ray.checkpoint.model import save_model
+from edm_ray.cli.explain import Args, mixture, run
+from edm_ray.config.schema import DenoiserConfig, NetworkConfig
+from edm_ray.diffusion.samplers import SamplerSettings, sample
+from edm_ray.errors import InputError
+from edm_ray.networks.build import build_denoiser
+
+
+def test_every_figure_is_drawn_without_a_model(tmp_path: Path) -> None:
+    run(Args(out=str(tmp_path / "figures")))
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == ["schedules.png", "trajectories.png", "truncation.png", "weighting.png"]
+    for path in (tmp_path / "figures").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+
+
+def test_samples_of_the_mixture_that_is_drawn_lie_at_its_modes() -> None:
+    x = sample(mixture(), torch.linspace(-2, 2, 40).reshape(-1, 1, 1, 1), SamplerSettings(num_steps=64))
+    assert ((x.abs() - 1).abs() < 0.4).all()
+
+
+def test_data_without_a_model_and_too_few_steps_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--data needs --model"):
+        run(Args(out=str(tmp_path), data="x"))
+    with pytest.raises(InputError, match="--num-steps"):
+        run(Args(out=str(tmp_path), num_steps=1))
+
+
+def test_the_loss_of_a_model_is_drawn_too(tmp_path: Path, digits_dir: Path) -> None:
+    small = {"model_channels": 16, "channel_mult": (1,), "num_blocks": 1, "attn_resolutions": ()}
+    network = NetworkConfig(img_resolution=8, img_channels=1, label_dim=10, **small)
+    config = DenoiserConfig(network=network)
+    save_model(str(tmp_path / "model"), config, build_denoiser(config).state_dict(), {})
+    run(Args(out=str(tmp_path / "f"), model=str(tmp_path / "model"), data=str(digits_dir / "train"), num=4))
+    assert (tmp_path / "f" / "loss.png").stat().st_size > 10_000
