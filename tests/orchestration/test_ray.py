@@ -224,6 +224,9 @@ def test_every_evaluation_is_a_tune_trial_and_a_repeated_sweep_generates_nothing
     chunks = {path: path.stat().st_mtime_ns for path in (root / "sweep" / "chunks").rglob("*.safetensors")}
     trials = list((root / "sweep" / "log").glob("tune-*/eval_*/result.json"))
     assert len(trials) == len(first["trials"]) >= 6
+    shown = [json.loads(path.read_text().splitlines()[-1]) for path in trials]
+    assert {round(row["fid"], 9) for row in shown} == {round(t["estimate"]["fid"], 9) for t in first["trials"]}
+    assert all({"s_churn", "s_tmin", "s_tmax", "s_noise"} <= row["config"].keys() for row in shown)
     for name in ("report.html", "best-sampler.yaml"):
         assert (root / "sweep" / name).stat().st_size > 500
     second = _sweep(root, bench_dirs, "sweep")
