@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "FID of a model with one sampler, with error bars",
     "sweep": "find the best sampler for a model, as Ray Tune trials",
     "presets": "list the training presets",
+    "explain": "draw the design space: schedules, trajectories, weights, truncation error",
 }
 
 

@@ -53,12 +53,12 @@ class PreconditioningConfig:
     """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) (Table 1, "Network and preconditioning")."""
 
     kind: str = "edm"
-    """edm."""
+    """edm | vp | ve | iddpm."""
     sigma_data: float = 0.5
     """Standard deviation of the data in [-1, 1]; used by "edm". `edm-ray prepare` prints the data set's own."""
 
     def __post_init__(self) -> None:
-        require(self.kind == "edm", "preconditioning.kind", self.kind, "edm")
+        require(self.kind in ("edm", "vp", "ve", "iddpm"), "preconditioning.kind", self.kind, "edm, vp, ve or iddpm")
         require(self.sigma_data > 0, "preconditioning.sigma_data", self.sigma_data, "greater than 0")
 
 
@@ -75,12 +75,12 @@ class ObjectiveConfig:
     """p_train(sigma) and lambda(sigma) (Table 1, "Training"); free of the preconditioning."""
 
     kind: str = "edm"
-    """edm."""
+    """edm | vp | ve | iddpm."""
     p_mean: float = -1.2
     p_std: float = 1.2
 
     def __post_init__(self) -> None:
-        require(self.kind == "edm", "objective.kind", self.kind, "edm")
+        require(self.kind in ("edm", "vp", "ve", "iddpm"), "objective.kind", self.kind, "edm, vp, ve or iddpm")
         require(self.p_std > 0, "objective.p_std", self.p_std, "greater than 0")
 
 

@@ -27,9 +27,11 @@ def learning_rate(config: OptimizerConfig, images_seen: int) -> float:
 
 def make_objective(config: TrainingConfig) -> Any:
     """The objective named in the configuration, with its constants."""
+    kind = config.objective.kind
+    if kind != "edm":
+        return OBJECTIVES[kind]()
     sigma_data = config.denoiser.preconditioning.sigma_data
-    make = OBJECTIVES[config.objective.kind]
-    return make(p_mean=config.objective.p_mean, p_std=config.objective.p_std, sigma_data=sigma_data)
+    return OBJECTIVES[kind](p_mean=config.objective.p_mean, p_std=config.objective.p_std, sigma_data=sigma_data)
 
 
 def share_loss(

@@ -159,3 +159,15 @@ def test_a_folder_of_something_else_is_refused(dataset, config, tmp_path):
 def test_more_workers_than_lanes_are_refused(dataset, config, tmp_path):
     with pytest.raises(InputError, match="leaves some of 13 workers without images"):
         train(config, dataset, str(tmp_path), Place(world_size=13), {})
+
+
+@pytest.mark.parametrize("kind", ["vp", "ve", "iddpm"])
+def test_every_objective_trains_with_every_preconditioning_of_its_name(dataset, config, tmp_path, kind):
+    """Also configuration D's cross: EDM preconditioning with the old objective."""
+    for number, preconditioning in enumerate((kind, "edm")):
+        changes = [f"denoiser.preconditioning.kind={preconditioning}", f"objective.kind={kind}", "total_kimg=0.048"]
+        changed = configure(config, None, changes)
+        uri = str(tmp_path / str(number))
+        claim_run(uri, changed, dataset)
+        train(changed, dataset, uri, Place(), {})
+        assert np.isfinite(read_metrics(uri)[-1]["loss"])
