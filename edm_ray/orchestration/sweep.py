@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 import ray.tune
+from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.tune.search import Searcher
 
 from edm_ray.evaluation.fid import FidEstimate
@@ -125,7 +126,10 @@ def sweep_on_ray(
                 trial_dirname_creator=lambda trial: f"eval_{trial.trial_id}",
             ),
             run_config=ray.tune.RunConfig(
-                name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}", storage_path=uris.join(out, "log"), verbose=0
+                name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}",
+                storage_path=uris.join(out, "log"),
+                verbose=0,
+                callbacks=[JsonLoggerCallback(), CSVLoggerCallback()],
             ),
         )
         grid = tuner.fit()
