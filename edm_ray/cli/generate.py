@@ -16,6 +16,9 @@ from edm_ray.evaluation.grids import save_grid
 from edm_ray.sampling.generate import MICRO_BATCH, generate
 from edm_ray.storage import uris
 
+GAP = 6
+"""Pixels between the images of a grid."""
+
 
 @dataclass(frozen=True)
 class Args:
@@ -34,13 +37,13 @@ class Args:
     set: list[str] = field(default_factory=list)
     """Sampler settings, e.g. --set num_steps=40 s_churn=10"""
     columns: int = 10
-    scale: int = 4
-    """Grid only: enlarge pixels by this whole number."""
+    scale: int | None = None
+    """Grid only: enlarge pixels by this whole number; by default images become about 64 pixels wide."""
     device: str = "cpu"
 
 
 def run(args: Args) -> None:
-    if args.num < 1 or args.columns < 1 or args.scale < 1 or args.first_seed < 0:
+    if args.num < 1 or args.columns < 1 or (args.scale is not None and args.scale < 1) or args.first_seed < 0:
         raise InputError("--num, --columns and --scale must be 1 or more, --first-seed 0 or more")
     settings = choose_settings(args.sampler, args.set)
     denoiser = open_model(uris.absolute(args.model)).denoiser(args.device)
@@ -55,7 +58,8 @@ def run(args: Args) -> None:
     if out.suffix.lower() == ".png":
         out.parent.mkdir(parents=True, exist_ok=True)
         last = args.first_seed + args.num - 1
-        save_grid(out, images, args.columns, {**about, "seeds": f"{args.first_seed}..{last}"}, args.scale)
+        scale = args.scale or max(1, 64 // images.shape[-1])
+        save_grid(out, images, args.columns, {**about, "seeds": f"{args.first_seed}..{last}"}, scale, GAP)
     else:
         out.mkdir(parents=True, exist_ok=True)
         for seed, image in zip(seeds.tolist(), images, strict=True):

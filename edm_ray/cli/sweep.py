@@ -116,7 +116,7 @@ def run(args: Args) -> None:
     for title, settings in {"deterministic": space.sampler, f"best: {best.label}": best.settings}.items():
         buffer = io.BytesIO()
         images = generate(denoiser, seeds, settings, "balanced").numpy()
-        image_grid(images, 10, max(1, 40 // images.shape[-1])).save(buffer, format="PNG")
+        image_grid(images, 10, max(1, 48 // images.shape[-1]), gap=4).save(buffer, format="PNG")
         grids[f"{title}, seeds 0..{args.grid - 1}"] = buffer.getvalue()
     context = Context(
         title=f"The best sampler for {model.about.get('dataset', 'this model')}",

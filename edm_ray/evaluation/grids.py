@@ -9,20 +9,27 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+GAP_LEVEL = 96
 
-def image_grid(images: npt.NDArray[np.uint8], columns: int, scale: int = 1) -> Image.Image:
-    """uint8 [N, C, H, W] -> one picture, row by row, pixels enlarged by a whole number; missing places stay black."""
+
+def image_grid(images: npt.NDArray[np.uint8], columns: int, scale: int = 1, gap: int = 0) -> Image.Image:
+    """uint8 [N, C, H, W] -> one picture, row by row, pixels enlarged by a whole number, ``gap`` grey pixels between
+    images; missing places are grey too."""
     count, channels, height, width = images.shape
     rows = -(-count // columns)
-    sheet = np.zeros((rows * columns, channels, height, width), np.uint8)
-    sheet[:count] = images
-    sheet = sheet.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    pixels = sheet.reshape(rows * height, columns * width, channels).repeat(scale, 0).repeat(scale, 1)
-    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    high, wide = height * scale + gap, width * scale + gap
+    sheet = np.full((rows * high - gap, columns * wide - gap, channels), GAP_LEVEL, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * high, i % columns * wide
+        tile = image.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
+        sheet[top : top + height * scale, left : left + width * scale] = tile
+    return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
 
 
-def save_grid(path: Path, images: npt.NDArray[np.uint8], columns: int, text: dict[str, str], scale: int = 1) -> None:
+def save_grid(
+    path: Path, images: npt.NDArray[np.uint8], columns: int, text: dict[str, str], scale: int = 1, gap: int = 0
+) -> None:
     info = PngInfo()
     for key, value in text.items():
         info.add_text(key, value)
-    image_grid(images, columns, scale).save(path, pnginfo=info)
+    image_grid(images, columns, scale, gap).save(path, pnginfo=info)

@@ -132,6 +132,10 @@ def test_a_grid_shows_the_images_in_order_and_says_what_made_them(tmp_path):
     images = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.full((1, 1, 2, 2), 100, np.uint8)
     grid = np.asarray(image_grid(images, columns=2, scale=3))
     assert grid.shape == (12, 12)
-    assert (grid[0, 0], grid[0, 6], grid[6, 0], grid[6, 6]) == (0, 100, 200, 0)
+    assert (grid[0, 0], grid[0, 6], grid[6, 0]) == (0, 100, 200)
+    spaced = np.asarray(image_grid(images, columns=2, scale=3, gap=5))
+    assert spaced.shape == (17, 17)
+    assert (spaced[0, 0], spaced[0, 11], spaced[11, 0]) == (0, 100, 200)
+    assert len(np.unique(spaced[:, 6:11])) == 1 and spaced[0, 6] == spaced[16, 16]
     save_grid(tmp_path / "g.png", images, 2, {"seeds": "0..2"})
     assert Image.open(tmp_path / "g.png").text["seeds"] == "0..2"
