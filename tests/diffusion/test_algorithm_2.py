@@ -62,24 +62,35 @@ def test_the_sampler_is_algorithm_2_as_printed():
     assert np.abs(sample(gaussian, latents, settings, noise=noise).numpy() - x).max() < 1e-12
 
 
-def test_with_churn_the_samples_have_the_variance_of_the_exact_discrete_recursion():
-    settings = SamplerSettings(num_steps=12, s_churn=4.0)
-    seeds = torch.arange(20_000)
-    out = sample(
-        gaussian, image_noise(seeds, "latents", (1, 1, 1))(0), settings, noise=image_noise(seeds, "churn", (1, 1, 1))
-    )
+def exact_variance(settings):
+    """Variance of Algorithm 2's output on N(0, STD^2) data: the sampler is linear there, step by step."""
     t = time_steps(settings, gaussian).tolist()
     variance = t[0] ** 2
-    for i in range(12):
-        gamma = settings.gamma(t[i])
-        hat = t[i] * (1 + gamma)
+    for i in range(settings.num_steps):
+        hat = t[i] * (1 + settings.gamma(t[i]))
         variance += hat**2 - t[i] ** 2
         slope, h = hat / (STD**2 + hat**2), t[i + 1] - hat
         factor = 1 + h * slope
         if t[i + 1] > 0:
             factor = 1 + h / 2 * (slope + factor * t[i + 1] / (STD**2 + t[i + 1] ** 2))
         variance *= factor**2
-    assert float(out.var()) == pytest.approx(variance, rel=5 * math.sqrt(2 / 20_000))
+    return variance
+
+
+@pytest.mark.parametrize(("num_steps", "s_churn"), [(2, 0.5), (6, 1.0), (12, 4.0), (18, 99.0), (40, 10.0)])
+def test_with_churn_the_samples_have_the_variance_of_the_exact_discrete_recursion(num_steps, s_churn):
+    settings = SamplerSettings(num_steps=num_steps, s_churn=s_churn)
+    seeds = torch.arange(20_000)
+    latents = image_noise(seeds, "latents", (1, 1, 1))(0)
+    out = sample(gaussian, latents, settings, noise=image_noise(seeds, "churn", (1, 1, 1)))
+    assert float(out.var()) == pytest.approx(exact_variance(settings), rel=5 * math.sqrt(2 / 20_000))
+
+
+@pytest.mark.parametrize("s_churn", [0.0, 5.0, 40.0])
+def test_the_variance_converges_to_that_of_the_data_as_steps_grow(s_churn):
+    steps = (16, 64, 256, 1024)
+    errors = [abs(exact_variance(SamplerSettings(num_steps=n, s_churn=s_churn)) / STD**2 - 1) for n in steps]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-3
 
 
 def test_without_churn_no_noise_is_drawn():
