@@ -121,6 +121,8 @@ class TrainingConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     seed: int = 0
+    xflip: bool = False
+    """Mirror images belong to the data set too: an epoch is twice as long (configurations A-E)."""
     batch_size: int = 512
     """Global batch, in images, over all workers: results do not depend on how it is shared out."""
     total_kimg: float = 200_000.0

@@ -16,9 +16,13 @@ MAX_DECODED_BYTES = 8 << 30
 
 
 class Pixels:
-    """All images of a data set in memory, as uint8 [N, C, H, W], with labels int64 [N]."""
+    """All images of a data set in memory, as uint8 [N, C, H, W], with labels int64 [N].
 
-    def __init__(self, dataset: DataSet) -> None:
+    xflip: mirror images belong to the data set too (configurations A-E): an epoch has 2 N samples.
+    """
+
+    def __init__(self, dataset: DataSet, xflip: bool = False) -> None:
+        self.xflip = xflip
         shape = (dataset.rows, dataset.channels, dataset.resolution, dataset.resolution)
         if (size := int(np.prod(shape))) > MAX_DECODED_BYTES:
             raise InputError(
@@ -43,5 +47,9 @@ class Pixels:
 
     def at(self, positions: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images and labels at positions of the training order: uint8 [B, C, H, W], int64 [B]."""
-        rows = sample_indices(positions, len(self.images), seed)
-        return torch.from_numpy(self.images[rows]), torch.from_numpy(self.labels[rows])
+        samples = len(self.images) * (2 if self.xflip else 1)
+        mirrored, rows = np.divmod(sample_indices(positions, samples, seed), len(self.images))
+        images = self.images[rows]
+        if self.xflip:
+            images[mirrored == 1] = images[mirrored == 1, :, :, ::-1]
+        return torch.from_numpy(images), torch.from_numpy(self.labels[rows])

@@ -131,7 +131,7 @@ def train(
             f"batch_size={config.batch_size} with lanes={config.lanes} leaves some of {place.world_size} workers "
             "without images; use fewer workers or a larger batch"
         )
-    pixels = Pixels(dataset)
+    pixels = Pixels(dataset, config.xflip)
     trainer = Trainer(config, place)
     store = checkpoint_store(run_uri, config.keep_checkpoints)
     if (checkpoint := _agreed_checkpoint(store, place)) is not None:

@@ -122,3 +122,14 @@ def test_a_folder_that_cannot_be_used_names_the_file_and_the_fix(tmp_path, make,
 
 def test_integrity_errors_are_input_errors():
     assert issubclass(IntegrityError, InputError)
+
+
+def test_with_xflip_an_epoch_holds_every_image_and_its_mirror_image_once(tmp_path):
+    dataset = _write(tmp_path / "d", rows=10)
+    plain, both = Pixels(dataset), Pixels(dataset, xflip=True)
+    images, labels = both.at(np.arange(20, dtype=np.int64), seed=3)
+    expected = {plain.images[i].tobytes() for i in range(10)} | {
+        plain.images[i, :, :, ::-1].tobytes() for i in range(10)
+    }
+    assert {image.numpy().tobytes() for image in images} == expected
+    assert sorted(labels.tolist()) == sorted(2 * plain.labels.tolist())
