@@ -91,6 +91,10 @@ def draw_trajectories() -> Figure:
     return figure
 
 
+STYLES = {"edm": "-", "vp": "-", "ve": (0, (5, 5)), "iddpm": (5, (5, 5))}
+"""lambda is the same 1 / sigma^2 for three of the four: their lines lie on one another."""
+
+
 def draw_weighting(sigma_data: float) -> Figure:
     """Density of ln sigma in training against the weight lambda(sigma), of each objective."""
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -101,7 +105,7 @@ def draw_weighting(sigma_data: float) -> Figure:
         objective = make(sigma_data=sigma_data)
         draw = share if objective.draw == "uniform" else torch.erfinv(2 * share - 1) * math.sqrt(2)
         left.hist(objective.sigma(draw).log().numpy(), bins=120, density=True, histtype="step", label=name)
-        right.plot(sigmas, objective.weight(sigmas), label=name)
+        right.plot(sigmas, objective.weight(sigmas), label=name, linestyle=STYLES[name])
     left.set(title="p_train", xlabel="ln sigma", ylabel="density")
     right.set(title="lambda(sigma)", xlabel="sigma", xscale="log", yscale="log")
     left.legend()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from edm_ray.data.codec import encode
+from edm_ray.diffusion.labels import one_hot_labels
 from edm_ray.diffusion.samplers import SamplerSettings, sample
 from edm_ray.errors import InputError
 from edm_ray.seeding import image_noise, stream_key, uniform
@@ -53,7 +54,7 @@ def generate(
         one_hot = None
         if network.label_dim:
             classes = labels_of(padded, network.label_dim, labels)
-            one_hot = torch.nn.functional.one_hot(classes, network.label_dim).to(torch.float32)
+            one_hot = one_hot_labels(classes, network.label_dim)
         with torch.inference_mode():
             images = sample(denoiser, latents, settings, class_labels=one_hot, noise=noise)
         parts.append(encode(images[: len(part)]).cpu())

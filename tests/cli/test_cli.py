@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from edm_ray.cli import COMMANDS, main
+from edm_ray.cli.sampler import choose_settings
 
 
 def _error(capsys, *arguments) -> str:
@@ -77,6 +78,13 @@ def test_generated_images_depend_on_their_seed_alone(digits_dir, tmp_path):
         name = f"seed{seed:08d}.png"
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "few" / name).read_bytes()
     assert Image.open(tmp_path / "few" / "seed00000055.png").text["seed"] == "55"
+
+
+def test_churn_above_its_cap_is_allowed_and_said_to_be_capped(capsys):
+    assert choose_settings(None, ["num_steps=10", "s_churn=80"]).s_churn == 80
+    assert "s_churn=80 acts as 4.142: it is capped" in capsys.readouterr().out
+    choose_settings(None, ["num_steps=10", "s_churn=4"])
+    assert capsys.readouterr().out == ""
 
 
 def test_help_needs_neither_torch_nor_ray_and_is_quick():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from edm_ray.diffusion.analytic import GaussianMixture, IdealDenoiser
 from edm_ray.diffusion.guidance import GuidanceSettings, guided
 from edm_ray.diffusion.inversion import invert, reconstruct, round_trip_errors
+from edm_ray.diffusion.labels import one_hot_labels
 from edm_ray.diffusion.langevin import langevin
 from edm_ray.diffusion.samplers import SamplerSettings, noise_levels, sample
 from edm_ray.diffusion.truncation import truncation_errors
@@ -152,3 +155,28 @@ def test_truncation_error_is_the_distance_from_the_exact_trajectory(gaussian, la
         step = ode_step(gaussian, state, start, end, Path(Linear()), None)
         exact = (step - gaussian.solve(x, 80.0, end)).square().mean().sqrt().item()
         assert error == pytest.approx(exact, rel=0.02, abs=1e-6)
+
+
+_FULL_SIZE = """
+import resource, torch
+from edm_ray.diffusion.analytic import IdealDenoiser
+images = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8)
+torch.cdist(torch.zeros(2, 8), torch.zeros(2, 8))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+D = IdealDenoiser(images)(images[:2].double() + 0.1, torch.tensor(1.0))
+assert torch.allclose(D, images[:2].double())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_the_ideal_denoiser_of_50000_images_needs_little_beside_the_images():
+    # In float64 at once they would be 1.2 GB.
+    result = subprocess.run([sys.executable, "-c", _FULL_SIZE], capture_output=True, text=True, check=True, timeout=120)
+    assert int(result.stdout) / 1024 < 200, f"{int(result.stdout) / 1024:.0f} MiB"
+
+
+def test_class_labels_out_of_range_name_the_value_and_the_range():
+    assert one_hot_labels(torch.tensor([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
+    for wrong in (3, -1):
+        with pytest.raises(ValueError, match=rf"class_labels={wrong} is not allowed: a class in 0\.\.2"):
+            one_hot_labels(torch.tensor([0, wrong]), 3)
