@@ -70,6 +70,12 @@ class Preconditioned(nn.Module):
 class EDM(Preconditioned):
     """The paper's own: F sees unit variance and is trained on targets of unit variance (appendix B.6)."""
 
+    def __init__(
+        self, network: nn.Module, sigma_data: float = 0.5, sigma_min: float = 0.0, sigma_max: float = math.inf
+    ) -> None:
+        super().__init__(network, sigma_data)
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
     def coefficients(self, sigma: torch.Tensor) -> Coefficients:
         variance = sigma**2 + self.sigma_data**2
         c_out = sigma * self.sigma_data / variance.sqrt()
@@ -85,11 +91,11 @@ class VP(Preconditioned):
         sigma_data: float = 0.5,
         beta_d: float = 19.9,
         beta_min: float = 0.1,
-        steps: int = 1000,
+        num_train_steps: int = 1000,
         epsilon_t: float = 1e-5,
     ) -> None:
         super().__init__(network, sigma_data)
-        self.beta_d, self.beta_min, self.steps = beta_d, beta_min, steps
+        self.beta_d, self.beta_min, self.steps = beta_d, beta_min, num_train_steps
         schedule = schedules.VP(beta_d, beta_min)
         self.sigma_min, self.sigma_max = schedule.sigma(epsilon_t), schedule.sigma(1.0)
 
@@ -122,11 +128,17 @@ class IDDPM(Preconditioned):
     u: torch.Tensor
 
     def __init__(
-        self, network: nn.Module, sigma_data: float = 0.5, c_1: float = 0.001, c_2: float = 0.008, steps: int = 1000
+        self,
+        network: nn.Module,
+        sigma_data: float = 0.5,
+        c_1: float = 0.001,
+        c_2: float = 0.008,
+        num_train_steps: int = 1000,
     ) -> None:
         super().__init__(network, sigma_data)
-        self.steps = steps
-        grid = schedules.iddpm_grid(steps, c_1, c_2, torch.float32)
+        self.steps = steps = num_train_steps
+        with torch.device("cpu"):  # numbers are needed, also where the network is built on "meta"
+            grid = schedules.iddpm_grid(steps, c_1, c_2, torch.float32)
         self.register_buffer("u", torch.tensor(grid, dtype=torch.float32))
         self.sigma_min, self.sigma_max = grid[steps - 1], grid[0]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edm_ray.config.schema import DenoiserConfig, NetworkConfig
+from edm_ray.config.schema import CONSTANTS, DenoiserConfig, NetworkConfig
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS
 from edm_ray.errors import InputError
 from edm_ray.networks.dhariwal_unet import DhariwalUNet
@@ -21,6 +21,8 @@ NCSNPP: dict[str, Any] = {
     "resample_filter": (1, 3, 3, 1),
 }
 """What makes NCSN++ of the class whose defaults are DDPM++."""
+SONG_CHOICES = ("embedding_type", "channel_mult_noise", "encoder_type", "decoder_type", "resample_filter")
+"""Fields that override what a kind says."""
 
 
 def build_network(config: NetworkConfig, seed: int = 0, out_channels: int | None = None) -> nn.Module:
@@ -55,6 +57,7 @@ def _construct(config: NetworkConfig, out_channels: int) -> nn.Module:
         "augment_dim": config.augment_dim,
         "model_channels": config.model_channels,
         "channel_mult": tuple(config.channel_mult),
+        "channel_mult_emb": config.channel_mult_emb,
         "num_blocks": config.num_blocks,
         "attn_resolutions": tuple(config.attn_resolutions),
         "dropout": config.dropout,
@@ -62,7 +65,8 @@ def _construct(config: NetworkConfig, out_channels: int) -> nn.Module:
     }
     if config.kind == "adm":
         return DhariwalUNet(**arguments)
-    return SongUNet(**arguments, **(NCSNPP if config.kind == "ncsnpp" else {}))
+    chosen = {name: getattr(config, name) for name in SONG_CHOICES if getattr(config, name) is not None}
+    return SongUNet(**arguments, **{**(NCSNPP if config.kind == "ncsnpp" else {}), **chosen})
 
 
 def build_denoiser(config: DenoiserConfig, seed: int = 0) -> nn.Module:
@@ -73,5 +77,8 @@ def build_denoiser(config: DenoiserConfig, seed: int = 0) -> nn.Module:
     # iDDPM networks also predict a variance, in as many channels again, which the denoiser does not use.
     out_channels = config.network.img_channels * (2 if kind == "iddpm" else 1)
     network = build_network(config.network, seed, out_channels)
-    arguments = {"sigma_data": config.preconditioning.sigma_data} if kind == "edm" else {}
+    given = {name: getattr(config.preconditioning, name) for name in CONSTANTS}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    if kind == "edm":
+        arguments["sigma_data"] = config.preconditioning.sigma_data
     return PRECONDITIONERS[kind](network, **arguments)
