@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edm_ray.config import recipes
 from edm_ray.config.schema import (
     DenoiserConfig,
     EmaConfig,
@@ -13,16 +16,8 @@ from edm_ray.config.schema import (
     PreconditioningConfig,
     TrainingConfig,
 )
+from edm_ray.config.shape import DataShape
 from edm_ray.errors import InputError, nearest
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataShape:
-    """What a network has to know of its data."""
-
-    resolution: int
-    channels: int
-    num_classes: int
 
 
 def digits(shape: DataShape) -> TrainingConfig:
@@ -73,48 +68,69 @@ def tiny(shape: DataShape) -> TrainingConfig:
 
 
 def ddpmpp_32(shape: DataShape) -> TrainingConfig:
-    """The paper's CIFAR-10 network and hyper-parameters (Table 7, "ours"), without augmentation."""
-    network = NetworkConfig(
-        img_resolution=shape.resolution,
-        img_channels=shape.channels,
-        label_dim=shape.num_classes,
-        model_channels=128,
-        channel_mult=(2, 2, 2),
-        num_blocks=4,
-        attn_resolutions=(16,),
-        dropout=0.13,
-    )
-    return TrainingConfig(denoiser=DenoiserConfig(network=network))
+    """Your own 32x32 images: configuration F of CIFAR-10, VP column (start here)."""
+    return recipes.config_f(shape, recipes.CIFAR10, "vp")
 
 
 def ddpmpp_64(shape: DataShape) -> TrainingConfig:
-    """The paper's FFHQ-64 network and hyper-parameters (Table 7, "ours"), without augmentation."""
-    network = NetworkConfig(
-        img_resolution=shape.resolution,
-        img_channels=shape.channels,
-        label_dim=shape.num_classes,
-        model_channels=128,
-        channel_mult=(1, 2, 2, 2),
-        num_blocks=4,
-        attn_resolutions=(16,),
-        dropout=0.05,
-    )
-    return TrainingConfig(
-        denoiser=DenoiserConfig(network=network),
-        optimizer=OptimizerConfig(lr=2e-4),
-        batch_size=256,
-    )
+    """Your own 64x64 images: configuration F of FFHQ-64, VP column (start here)."""
+    return recipes.config_f(shape, recipes.FFHQ64, "vp")
 
 
-PRESETS: dict[str, Callable[[DataShape], TrainingConfig]] = {
-    "digits": digits,
-    "tiny": tiny,
-    "ddpmpp-32": ddpmpp_32,
-    "ddpmpp-64": ddpmpp_64,
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named recipe, and the shape of the data it is described for (`edm-ray presets`)."""
+
+    make: Callable[[DataShape], TrainingConfig]
+    about: str
+    example: DataShape
+
+
+def _paper_presets() -> dict[str, Preset]:
+    """Configurations A-F of the paper, both columns of Table 2, for its three data sets."""
+    found = {}
+    for prefix, family, classes in (
+        ("cifar10-cond", recipes.CIFAR10, 10),
+        ("cifar10-uncond", recipes.CIFAR10, 0),
+        ("ffhq64", recipes.FFHQ64, 0),
+        ("afhqv2-64", recipes.AFHQV2_64, 0),
+    ):
+        for column in ("vp", "ve"):
+            for letter, config in recipes.LADDER.items():
+                make = functools.partial(_paper, config, family, column, classes > 0)
+                about = (config.__doc__ or "").splitlines()[0]
+                example = DataShape(resolution=family.resolution, channels=3, num_classes=classes)
+                found[f"{prefix}-{column}-{letter}"] = Preset(make=make, about=about, example=example)
+    return found
+
+
+def _paper(
+    config: Callable[..., TrainingConfig], family: recipes.Family, column: str, conditional: bool, shape: DataShape
+) -> TrainingConfig:
+    if conditional and shape.num_classes == 0:
+        raise InputError(f"the preset is class-conditional ({family.name}), but the data set has no classes")
+    return config(shape if conditional else dataclasses.replace(shape, num_classes=0), family, column)
+
+
+def _own(make: Callable[[DataShape], TrainingConfig], resolution: int, channels: int, classes: int) -> Preset:
+    shape = DataShape(resolution=resolution, channels=channels, num_classes=classes)
+    return Preset(make=make, about=(make.__doc__ or "").splitlines()[0], example=shape)
+
+
+PRESETS: dict[str, Preset] = {
+    "digits": _own(digits, 8, 1, 10),
+    "tiny": _own(tiny, 8, 1, 10),
+    "ddpmpp-32": _own(ddpmpp_32, 32, 3, 0),
+    "ddpmpp-64": _own(ddpmpp_64, 64, 3, 0),
+    **_paper_presets(),
+    "imagenet64-adm": _own(recipes.imagenet64_adm, 64, 3, 1000),
 }
 
 
 def preset(name: str, shape: DataShape) -> TrainingConfig:
+    """The named recipe for data of this shape. Raises InputError that names the nearest preset."""
     if name not in PRESETS:
-        raise InputError(f"--preset {name}: unknown preset{nearest(name, PRESETS)}; there are: {', '.join(PRESETS)}")
-    return PRESETS[name](shape)
+        raise InputError(
+            f"--preset {name}: unknown preset{nearest(name, PRESETS)}; `edm-ray presets` lists all {len(PRESETS)}"
+        )
+    return PRESETS[name].make(shape)

@@ -157,6 +157,17 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Non-leaky augmentation: geometric transforms that the network is told of by 9 labels (appendix F.2)."""
+
+    probability: float = 0.0
+    """Of each transform; 0 = none. The paper: 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQv2. Needs network.augment_dim=9."""
+
+    def __post_init__(self) -> None:
+        require(0.0 <= self.probability <= 1.0, "augment.probability", self.probability, "0 (none) to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """Adam without weight decay, learning rate ramped up linearly over images."""
 
@@ -164,10 +175,13 @@ class OptimizerConfig:
     ramp_kimg: float = 10_000.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    grad_clip: float = 0.0
+    """Largest norm of the gradient, cut there; 0 = never (configuration A: 1)."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optimizer.lr", self.lr, "greater than 0")
         require(self.ramp_kimg >= 0, "optimizer.ramp_kimg", self.ramp_kimg, "0 (no ramp) or more")
+        require(self.grad_clip >= 0, "optimizer.grad_clip", self.grad_clip, "0 (off) or more")
         require(all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "two numbers, 0 <= beta < 1")
 
 
@@ -192,6 +206,11 @@ class TrainingConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    precision: str = "fp32"
+    """fp32 | bf16 | fp16: of the network's forward and backward pass; parameters and preconditioning stay fp32."""
+    loss_scale: float = 1.0
+    """fp16 only: the loss is multiplied by it before the backward pass and the gradient divided by it after."""
     seed: int = 0
     xflip: bool = False
     """Mirror images belong to the data set too: an epoch is twice as long (configurations A-E)."""
@@ -216,4 +235,6 @@ class TrainingConfig:
             self.keep_checkpoints,
             "at least 2, so that a damaged checkpoint leaves one to fall back to",
         )
+        require(self.precision in ("fp32", "bf16", "fp16"), "precision", self.precision, "fp32, bf16 or fp16")
+        require(self.loss_scale > 0, "loss_scale", self.loss_scale, "greater than 0")
         require(self.lanes >= 1, "lanes", self.lanes, "at least 1")
