@@ -109,11 +109,11 @@ def run(args: Args) -> None:
     sweep_on_ray(bench, controller, args.chunk_size, out, TrialLines(), concurrent=args.concurrent)
     result = result_of(controller)
     uris.write_bytes(uris.join(out, "sweep.json"), json.dumps(result.to_dict(), indent=1).encode())
-    best = result.require_best()
+    found = result.of(result.found) or result.require_best()
     say("  sample grids for the report")
     seeds = torch.arange(args.grid, dtype=torch.int64)
     grids = {}
-    for title, settings in {"deterministic": space.sampler, f"best: {best.label}": best.settings}.items():
+    for title, settings in {"deterministic": space.sampler, f"found: {found.label}": found.settings}.items():
         buffer = io.BytesIO()
         images = generate(denoiser, seeds, settings, "balanced").numpy()
         image_grid(images, 10, max(1, 48 // images.shape[-1]), gap=4).save(buffer, format="PNG")

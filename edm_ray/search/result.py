@@ -34,7 +34,10 @@ class SweepResult:
     space: str
     trials: tuple[Answer, ...]
     line: tuple[str, ...]
+    found: str | None
+    """The winner of the search."""
     best: str | None
+    """What is recommended: the winner, unless fresh seeds show no gain over deterministic sampling; then that."""
     tied: tuple[str, ...]
     confirmed: tuple[Confirmed, ...]
     decisions: tuple[str, ...]
@@ -54,25 +57,28 @@ class SweepResult:
 
     def summary(self) -> list[str]:
         """What was found, in two sentences."""
-        best = self.require_best()
-        n = best.estimate.n
-        tried, chosen = len({trial.evaluation.label for trial in self.trials}), best.settings
+        best, found = self.require_best(), self.of(self.found)
+        assert found is not None
+        tried, chosen, n = len({trial.evaluation.label for trial in self.trials}), found.settings, found.estimate.n
         first = (
             f"Best of {tried} samplers: S_churn {chosen.s_churn:.3g}, S_tmin {chosen.s_tmin:.3g}, "
             f"S_tmax {chosen.s_tmax:.3g}, S_noise {chosen.s_noise:.4g}, "
-            f"with FID {best.estimate.fid:.3f} +- {best.estimate.se:.3f} on {n} fresh images."
+            f"with FID {found.estimate.fid:.3f} +- {found.estimate.se:.3f} on {n} fresh images."
         )
-        if best.label == DETERMINISTIC:
+        if found.label == DETERMINISTIC:
             return [first, "Deterministic sampling itself is best here: churn did not help this model on this data."]
-        if best.gain is None:
+        if found.gain is None:
             return [first, "Deterministic sampling could not be evaluated, so there is nothing to compare with."]
-        gap, se = best.gain
-        verdict = "lower" if gap + 2 * se < 0 else "higher" if gap - 2 * se > 0 else "not clearly different"
-        second = (
-            f"That is {verdict} against deterministic sampling on the same seeds: difference {gap:+.3f}, "
-            f"95 % interval {gap - 2 * se:+.3f} to {gap + 2 * se:+.3f}."
-        )
-        return [first, second]
+        gap, se = found.gain
+        interval = f"difference {gap:+.3f}, 95 % interval {gap - 2 * se:+.3f} to {gap + 2 * se:+.3f}"
+        if best.label != found.label:
+            return [
+                first.replace("Best of", "The search found, of", 1),
+                f"Fresh seeds show no gain over deterministic sampling ({interval}), so that is what is recommended: "
+                f"FID {best.estimate.fid:.3f} +- {best.estimate.se:.3f}.",
+            ]
+        verdict = "lower" if gap + 2 * se < 0 else "not clearly different"
+        return [first, f"That is {verdict} against deterministic sampling on the same seeds: {interval}."]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; infinities as strings, since JSON has none."""
@@ -102,12 +108,18 @@ def result_of(controller: SweepController) -> SweepResult:
         confirmed.append(
             Confirmed(label=label, settings=answer.evaluation.settings, estimate=answer.estimate, gain=gain)
         )
+    best = controller.best
+    winner = next((entry for entry in confirmed if entry.label == best), None)
+    if winner is not None and winner.gain is not None and winner.gain[0] >= 0:
+        # A rule fixed beforehand, not a choice among the confirmed: without a gain the simplest sampler is the answer.
+        best = DETERMINISTIC
     images, evaluations = _cost(trials, controller.plan.chunk_size)
     return SweepResult(
         space=controller.space.name,
         trials=trials,
         line=tuple(controller.line),
-        best=controller.best,
+        found=controller.best,
+        best=best,
         tied=tuple(controller.tied),
         confirmed=tuple(confirmed),
         decisions=tuple(controller.decisions),

@@ -175,3 +175,21 @@ def test_the_spaces_that_ship_can_be_read():
 
     for path in Path("tune_spaces").glob("*.yaml"):
         assert load_space(str(path)).name == path.stem
+
+
+def test_without_a_gain_on_fresh_seeds_deterministic_sampling_is_recommended_and_the_winner_still_shown(space):
+    controller = SweepController(space, PLAN)
+    while controller.best is None:
+        for evaluation in controller.ask():
+            controller.tell(evaluation.id, simulate(evaluation))
+    assert controller.best != DETERMINISTIC
+    for evaluation in controller.ask():
+        good = simulate(dataclasses.replace(evaluation, settings=SamplerSettings(s_churn=4.0)))
+        worse = 0.0 if evaluation.label == DETERMINISTIC else 1.0
+        groups = tuple(value + worse for value in good.leave_one_out)
+        controller.tell(evaluation.id, dataclasses.replace(good, debiased=good.debiased + worse, leave_one_out=groups))
+    result = result_of(controller)
+    assert (result.found, result.best) == (controller.best, DETERMINISTIC)
+    assert result.require_best().settings.s_churn == 0
+    assert "no gain over deterministic sampling (difference +" in result.summary()[1]
+    assert result.summary()[0].startswith("The search found, of ")
