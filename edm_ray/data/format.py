@@ -1,4 +1,7 @@
-"""The Parquet convention of Hugging Face image data sets: ``image: struct<bytes, path>``, ``label: int64``.
+"""A shard: one Parquet file of pictures and labels, in one of two encodings.
+
+``png`` (default): the convention of Hugging Face image data sets, ``image: struct<bytes, path>``, ``label: int64``.
+``raw``: ``image: fixed_size_binary[C*H*W]`` (uint8, CHW), ``label: int64``, ``path: string``, for throughput.
 
 Written and read with pyarrow alone; page checksums on, because Parquet accepts a flipped byte silently without them.
 """
@@ -10,16 +13,23 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from edm_ray.errors import IntegrityError
 
+ENCODINGS = ("png", "raw")
 ROW_GROUP_BYTES = 8 << 20
+LAYOUT = "edm_ray"
+"""Key of the raw column's metadata: shape, dtype and layout as JSON."""
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
 
 
-def encode_png(pixels: np.ndarray) -> bytes:
+def encode_png(pixels: Pixels) -> bytes:
     """uint8 [C, H, W] with C = 1 or 3 -> PNG."""
     image = Image.fromarray(pixels[0] if pixels.shape[0] == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     buffer = io.BytesIO()
@@ -27,23 +37,40 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def decode_png(content: bytes, channels: int) -> np.ndarray:
-    """PNG -> uint8 [C, H, W]; raises ValueError when the picture has other channels than the data set."""
-    with Image.open(io.BytesIO(content)) as image:
+def decode_png(content: bytes, channels: int, resolution: int | None = None) -> Pixels:
+    """PNG -> uint8 [C, H, W]; raises ValueError when the picture has other channels or another size than the data set.
+
+    Size and mode are compared before anything is decompressed, so a decompression bomb costs nothing.
+    """
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
         expected = "L" if channels == 1 else "RGB"
         if image.mode != expected:
             raise ValueError(f"picture of mode {image.mode}, the data set has mode {expected}")
+        if resolution is not None and image.size != (resolution, resolution):
+            raise ValueError(f"size {image.width}x{image.height}, the data set has {resolution}x{resolution}")
         pixels = np.asarray(image)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def schema(class_names: Sequence[str]) -> pa.Schema:
-    """Arrow schema with the ``huggingface`` metadata that `datasets.load_dataset` reads."""
+def encode(pixels: Pixels, encoding: str) -> bytes:
+    """One picture as it lies in the image column."""
+    assert encoding in ENCODINGS
+    return encode_png(pixels) if encoding == "png" else np.ascontiguousarray(pixels).tobytes()
+
+
+def schema(class_names: Sequence[str], encoding: str = "png", shape: tuple[int, int, int] | None = None) -> pa.Schema:
+    """Arrow schema of a shard. png: with the ``huggingface`` metadata that `datasets.load_dataset` reads. raw: shape
+    (C, H, W) is needed and noted in the column's metadata (`datasets` knows no fixed_size_binary, so no key for it)."""
+    if encoding == "raw":
+        assert shape is not None
+        note = json.dumps({"shape": list(shape), "dtype": "uint8", "layout": "CHW", "class_names": list(class_names)})
+        image = pa.field("image", pa.binary(int(np.prod(shape))), metadata={LAYOUT: note})
+        return pa.schema([image, ("label", pa.int64()), ("path", pa.string())])
     label = {"names": list(class_names), "_type": "ClassLabel"} if class_names else {"dtype": "int64", "_type": "Value"}
     features = {"image": {"_type": "Image"}, "label": label}
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     return pa.schema(
-        [("image", image), ("label", pa.int64())],
+        [("image", struct), ("label", pa.int64())],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
 
@@ -51,34 +78,99 @@ def schema(class_names: Sequence[str]) -> pa.Schema:
 def write_shard(
     pictures: Sequence[bytes], names: Sequence[str], labels: Sequence[int], arrow_schema: pa.Schema
 ) -> bytes:
-    """One Parquet file in memory; row groups of about ROW_GROUP_BYTES."""
-    images = [{"bytes": content, "path": name} for content, name in zip(pictures, names, strict=True)]
-    table = pa.table({"image": images, "label": list(labels)}, schema=arrow_schema)
+    """One Parquet file in memory, in the encoding of ``arrow_schema``; row groups of about ROW_GROUP_BYTES."""
+    columns: dict[str, object] = {"label": list(labels)}
+    if pa.types.is_struct(arrow_schema.field("image").type):
+        columns["image"] = [{"bytes": content, "path": name} for content, name in zip(pictures, names, strict=True)]
+    else:
+        columns |= {"image": list(pictures), "path": list(names)}
+    table = pa.table(columns, schema=arrow_schema)
     row_bytes = max(1, sum(map(len, pictures)) // max(1, len(pictures)))
     sink = pa.BufferOutputStream()
     pq.write_table(
-        table, sink, row_group_size=max(1, ROW_GROUP_BYTES // row_bytes), write_page_checksum=True, compression="none"
+        table,
+        sink,
+        row_group_size=max(1, ROW_GROUP_BYTES // row_bytes),
+        write_page_checksum=True,
+        compression="none",
+        # Pictures do not repeat: a dictionary or bounds of them only cost bytes.
+        use_dictionary=["label"],
+        write_statistics=["label"],
     )
     return bytes(sink.getvalue())
 
 
-def read_shard(content: bytes, where: str, channels: int, resolution: int) -> tuple[np.ndarray, np.ndarray]:
-    """One Parquet file -> (uint8 [N, C, H, W], int64 [N]). Raises IntegrityError naming the shard, row and reason."""
+def row_groups(content: bytes) -> list[dict[str, int]]:
+    """Where the row groups of a shard lie: ``rows``, ``offset`` and ``bytes`` of each, for range requests."""
+    metadata = pq.read_metadata(pa.BufferReader(content))
+    groups = []
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        columns = [group.column(i) for i in range(group.num_columns)]
+        offset = min(c.dictionary_page_offset or c.data_page_offset for c in columns)
+        groups.append(
+            {"rows": group.num_rows, "offset": offset, "bytes": sum(c.total_compressed_size for c in columns)}
+        )
+    return groups
+
+
+def read_shard(content: bytes, where: str, channels: int, resolution: int) -> tuple[Pixels, Labels]:
+    """One Parquet file in either encoding -> (uint8 [N, C, H, W], int64 [N]).
+
+    Page checksums are verified. Raises IntegrityError naming the shard, the row where there is one, and the reason.
+    The arrays may be read-only views of the file's memory.
+    """
     try:
         table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise IntegrityError(f"{where}: not a readable Parquet file: {error}") from error
+    return decode_table(table, where, channels, resolution)
+
+
+def decode_table(
+    table: pa.Table, where: str, channels: int, resolution: int, first_row: int = 0
+) -> tuple[Pixels, Labels]:
+    """Rows of a shard, read from Parquet -> (uint8 [N, C, H, W], int64 [N]); ``first_row`` counts in messages."""
     for column in ("image", "label"):
         if column not in table.column_names:
             raise IntegrityError(f"{where}: column {column!r} is missing; columns are {table.column_names}")
-    pictures = table.column("image").combine_chunks().field("bytes").to_pylist()
-    images = np.empty((len(pictures), channels, resolution, resolution), np.uint8)
-    for row, picture in enumerate(pictures):
+    label = table.column("label")
+    if not pa.types.is_integer(label.type):
+        raise IntegrityError(f"{where}: column 'label' holds {label.type}, not whole numbers")
+    if label.null_count:
+        row = first_row + int(np.argmax(label.is_null().to_numpy()))
+        raise IntegrityError(f"{where}: row {row}: the label is null")
+    image = table.column("image").combine_chunks()
+    shape = (channels, resolution, resolution)
+    if pa.types.is_fixed_size_binary(image.type):
+        images = _raw_images(image, where, shape, first_row)
+    elif pa.types.is_struct(image.type) and image.type.get_field_index("bytes") >= 0:
+        images = _png_images(image.field("bytes").to_pylist(), where, shape, first_row)
+    else:
+        raise IntegrityError(f"{where}: column 'image' holds {image.type}, neither struct<bytes, path> nor raw pixels")
+    return images, label.to_numpy().astype(np.int64)
+
+
+def _png_images(pictures: list[bytes | None], where: str, shape: tuple[int, int, int], first_row: int) -> Pixels:
+    images = np.empty((len(pictures), *shape), np.uint8)
+    for row, picture in enumerate(pictures, first_row):
         try:
-            pixels = decode_png(picture, channels)
-        except Exception as error:
+            if not picture:
+                raise ValueError("the picture is null" if picture is None else "the picture is empty")
+            images[row - first_row] = decode_png(picture, shape[0], shape[1])
+        except Exception as error:  # Pillow raises many kinds for damaged bytes
             raise IntegrityError(f"{where}: row {row}: {error}") from error
-        if pixels.shape != images.shape[1:]:
-            raise IntegrityError(f"{where}: row {row}: size {pixels.shape}, the data set has {images.shape[1:]}")
-        images[row] = pixels
-    return images, table.column("label").to_numpy().astype(np.int64)
+    return images
+
+
+def _raw_images(image: pa.Array, where: str, shape: tuple[int, int, int], first_row: int) -> Pixels:
+    note = int(np.prod(shape))
+    if image.type.byte_width != note:
+        raise IntegrityError(f"{where}: {image.type.byte_width} bytes a picture, the data set's {shape} need {note}")
+    if image.null_count:
+        row = first_row + int(np.argmax(image.is_null().to_numpy(zero_copy_only=False)))
+        raise IntegrityError(f"{where}: row {row}: the picture is null")
+    if len(image) == 0:
+        return np.empty((0, *shape), np.uint8)
+    pixels = np.frombuffer(image.buffers()[1], np.uint8)[image.offset * note :][: len(image) * note]
+    return pixels.reshape(-1, *shape)

@@ -15,11 +15,34 @@ from edm_ray.storage.commit import MANIFEST, manifest_hash, read_manifest
 KIND = "edm_ray data set"
 
 
+PROVENANCE = ("source",)
+"""Keys of the manifest that say where the data came from, not what they are: outside the hash."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowGroup:
+    rows: int
+    offset: int
+    """First byte of the row group in the shard."""
+    bytes: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shard:
+    """One Parquet file; its size and sha256 are in the manifest's ``files`` table."""
+
     name: str
     first_row: int
     rows: int
+    row_groups: tuple[RowGroup, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """What `edm-ray prepare --on-error skip` left out: how many, and the first of them with file and reason."""
+
+    count: int = 0
+    first: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +63,14 @@ class DataSet:
     hash: str
     """sha256 of the manifest: the identity of the content, wherever it lies."""
     files: dict[str, dict[str, Any]]
+    encoding: str = "png"
+    """How pictures lie in the shards: "png" or "raw" (`edm_ray.data.format`); `read_shard` reads both."""
+    split: str = "train"
+    class_counts: tuple[int, ...] = ()
+    """Rows of each class; one number without classes. Empty in data sets of older versions."""
+    skipped: Skipped = Skipped()
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What it was prepared from, and how. Not part of the hash."""
 
     @property
     def shape(self) -> DataShape:
@@ -60,4 +91,5 @@ def open_dataset(uri: str) -> DataSet:
         raise InputError(f"{uri}: holds {manifest.get('kind', 'something else')!r}, not a data set")
     fields = {field.name for field in dataclasses.fields(DataSet)}
     known = {key: value for key, value in manifest.items() if key in fields}
-    return validate(DataSet, {**known, "uri": uri, "hash": manifest_hash(manifest)}, uris.join(uri, MANIFEST))
+    content = {key: value for key, value in manifest.items() if key not in PROVENANCE}
+    return validate(DataSet, {**known, "uri": uri, "hash": manifest_hash(content)}, uris.join(uri, MANIFEST))
