@@ -10,6 +10,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from edm_ray.checkpoint.card import model_card
+from edm_ray.checkpoint.weights import weights_bytes
 from edm_ray.config.load import validate
 from edm_ray.config.schema import DenoiserConfig
 from edm_ray.errors import InputError, IntegrityError
@@ -57,9 +59,8 @@ class Model:
 def save_model(uri: str, config: DenoiserConfig, state: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
     """Commit a model directory; the same arguments give the same bytes."""
     text = json.dumps({"denoiser": dataclasses.asdict(config), "about": about}, indent=1, sort_keys=True)
-    weights = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-    lines = "".join(f"- {key}: {value}\n" for key, value in sorted(about.items()))
-    card = f"# EDM denoiser\n\n{lines}\nLoad with `edm_ray.checkpoint.load_model(DIR)`.\n"
+    weights = weights_bytes(state, {"edm_ray.denoiser": canonical_json(dataclasses.asdict(config))})
+    card = model_card(config, about)
     files = [("config.json", text.encode()), ("model.safetensors", weights), ("README.md", card.encode())]
     commit(uri, files, kind=KIND)
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "sample images from a model into a grid or a folder",
     "evaluate": "FID of a model with one sampler, with error bars",
     "sweep": "find the best sampler for a model, as Ray Tune trials",
+    "import": "turn an official network file into a model, without executing it",
     "presets": "list the training presets",
     "explain": "draw the design space: schedules, trajectories, weights, truncation error",
 }
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise InputError(f"{name}: unknown command{nearest(name, COMMANDS)}; there are: {', '.join(COMMANDS)}")
-        module = importlib.import_module(f"edm_ray.cli.{name}")
+        # "import" is a keyword of Python, and cannot be the name of a module.
+        module = importlib.import_module(f"edm_ray.cli.{'import_' if name == 'import' else name}")
         import tyro
 
         args = tyro.cli(

@@ -59,7 +59,7 @@ def _read_archive(content: bytes, budget: Budget) -> Any:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             infos = {info.filename: info for info in archive.infolist()}
     except (zipfile.BadZipFile, ValueError, IndexError, struct.error, NotImplementedError, UnicodeError) as error:
-        raise InputError(f"a damaged or truncated zip archive: {error}") from None
+        raise InputError(f"a damaged or truncated zip archive: {shown(str(error))}") from None
     mains = [name for name in infos if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(mains) != 1:
         raise InputError("a zip archive that torch.save did not write (no data.pkl); a network file is expected")

@@ -101,7 +101,7 @@ def read_pickle(
         raise InputError(f"refused at byte {position}: {error}") from None
     except (ValueError, IndexError, TypeError, KeyError, struct.error, OverflowError, UnicodeError) as error:
         # Text of the standard library's own parser; never of the file's objects.
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = shown(str(error)) or type(error).__name__
         raise InputError(f"damaged, truncated or not a pickle (after byte {position}): {reason}") from None
 
 

@@ -1,0 +1,80 @@
+"""Turn a network file of the official EDM code into a model directory, or a model into a diffusers-style folder.
+
+Nothing in the file is executed. Official weights are under CC BY-NC-SA 4.0: mind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from edm_ray.checkpoint import open_model, save_model
+from edm_ray.cli.console import say
+from edm_ray.errors import InputError
+from edm_ray.interop.diffusers import KIND as FOLDER
+from edm_ray.interop.diffusers import save_diffusers
+from edm_ray.interop.nvlabs import Imported, import_pickle
+from edm_ray.storage import uris
+from edm_ray.storage.commit import read_manifest
+
+FORMATS = ("model", "diffusers")
+
+
+@dataclass(frozen=True)
+class Args:
+    source: Annotated[str, tyro.conf.Positional]
+    """network-snapshot-*.pkl or training-state-*.pt: a path, s3:// or https://. A model directory for diffusers."""
+    out: Annotated[str, tyro.conf.Positional]
+    """Directory or s3:// URI to write."""
+    key: str = "ema"
+    """Which network of the file: ema, or net (training states)."""
+    sha256: str | None = None
+    """What the file's sha256 must be."""
+    format: str = "model"
+    """model (what every command here takes) or diffusers (for use without this package)."""
+
+
+def run(args: Args) -> None:
+    if args.format not in FORMATS:
+        raise InputError(f"--format {args.format}: give {' or '.join(FORMATS)}")
+    out = uris.absolute(args.out)
+    check_free(out)
+    imported = read_source(args)
+    if args.format == "model":
+        save_model(out, imported.config, imported.state, imported.facts)
+    else:
+        save_diffusers(out, imported.config, imported.state, imported.facts)
+    network, count = imported.config.network, sum(tensor.numel() for tensor in imported.state.values())
+    say(
+        f"{imported.facts.get('class_name', 'model')}: {network.kind}, {network.img_channels}x{network.img_resolution}"
+        f"x{network.img_resolution}, {len(imported.state)} tensors, {count:,} numbers; nothing was executed"
+    )
+    if "class_name" in imported.facts:
+        say("  official weights are under CC BY-NC-SA 4.0 (non-commercial, share alike)")
+    say(f"  {args.format}: {out}")
+    if args.format == "model":
+        say(f"  next: edm-ray generate --model {out} --out samples.png")
+
+
+def check_free(out: str) -> None:
+    """Nothing is overwritten, and a half-written import is written again."""
+    if read_manifest(out) is not None:
+        raise InputError(f"{out}: holds something already; choose another OUT")
+    known = {"config.json", "model.safetensors", "README.md", "unet"}
+    if found := [name for name in uris.list_names(out) if name not in known]:
+        raise InputError(f"{out}: is not empty (found {', '.join(found[:4])}); choose another OUT")
+
+
+def read_source(args: Args) -> Imported:
+    """A foreign file, or a model directory of ours."""
+    remote_file = "://" in args.source and not args.source.startswith(("s3://", "file://"))
+    manifest = None if remote_file else read_manifest(args.source)
+    if manifest is None:
+        return import_pickle(args.source, args.key, args.sha256)
+    if manifest.get("kind") == FOLDER or args.format != "diffusers":
+        raise InputError(
+            f"{args.source}: is a {manifest.get('kind')!r} already; only --format diffusers converts a model"
+        )
+    model = open_model(args.source)
+    return Imported(config=model.config, state=dict(model.denoiser().state_dict()), facts=dict(model.about))
