@@ -1,65 +1,113 @@
-"""Turn a source into a data set: sharded Parquet with a manifest.
+"""Turn a source into a data set: sharded Parquet with a manifest. The same command resumes.
 
-SOURCE is `digits` (scikit-learn's handwritten digits; writes DEST/train and DEST/heldout) or a folder of pictures, one
-subfolder a class (writes DEST)."""
+SOURCE is `digits` (scikit-learn's handwritten digits; writes DEST/train and DEST/heldout), `photographs` (crops of the
+two photographs scikit-learn ships), or a path or s3:// URI of: a folder of pictures (a class a subfolder, or
+dataset.json), a zip of pictures, CIFAR-10/100 python archives, MNIST idx files, Hugging Face style Parquet, tar shards
+(webdataset), or .npz. The kind is seen from what is there; all is described in docs/data.md."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+import os
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import tyro
 
-from edm_ray.cli.console import say
-from edm_ray.data.importers.digits import split_digits
-from edm_ray.data.importers.folder import load_folder
+from edm_ray.cli.console import Progress, say
+from edm_ray.data.importers.detect import BUILT_IN, detect_kind
+from edm_ray.data.importers.pictures import PictureOptions
+from edm_ray.data.importers.source import SourceSpec
 from edm_ray.data.manifest import DataSet, open_dataset
-from edm_ray.data.write import write_dataset
+from edm_ray.data.plan import claim, is_complete, make_plan, prepare_here, refuse_other
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
-from edm_ray.storage.commit import read_manifest
 
 
 @dataclass(frozen=True)
 class Args:
     source: Annotated[str, tyro.conf.Positional]
-    """`digits`, or a folder of pictures."""
+    """`digits`, `photographs`, or a path or s3:// URI."""
     dest: Annotated[str, tyro.conf.Positional]
     """Where the data set goes: a directory or s3://bucket/key."""
-    resolution: int | None = None
-    """Centre-crop pictures and resize them to this many pixels; without it they must be square and alike."""
-    shards: int = 4
-    """Number of Parquet files."""
+    kind: str | None = None
+    """Say what SOURCE is instead of having it detected: folder, zip, cifar, idx, parquet, tar, npz."""
+    pictures: tyro.conf.OmitArgPrefixes[PictureOptions] = field(default_factory=PictureOptions)
+    split: str = "train"
+    """Which part of sources that have several (CIFAR, MNIST, Parquet folders); also the first word of file names."""
+    image_column: str | None = None
+    """Parquet column, npz array or tar extension that holds the pictures, when it is not plain."""
+    label_column: str | None = None
+    """Parquet column, npz array, JSON key or CIFAR table (fine_labels, coarse_labels) that holds the labels."""
+    unlabelled: bool = False
+    """Leave labels out."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """skip: leave out records that cannot be used; how many and which is said, and kept in the manifest."""
+    encoding: Literal["png", "raw"] = "png"
+    """png: what Hugging Face image data sets are; raw: plain pixels, larger and much faster to read."""
+    shards: int | None = None
+    """Exactly so many Parquet files; without it, files of about --shard-mib."""
+    shard_mib: float = 64.0
+    """Size of a Parquet file; small sets have 4 files all the same."""
+    crops: int = 10_000
+    """Number of crops of `photographs`."""
+    workers: int = 1
+    """More than 1: so many shards at a time as Ray tasks, on any node of the cluster."""
+    endpoint_url: str | None = None
+    """Endpoint of an S3-compatible store, like AWS_ENDPOINT_URL."""
 
 
 def run(args: Args) -> None:
-    if args.shards < 1:
-        raise InputError(f"--shards {args.shards}: give 1 or more")
-    if args.source == "digits":
-        for split, (images, labels) in split_digits().items():
-            uri = uris.join(args.dest, split)
-            names = [str(digit) for digit in range(10)]
-            _ready(uri) or write_dataset(
-                uri, images, labels, names, name=f"digits {split}", split=split, num_shards=args.shards
-            )
-            _describe(open_dataset(uri))
+    if args.workers < 1:
+        raise InputError(f"--workers {args.workers}: give 1 or more")
+    if args.endpoint_url is not None:
+        os.environ["AWS_ENDPOINT_URL"] = args.endpoint_url
+    kind = args.kind or detect_kind(args.source)
+    if kind == "digits":
+        for split in ("train", "heldout"):
+            _prepare(args, kind, split, uris.join(args.dest, split), f"digits {split}")
+    else:
+        _prepare(args, kind, args.split, args.dest, None)
+
+
+def _prepare(args: Args, kind: str, split: str, dest: str, name: str | None) -> None:
+    spec = SourceSpec(
+        uri=args.source if kind in BUILT_IN else uris.absolute(args.source),
+        kind=kind,
+        split=split,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        unlabelled=args.unlabelled,
+        resolution=args.pictures.resolution if kind == "photographs" else None,
+        crops=args.crops if kind == "photographs" else 0,
+    )
+    plan, notes = make_plan(
+        spec,
+        args.pictures,
+        on_error=args.on_error,
+        encoding=args.encoding,
+        shards=args.shards,
+        shard_mib=args.shard_mib,
+        name=name,
+    )
+    for note in notes:
+        say(f"{args.source}: {note}")
+    if is_complete(dest):
+        there = open_dataset(dest)
+        if there.source:
+            refuse_other(dest, there.source, plan)
+        say(f"{dest}: a data set is there already and is left as it is; delete it to write it anew")
+        _describe(there)
         return
-    if not Path(args.source).is_dir():
-        raise InputError(f"{args.source}: neither `digits` nor a folder of pictures")
-    if not _ready(args.dest):
-        images, labels, classes, paths = load_folder(args.source, args.resolution)
-        name = Path(args.source).absolute().name
-        write_dataset(args.dest, images, labels, classes, name=name, split="train", names=paths, num_shards=args.shards)
-    _describe(open_dataset(args.dest))
+    dest = uris.absolute(dest)
+    claim(dest, plan)
+    progress = Progress("records")
+    progress.update(0, plan.records)
+    if args.workers == 1:
+        _describe(prepare_here(dest, plan, progress.update))
+        return
+    from edm_ray.orchestration.prepare import prepare_on_ray
 
-
-def _ready(uri: str) -> bool:
-    """Whether a data set is there already; it is left as it is."""
-    if read_manifest(uri) is None:
-        return False
-    say(f"{uri}: a data set is there already and is left as it is; delete it to write it anew")
-    return True
+    _describe(prepare_on_ray(dest, plan, args.workers, progress.update))
 
 
 def _describe(dataset: DataSet) -> None:
@@ -69,3 +117,9 @@ def _describe(dataset: DataSet) -> None:
         f"{dataset.uri}: {dataset.rows:,} images of {dataset.resolution}x{dataset.resolution}x{dataset.channels}, "
         f"{classes}, {len(dataset.shards)} shards; standard deviation {std} (what sigma_data should be near)"
     )
+    if dataset.skipped.count:
+        say(f"{dataset.uri}: {dataset.skipped.count:,} records were skipped:")
+        for line in dataset.skipped.first[:10]:
+            say(f"  {line}")
+        if dataset.skipped.count > 10:
+            say(f"  ... the first {len(dataset.skipped.first)} are listed in {uris.join(dataset.uri, 'manifest.json')}")

@@ -125,7 +125,7 @@ def run(args: Args) -> None:
         real=None
         if real is None
         else {
-            "dataset": args.real or "",
+            "dataset": open_dataset(uris.absolute(args.real or "")).name,
             "n": str(real.n),
             "fid": f"{real.fid:.3f}",
             "se": f"{real.se:.3f}",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edm_ray.config.load import validate
-from edm_ray.config.presets import DataShape
+from edm_ray.config.shape import DataShape
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST, manifest_hash, read_manifest

@@ -1,17 +1,151 @@
-"""Write a data set: Parquet shards one at a time, the manifest last."""
+"""Write a data set: Parquet shards one at a time, the manifest last.
+
+A shard's entry carries integer counts (histogram of levels, rows of each class), so the manifest's statistics are exact
+whoever wrote the shards and in whatever order.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import errno
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from edm_ray.data.format import encode_png, schema, write_shard
-from edm_ray.data.manifest import KIND, DataSet, Shard, open_dataset
+from edm_ray.data.format import Labels, Pixels, encode, row_groups, schema, write_shard
+from edm_ray.data.manifest import KIND, DataSet, open_dataset
 from edm_ray.errors import InputError
-from edm_ray.storage.commit import commit
+from edm_ray.storage import uris
+from edm_ray.storage.commit import publish, sha256
+
+FIRST_SKIPPED = 100
+"""So many skipped records are kept by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """What is known of a written shard; plain JSON values."""
+
+    name: str
+    rows: int
+    """0: every record was skipped and there is no file."""
+    bytes: int
+    sha256: str
+    row_groups: list[dict[str, int]]
+    histogram: list[list[int]]
+    """Level counts of each channel, C x 256."""
+    class_counts: list[int]
+    skipped: int = 0
+    skipped_first: list[str]
+
+
+def shard_name(split: str, index: int, num_shards: int) -> str:
+    return f"{split}-{index:05d}-of-{num_shards:05d}.parquet"
+
+
+def build_shard(
+    name: str,
+    rows: Iterable[tuple[str, int, Pixels]],
+    class_names: Sequence[str],
+    shape: tuple[int, int, int],
+    encoding: str,
+) -> tuple[bytes, ShardEntry]:
+    """Rows of (name, label, uint8 [C, R, R]) -> the file's bytes and its entry. Memory: the encoded pictures."""
+    pictures: list[bytes] = []
+    names: list[str] = []
+    labels: list[int] = []
+    histogram = np.zeros((shape[0], 256), np.int64)
+    for row_name, label, pixels in rows:
+        assert pixels.shape == shape and pixels.dtype == np.uint8
+        histogram += np.stack([np.bincount(channel.ravel(), minlength=256) for channel in pixels])
+        pictures.append(encode(pixels, encoding))
+        names.append(row_name)
+        labels.append(label)
+    content = write_shard(pictures, names, labels, schema(class_names, encoding, shape)) if pictures else b""
+    return content, ShardEntry(
+        name=name,
+        rows=len(pictures),
+        bytes=len(content),
+        sha256=sha256(content),
+        row_groups=row_groups(content) if content else [],
+        histogram=histogram.tolist(),
+        class_counts=np.bincount(np.array(labels, np.int64), minlength=max(1, len(class_names))).tolist(),
+        skipped_first=[],
+    )
+
+
+@contextmanager
+def disk_full_is_said(uri: str, advice: str) -> Iterator[None]:
+    """ENOSPC or a quota as InputError. Nothing half-written stays: files appear whole or not at all."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"{uri}: no space left while writing; {advice}") from error
+
+
+def save_shard(uri: str, content: bytes, entry: ShardEntry) -> None:
+    if entry.rows:
+        path = uris.join(uri, entry.name)
+        with disk_full_is_said(path, "free some and run the same command again: finished shards are kept"):
+            uris.write_bytes(path, content)
+
+
+def publish_dataset(
+    uri: str,
+    entries: Sequence[ShardEntry],
+    class_names: Sequence[str],
+    shape: tuple[int, int, int],
+    *,
+    name: str,
+    split: str,
+    encoding: str,
+    source: Mapping[str, Any] | None = None,
+) -> DataSet:
+    """Write the manifest over shards that are all there. Raises InputError when no row is left."""
+    kept = [entry for entry in entries if entry.rows]
+    skipped = [line for entry in entries for line in entry.skipped_first]
+    if not kept:
+        raise InputError(f"{uri}: not one record could be used; the first: {skipped[0] if skipped else 'none'}")
+    first_rows = [0, *itertools.accumulate(entry.rows for entry in kept)]
+    mean, std = level_statistics(np.sum([entry.histogram for entry in kept], axis=0))
+    facts: dict[str, Any] = {
+        "kind": KIND,
+        "name": name,
+        "split": split,
+        "encoding": encoding,
+        "rows": first_rows[-1],
+        "resolution": shape[1],
+        "channels": shape[0],
+        "class_names": list(class_names),
+        "class_counts": np.sum([entry.class_counts for entry in kept], axis=0).tolist(),
+        "mean": mean,
+        "std": std,
+        "shards": [
+            {"name": entry.name, "first_row": first, "rows": entry.rows, "row_groups": entry.row_groups}
+            for entry, first in zip(kept, first_rows)
+        ],
+        "skipped": {"count": sum(entry.skipped for entry in entries), "first": skipped[:FIRST_SKIPPED]},
+    }
+    if source is not None:
+        facts["source"] = dict(source)
+    files = {entry.name: {"bytes": entry.bytes, "sha256": entry.sha256} for entry in kept}
+    with disk_full_is_said(uri, "free some and run the same command again: finished shards are kept"):
+        publish(uri, files, **facts)
+    return open_dataset(uri)
+
+
+def level_statistics(histogram: Labels) -> tuple[list[float], list[float]]:
+    """Counts of levels [C, 256] -> mean and standard deviation of each channel in [-1, 1], to 6 digits."""
+    levels = np.arange(256) / 127.5 - 1.0
+    count = histogram.sum(axis=1)
+    mean = histogram @ levels / count
+    std = np.sqrt(np.maximum(histogram @ levels**2 / count - mean**2, 0.0))
+    return [round(float(v), 6) for v in mean], [round(float(v), 6) for v in std]
 
 
 def write_dataset(
@@ -24,8 +158,9 @@ def write_dataset(
     split: str,
     names: Sequence[str] | None = None,
     num_shards: int = 4,
+    encoding: str = "png",
 ) -> DataSet:
-    """Commit a data set at ``uri``.
+    """Commit a data set that lies in memory at ``uri``.
 
     images: uint8 [N, C, H, W], square, C = 1 or 3. labels: int64 [N] in [0, number of classes); all 0 without classes.
     Files are ``{split}-00000-of-000NN.parquet``. The bytes depend on the arguments alone.
@@ -38,39 +173,24 @@ def write_dataset(
     top = max(1, len(class_names))
     if labels.shape != (rows,) or labels.min() < 0 or labels.max() >= top:
         raise InputError(f"{uri}: labels must be {rows} numbers in 0..{top - 1}, got {labels.min()}..{labels.max()}")
-    num_shards = min(num_shards, rows)
-    edges = [rows * i // num_shards for i in range(num_shards + 1)]
-    shards = tuple(
-        Shard(name=f"{split}-{i:05d}-of-{num_shards:05d}.parquet", first_row=low, rows=high - low)
-        for i, (low, high) in enumerate(itertools.pairwise(edges))
-    )
-    arrow_schema = schema(class_names)
     names = names if names is not None else [f"{i:08d}.png" for i in range(rows)]
-
-    def files() -> Iterator[tuple[str, bytes]]:
-        for shard in shards:
-            part = slice(shard.first_row, shard.first_row + shard.rows)
-            pictures = [encode_png(pixels) for pixels in images[part]]
-            yield shard.name, write_shard(pictures, names[part], labels[part].tolist(), arrow_schema)
-
-    # Integer sums: exact, so the manifest's numbers do not depend on how they were added up.
-    values = images.transpose(1, 0, 2, 3).reshape(channels, -1)
-    count = values.shape[1]
-    histogram = np.stack([np.bincount(channel, minlength=256) for channel in values])
-    levels = np.arange(256) / 127.5 - 1.0
-    mean = histogram @ levels / count
-    std = np.sqrt(np.maximum(histogram @ levels**2 / count - mean**2, 0.0))
-    commit(
-        uri,
-        files(),
-        kind=KIND,
-        name=name,
-        rows=rows,
-        resolution=height,
-        channels=channels,
-        class_names=list(class_names),
-        mean=[round(float(v), 6) for v in mean],
-        std=[round(float(v), 6) for v in std],
-        shards=[dataclasses.asdict(shard) for shard in shards],
+    num_shards = min(num_shards, rows)
+    entries = []
+    for index, (low, high) in enumerate(itertools.pairwise(shard_edges(rows, num_shards))):
+        content, entry = build_shard(
+            shard_name(split, index, num_shards),
+            zip(names[low:high], labels[low:high].tolist(), images[low:high]),
+            class_names,
+            (channels, height, width),
+            encoding,
+        )
+        save_shard(uri, content, entry)
+        entries.append(entry)
+    return publish_dataset(
+        uri, entries, class_names, (channels, height, width), name=name, split=split, encoding=encoding
     )
-    return open_dataset(uri)
+
+
+def shard_edges(rows: int, num_shards: int) -> list[int]:
+    """Shard i holds rows edges[i] .. edges[i + 1]; sizes differ by one at most."""
+    return [rows * i // num_shards for i in range(num_shards + 1)]

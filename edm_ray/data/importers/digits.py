@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from edm_ray.data.importers.source import Record, SourceSpec, fingerprint
+from edm_ray.errors import InputError
+
 NUM_HELD_OUT = 500
 
 
@@ -33,3 +36,23 @@ def split_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     flip = np.flatnonzero(held_out)[:surplus] if surplus > 0 else np.flatnonzero(~held_out)[: -surplus or 0]
     held_out[flip] = surplus < 0
     return {"train": (images[~held_out], labels[~held_out]), "heldout": (images[held_out], labels[held_out])}
+
+
+class Digits:
+    """One split of the digits as a source."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, spec: SourceSpec) -> None:
+        splits = split_digits()
+        if spec.split not in splits:
+            raise InputError(f"--split {spec.split}: digits have {' and '.join(splits)}")
+        self.images, self.labels = splits[spec.split]
+        self.class_names: tuple[str, ...] = () if spec.unlabelled else tuple(str(digit) for digit in range(10))
+        self.fingerprint = fingerprint("digits", spec.split)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def record(self, index: int) -> Record:
+        return Record(f"{index:08d}.png", int(self.labels[index]) if self.class_names else 0, self.images[index])
