@@ -1,0 +1,263 @@
+"""Prepare a data set from a source, shard by shard: planned once, restartable, the same bytes however it is run.
+
+A plan fixes everything that decides the bytes: the source and its fingerprint, what becomes of pictures, the shape,
+the number of shards. Shard i then depends on (plan, i) alone. While it is under way ``DEST/.prepare/`` holds the plan
+and an entry for each shard that is done; the manifest comes last, and `.prepare` goes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from edm_ray.config.load import validate
+from edm_ray.data.format import ENCODINGS, Pixels, encode
+from edm_ray.data.importers.detect import open_source
+from edm_ray.data.importers.pictures import PictureOptions, to_pixels
+from edm_ray.data.importers.source import Record, RecordError, Source, SourceSpec, check_label
+from edm_ray.data.manifest import DataSet
+from edm_ray.data.write import (
+    FIRST_SKIPPED,
+    ShardEntry,
+    build_shard,
+    disk_full_is_said,
+    publish_dataset,
+    save_shard,
+    shard_edges,
+    shard_name,
+)
+from edm_ray.errors import InputError
+from edm_ray.storage import uris
+from edm_ray.storage.commit import read_manifest, sha256
+
+SIDECAR = ".prepare"
+PROBED = 32
+MIN_SHARDS = 4
+"""Small data sets too are cut into so many, so that workers can share them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    source: SourceSpec
+    pictures: PictureOptions
+    on_error: Literal["raise", "skip"]
+    encoding: str
+    name: str
+    records: int
+    num_shards: int
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    """(C, R, R), of the first usable picture."""
+    first: str
+    """That picture's name."""
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+
+_open: dict[tuple[SourceSpec, str], Source] = {}
+"""The source of the last plan, by its fingerprint too: a worker process lives longer than one `prepare`."""
+
+
+def _opened(plan: Plan) -> Source:
+    key = (plan.source, plan.fingerprint)
+    if key not in _open:
+        source = open_source(plan.source)
+        if source.fingerprint != plan.fingerprint or len(source) != plan.records:
+            raise InputError(f"{plan.source.uri}: changed since it was planned with; prepare it anew, in another place")
+        _open.clear()
+        _open[key] = source
+    return _open[key]
+
+
+def make_plan(
+    spec: SourceSpec,
+    pictures: PictureOptions,
+    *,
+    on_error: Literal["raise", "skip"] = "raise",
+    encoding: str = "png",
+    shards: int | None = None,
+    shard_mib: float = 64.0,
+    name: str | None = None,
+) -> tuple[Plan, tuple[str, ...]]:
+    """List the source, look at up to PROBED of its pictures, and decide shape and number of shards.
+
+    shards: exactly so many; else as many as make files of about ``shard_mib``, and MIN_SHARDS at least.
+    Returns the plan and the source's notes.
+    """
+    if encoding not in ENCODINGS:
+        raise InputError(f"--encoding {encoding}: give {' or '.join(ENCODINGS)}")
+    if shards is not None and shards < 1:
+        raise InputError(f"--shards {shards}: give 1 or more")
+    if not 0 < shard_mib <= 1024:
+        raise InputError(f"--shard-mib {shard_mib}: give more than 0 and at most 1024")
+    pictures.check()
+    source = open_source(spec)
+    if len(source) == 0:
+        raise InputError(f"{spec.uri}: holds no records")
+    shape, first, row_bytes = _probe(source, pictures, on_error, encoding, spec.uri)
+    if shards is None:
+        shards = max(MIN_SHARDS, round(len(source) * row_bytes / (shard_mib * 2**20)))
+    plan = Plan(
+        source=spec,
+        pictures=pictures,
+        on_error=on_error,
+        encoding=encoding,
+        name=name or spec.uri.rstrip("/").rsplit("/", 1)[-1],
+        records=len(source),
+        num_shards=min(shards, len(source)),
+        class_names=source.class_names,
+        shape=shape,
+        first=first,
+        fingerprint=source.fingerprint,
+    )
+    _open.clear()
+    _open[spec, source.fingerprint] = source
+    return plan, source.notes
+
+
+def _probe(
+    source: Source, pictures: PictureOptions, on_error: str, encoding: str, where: str
+) -> tuple[tuple[int, int, int], str, float]:
+    """Shape and name of the first usable picture (among those looked at), and the mean bytes of an encoded one."""
+    shape, first, sizes, reasons = None, "", [], []
+    for index in np.unique(np.linspace(0, len(source) - 1, PROBED).astype(int)).tolist():
+        try:
+            record = source.record(index)
+            pixels = to_pixels(record, pictures)
+        except RecordError as error:
+            if on_error == "raise":
+                raise InputError(f"{where}: {error}") from error
+            reasons.append(str(error))
+            continue
+        if shape is None:
+            shape, first = pixels.shape, record.name
+        sizes.append(len(encode(pixels, encoding)) + len(record.name) + 16)
+    if shape is None:
+        raise InputError(f"{where}: none of {len(reasons)} pictures looked at can be used; the first: {reasons[0]}")
+    return (shape[0], shape[1], shape[2]), first, float(np.mean(sizes))
+
+
+def claim(dest: str, plan: Plan) -> None:
+    """Make ``dest`` the place of this plan. Raises InputError when it holds another one (the differences are named), or
+    anything that `prepare` did not put there."""
+    path = uris.join(dest, SIDECAR, "plan.json")
+    if uris.exists(path):
+        refuse_other(dest, json.loads(uris.read_bytes(path)), plan)
+        return
+    if found := uris.list_names(dest):
+        raise InputError(
+            f"{dest}: is not empty and was not begun by `edm-ray prepare` (found {', '.join(found[:4])}); "
+            "choose another place"
+        )
+    with disk_full_is_said(dest, "free some and run the same command again"):
+        uris.write_bytes(path, json.dumps(plan.to_json(), indent=1).encode())
+
+
+def is_complete(dest: str) -> bool:
+    return read_manifest(dest) is not None
+
+
+def refuse_other(dest: str, old: dict[str, Any], plan: Plan) -> None:
+    """Raises InputError with what differs when ``dest`` is of another plan than this one."""
+    before, now = _flat(old), _flat(plan.to_json())
+    changed = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
+    # What was asked for says more than what follows from it.
+    asked = [key for key in changed if key.startswith(("source.", "pictures.", "encoding", "on_error"))] or changed
+    if changed:
+        what = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in asked[:4])
+        raise InputError(
+            f"{dest}: was prepared from another source or with other options; what differs: {what}. "
+            "Choose another place, or delete that one"
+        )
+
+
+def _flat(plan: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in plan.items():
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def prepare_shard(dest: str, plan: Plan, index: int) -> ShardEntry:
+    """Shard ``index`` of the plan: taken as it is when its entry and file agree, written otherwise."""
+    entry_path = uris.join(dest, SIDECAR, f"{index:05d}.json")
+    if (done := _finished(dest, entry_path)) is not None:
+        return done
+    source = _opened(plan)
+    edges = shard_edges(plan.records, plan.num_shards)
+    skipped: list[str] = []
+    rows = _rows(source, plan, edges[index], edges[index + 1], skipped)
+    name = shard_name(plan.source.split, index, plan.num_shards)
+    content, entry = build_shard(name, rows, plan.class_names, plan.shape, plan.encoding)
+    entry = dataclasses.replace(entry, skipped=len(skipped), skipped_first=skipped[:FIRST_SKIPPED])
+    save_shard(dest, content, entry)
+    with disk_full_is_said(entry_path, "free some and run the same command again: finished shards are kept"):
+        uris.write_bytes(entry_path, json.dumps(dataclasses.asdict(entry)).encode())
+    return entry
+
+
+def _finished(dest: str, entry_path: str) -> ShardEntry | None:
+    """The entry of a shard that is done and whose file is still what was written; else None."""
+    if not uris.exists(entry_path):
+        return None
+    try:
+        entry = validate(ShardEntry, json.loads(uris.read_bytes(entry_path)), entry_path)
+        content = uris.read_bytes(uris.join(dest, entry.name)) if entry.rows else b""
+    except (InputError, ValueError):
+        return None
+    return entry if len(content) == entry.bytes and sha256(content) == entry.sha256 else None
+
+
+def _rows(source: Source, plan: Plan, start: int, stop: int, skipped: list[str]) -> Iterator[tuple[str, int, Pixels]]:
+    for index in range(start, stop):
+        try:
+            record = source.record(index)
+            yield record.name, check_label(record.label, plan.class_names, record.name), _fitting(record, plan)
+        except RecordError as error:
+            if plan.on_error == "raise":
+                raise InputError(f"{plan.source.uri}: {error}") from error
+            skipped.append(str(error))
+
+
+def _fitting(record: Record, plan: Plan) -> Pixels:
+    pixels = to_pixels(record, plan.pictures)
+    if pixels.shape != plan.shape:
+        fix = "--mode rgb or grey" if pixels.shape[0] != plan.shape[0] else "--resolution R to crop and resize"
+        raise RecordError(
+            f"{record.name}: {pixels.shape} (channels, height, width), {plan.first} has {plan.shape}; give {fix}"
+        )
+    return pixels
+
+
+def finish(dest: str, plan: Plan, entries: list[ShardEntry]) -> DataSet:
+    """The manifest, over all entries in the order of their shards; then the sidecar goes."""
+    dataset = publish_dataset(
+        dest,
+        entries,
+        plan.class_names,
+        plan.shape,
+        name=plan.name,
+        split=plan.source.split,
+        encoding=plan.encoding,
+        source=plan.to_json(),
+    )
+    uris.delete_directory(uris.join(dest, SIDECAR))
+    return dataset
+
+
+def prepare_here(dest: str, plan: Plan, on_shard: Callable[[int, int], None]) -> DataSet:
+    """All shards in this process, one after the other; ``on_shard(records done, records)``."""
+    entries = []
+    edges = shard_edges(plan.records, plan.num_shards)
+    for index in range(plan.num_shards):
+        entries.append(prepare_shard(dest, plan, index))
+        on_shard(edges[index + 1], plan.records)
+    return finish(dest, plan, entries)
