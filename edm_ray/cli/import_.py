@@ -1,10 +1,13 @@
 """Turn a network file of the official EDM code into a model directory, or a model into a diffusers-style folder.
 
-Nothing in the file is executed. Official weights are under CC BY-NC-SA 4.0: mind it."""
+Nothing in the file is executed. Official weights are under CC BY-NC-SA 4.0: mind it. An FID reference (.npz with mu
+and sigma) becomes a reference directory."""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -24,7 +27,7 @@ FORMATS = ("model", "diffusers")
 @dataclass(frozen=True)
 class Args:
     source: Annotated[str, tyro.conf.Positional]
-    """network-snapshot-*.pkl or training-state-*.pt: a path, s3:// or https://. A model directory for diffusers."""
+    """A .pkl snapshot, .pt training state or .npz FID reference (path, s3:// or https://); or a model directory."""
     out: Annotated[str, tyro.conf.Positional]
     """Directory or s3:// URI to write."""
     key: str = "ema"
@@ -33,6 +36,10 @@ class Args:
     """What the file's sha256 must be."""
     format: str = "model"
     """model (what every command here takes) or diffusers (for use without this package)."""
+    extractor: str = "inception"
+    """FID references only: the extractor they are of."""
+    weights: str | None = None
+    """FID references only: the extractor's weights, kept beside the moments. A path or s3:// URI."""
 
 
 def run(args: Args) -> None:
@@ -40,6 +47,11 @@ def run(args: Args) -> None:
         raise InputError(f"--format {args.format}: give {' or '.join(FORMATS)}")
     out = uris.absolute(args.out)
     check_free(out)
+    if args.source.partition("?")[0].endswith(".npz"):
+        import_reference(args, out)
+        return
+    if args.weights is not None:
+        raise InputError("--weights belongs to FID references (.npz); leave it out")
     imported = read_source(args)
     if args.format == "model":
         save_model(out, imported.config, imported.state, imported.facts)
@@ -61,9 +73,30 @@ def check_free(out: str) -> None:
     """Nothing is overwritten, and a half-written import is written again."""
     if read_manifest(out) is not None:
         raise InputError(f"{out}: holds something already; choose another OUT")
-    known = {"config.json", "model.safetensors", "README.md", "unet"}
+    known = {"config.json", "model.safetensors", "README.md", "unet", "moments.safetensors", "extractor-weights"}
     if found := [name for name in uris.list_names(out) if name not in known]:
         raise InputError(f"{out}: is not empty (found {', '.join(found[:4])}); choose another OUT")
+
+
+def import_reference(args: Args, out: str) -> None:
+    """A published mean and covariance -> a reference directory with the extractor's weights."""
+    from edm_ray.evaluation.features import load_extractor
+    from edm_ray.evaluation.reference import commit_given
+    from edm_ray.interop.fid_reference import MAX_BYTES, read_fid_npz
+    from edm_ray.interop.source import fetch
+
+    file = fetch(args.source, args.sha256, MAX_BYTES)
+    mean, covariance = read_fid_npz(file.content, file.name)
+    if args.weights is None:
+        load_extractor(args.extractor, None)  # says which weights are needed
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights"
+        path.write_bytes(uris.read_bytes(args.weights))
+        extractor = load_extractor(args.extractor, path)
+        commit_given(out, mean, covariance, file.name.removesuffix(".npz"), file.sha256, extractor, path.read_bytes())
+    say(f"{out}: {len(mean)} features of {file.name}, extractor {args.extractor}")
+    say("  FIDs against it are as good as the agreement of this extractor with the one that made the file")
 
 
 def read_source(args: Args) -> Imported:

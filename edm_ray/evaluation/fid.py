@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edm_ray.errors import InputError
+from edm_ray.evaluation.given import GivenMoments
 from edm_ray.evaluation.moments import Array, Moments
 
 
 class FidReference:
     """Reference moments with the square root of their covariance, worked out once."""
 
-    def __init__(self, moments: Moments) -> None:
+    def __init__(self, moments: Moments | GivenMoments) -> None:
         self.moments = moments
         self.mean, covariance = moments.mean, moments.covariance
         values, vectors = np.linalg.eigh(covariance)

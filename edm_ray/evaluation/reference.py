@@ -15,7 +15,8 @@ from edm_ray.data.reader import Pixels
 from edm_ray.errors import InputError
 from edm_ray.evaluation.features import Extractor, load_extractor
 from edm_ray.evaluation.fid import FidEstimate, FidReference, group_moments, jackknife_fid
-from edm_ray.evaluation.moments import Moments
+from edm_ray.evaluation.given import GivenMoments
+from edm_ray.evaluation.moments import Array, Moments
 from edm_ray.storage import uris
 from edm_ray.storage.commit import commit, read_file, read_manifest
 
@@ -27,14 +28,15 @@ _MOMENTS, _WEIGHTS = "moments.safetensors", "extractor-weights"
 class Reference:
     """What FIDs are measured against."""
 
-    moments: Moments
+    moments: Moments | GivenMoments
     dataset: str
     dataset_hash: str
     extractor_name: str
     weights_sha256: str
 
     def describe(self) -> str:
-        return f"{self.dataset} (n={self.moments.n}), extractor {self.extractor_name}"
+        images = f"n={self.moments.n}" if isinstance(self.moments, Moments) else self.moments.images
+        return f"{self.dataset} ({images}), extractor {self.extractor_name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,28 @@ def commit_reference(uri: str, moments: Moments, dataset: DataSet, extractor: Ex
     )
 
 
+def commit_given(
+    uri: str, mean: Array, covariance: Array, name: str, file_sha256: str, extractor: Extractor, weights: bytes
+) -> None:
+    """Write a reference directory from a published mean [d] and covariance [d, d], said to be of this extractor."""
+    if len(mean) != extractor.dim:
+        raise InputError(f"{name}: {len(mean)} features, extractor {extractor.name} has {extractor.dim}")
+    moments = GivenMoments(
+        mean=mean, covariance=covariance, extractor=extractor.identity, scale_bits=extractor.scale_bits
+    )
+    commit(
+        uri,
+        [(_MOMENTS, moments.to_bytes()), (_WEIGHTS, weights)],
+        kind=KIND,
+        dataset=name,
+        dataset_hash=file_sha256,
+        n=None,
+        extractor=extractor.name,
+        weights_sha256=extractor.weights_sha256,
+        given={"extractor": moments.extractor, "scale_bits": moments.scale_bits},
+    )
+
+
 def open_reference(uri: str) -> tuple[Reference, ExtractorSpec]:
     """Read and check a reference directory. Raises InputError when there is none or its parts do not match."""
     manifest = read_manifest(uri)
@@ -74,7 +98,12 @@ def open_reference(uri: str) -> tuple[Reference, ExtractorSpec]:
         raise InputError(f"{uri}: no reference there; make one with: edm-ray reference --data DATASET --out {uri}")
     if manifest.get("kind") != KIND:
         raise InputError(f"{uri}: holds {manifest.get('kind', 'something else')!r}, not a reference")
-    moments = Moments.from_bytes(read_file(uri, _MOMENTS, manifest), uris.join(uri, _MOMENTS))
+    content, where = read_file(uri, _MOMENTS, manifest), uris.join(uri, _MOMENTS)
+    moments: Moments | GivenMoments
+    if given := manifest.get("given"):
+        moments = GivenMoments.from_bytes(content, where, given["extractor"], given["scale_bits"])
+    else:
+        moments = Moments.from_bytes(content, where)
     reference = Reference(
         moments=moments,
         dataset=manifest["dataset"],

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from edm_ray.config.presets import PRESETS
+from edm_ray.config.schema import DenoiserConfig, NetworkConfig
+from edm_ray.networks.build import build_denoiser
+from edm_ray.networks.cost import network_cost
+
+TINY = DenoiserConfig(
+    network=NetworkConfig(img_resolution=8, model_channels=16, channel_mult=(1, 2), num_blocks=1, attn_resolutions=())
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("cifar10-uncond-vp-a", 61_804_419),
+        ("cifar10-uncond-ve-a", 62_758_787),
+        ("cifar10-uncond-vp-f", 55_733_891),
+        ("cifar10-cond-vp-f", 55_735_299),
+        ("cifar10-uncond-ve-f", 56_397_827),
+        ("ffhq64-vp-f", 61_805_571),
+        ("afhqv2-64-ve-f", 62_761_091),
+        ("imagenet64-adm", 295_899_267),
+    ],
+)
+def test_the_recipes_have_the_papers_parameter_counts(name, parameters):
+    entry = PRESETS[name]
+    with torch.device("meta"):
+        denoiser = build_denoiser(entry.make(entry.example).denoiser)
+    assert sum(parameter.numel() for parameter in denoiser.parameters()) == parameters
+
+
+def test_multiply_adds_are_those_of_the_layers_by_hand():
+    denoiser, total = build_denoiser(TINY), 0
+
+    def count(module, args, output):
+        nonlocal total
+        total += output.shape[-1] * output.shape[-2] * module.weight.numel()
+
+    def count_linear(module, args, output):
+        nonlocal total
+        total += module.weight.numel()
+
+    for module in denoiser.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim == 4:
+            module.register_forward_hook(count)
+        elif isinstance(weight, nn.Parameter) and weight.ndim == 2:
+            module.register_forward_hook(count_linear)
+    denoiser(torch.zeros(1, 3, 8, 8), torch.ones(1))
+    # 1x1 convolutions before a doubling run at a quarter of their output's size: the hooks see the larger one.
+    cost = network_cost(TINY)
+    assert cost.parameters == sum(parameter.numel() for parameter in denoiser.parameters())
+    assert 0.95 * total <= cost.forward_macs <= total
+
+
+def test_saved_activations_are_what_autograd_holds_for_a_real_image():
+    denoiser = build_denoiser(TINY).train()
+    own = {parameter.untyped_storage().data_ptr() for parameter in denoiser.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        denoiser(torch.zeros(1, 3, 8, 8), torch.ones(1))
+    real = sum(storage.nbytes() for storage in kept.values())
+    assert network_cost(TINY).saved_bytes == pytest.approx(real, rel=0.02)
