@@ -161,7 +161,7 @@ class AugmentConfig:
     """Non-leaky augmentation: geometric transforms that the network is told of by 9 labels (appendix F.2)."""
 
     probability: float = 0.0
-    """Of each transform; 0 = none. The paper: 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQv2. Needs network.augment_dim=9."""
+    """Of each transform; 0 = none. The paper: 0.12 for CIFAR-10, 0.15 at 64x64. Needs network.augment_dim=9."""
 
     def __post_init__(self) -> None:
         require(0.0 <= self.probability <= 1.0, "augment.probability", self.probability, "0 (none) to 1")

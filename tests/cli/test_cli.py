@@ -102,3 +102,11 @@ def test_jobs_are_the_commands():
         done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True)
         assert done.returncode == 0 and f"edm-ray {path.stem}" in done.stdout
         assert len(path.read_text().splitlines()) <= 25
+
+
+def test_a_preset_is_shown_with_what_it_changes_and_the_source_of_every_number(capsys):
+    assert main(["presets", "cifar10-cond-vp-d"]) == 0
+    text = capsys.readouterr().out
+    assert "changes cifar10-cond-vp-c:\n    denoiser.preconditioning.kind: 'vp' -> 'edm'\n" in text
+    assert "V100 hours (assumed:" in text and "GiB a worker (computed:" in text
+    assert "did you mean 'cifar10-cond-vp-d'" in _error(capsys, "presets", "cifar10-cond-vpd")
