@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import pickle
+import random
 import struct
 import time
 import tracemalloc
@@ -22,6 +23,8 @@ import torch
 from edm_ray.errors import InputError
 from edm_ray.interop import import_pickle
 from edm_ray.interop.containers import read_network_file
+from edm_ray.interop.inert import allowed_globals
+from edm_ray.interop.pickles import Budget
 from tests.interop.foreign import (
     CASES,
     IMAGES,
@@ -379,3 +382,52 @@ def test_an_archive_whose_list_of_files_is_too_long_is_refused_before_it_is_read
     monkeypatch.setattr("zipfile.ZipFile", None)
     with pytest.raises(InputError, match="list of files"):
         read_network_file(content, "x")
+
+
+def outcome(content: bytes, tmp_path: Path) -> str:
+    (tmp_path / "fuzzed").write_bytes(content)
+    try:
+        import_pickle(str(tmp_path / "fuzzed"))
+    except InputError as error:
+        assert str(error).isprintable() and len(str(error)) < 700
+        return "refused"
+    return "read"
+
+
+def test_random_damage_is_refused_or_harmless_and_never_another_error(tmp_path: Path) -> None:
+    content, rng = snapshot("vp", source_denoiser("vp")), random.Random(0)
+    seen = set()
+    for _ in range(40):
+        damaged, at = bytearray(content), rng.randrange(len(content))
+        if rng.random() < 0.5:
+            damaged[at] ^= 1 << rng.randrange(8)
+        else:
+            damaged[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
+        seen.add(outcome(bytes(damaged), tmp_path))
+    assert seen == {"refused", "read"}  # weights that changed are for sha256 to notice
+
+
+def test_random_programs_of_allowed_globals_are_refused_and_never_another_error(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    names = [f"c{module}\n{name}\n".encode() for module, name in allowed_globals(Budget(1, 1))]
+    values = [b"K\x01", b"N", b"\x88", b"X\x02\x00\x00\x00f8", b"C\x08" + bytes(8), b"]", b"}", b"\x8f", b")", b"("]
+    actions = [
+        b"R",
+        b"b",
+        b"\x81",
+        b"t",
+        b"\x85",
+        b"\x86",
+        b"a",
+        b"e",
+        b"s",
+        b"u",
+        b"\x90",
+        b"0",
+        b"\x94",
+        b"h\x00",
+        b"Q",
+    ]
+    for _ in range(1500):
+        body = b"".join(rng.choice(rng.choice((names, values, actions))) for _ in range(rng.randrange(1, 25)))
+        assert outcome(b"\x80\x04}X\x03\x00\x00\x00ema" + body + b"s.", tmp_path) == "refused"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,9 @@ import torch
 
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.interop import import_pickle
-from tests.interop.foreign import CASES, canary_source, snapshot, source_denoiser, training_state
+from edm_ray.interop.inert import TensorRecord, load_from_bytes
+from edm_ray.interop.pickles import Budget
+from tests.interop.foreign import CASES, canary_source, foreign_modules, snapshot, source_denoiser, training_state
 
 
 def equal_denoisers(one: torch.nn.Module, other: torch.nn.Module, case: str) -> bool:
@@ -50,6 +55,29 @@ def test_a_training_state_comes_in_through_its_zip_container(tmp_path: Path, cas
     imported = import_pickle(str(path), key="net")
     assert all(torch.equal(imported.state[name], tensor) for name, tensor in source.state_dict().items())
     assert equal_denoisers(imported.denoiser(), source, case) and not canary.exists()
+
+
+def test_the_canary_would_sing_where_the_file_is_unpickled(tmp_path: Path) -> None:
+    """What the official loader does with the source text in the file; so the tests above can fail."""
+    source, canary = source_denoiser("vp"), tmp_path / "canary"
+    content = snapshot("vp", source, canary_source(canary))
+    with foreign_modules():
+        module = sys.modules["torch_utils.persistence"]
+        module._reconstruct_persistent_obj.__code__ = (lambda meta: exec(meta["module_src"], {})).__code__
+        pickle.loads(content)
+    assert canary.exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool"])
+def test_a_storage_is_read_as_torch_reads_it(dtype: str) -> None:
+    tensor = (torch.arange(-5, 12) % 7).to(getattr(torch, dtype))
+    stream = io.BytesIO()
+    torch.save(tensor._typed_storage(), stream, _use_new_zipfile_serialization=False)
+    content = stream.getvalue()
+    expected = torch.load(io.BytesIO(content), weights_only=True)
+    storage = load_from_bytes(content, Budget(1000, 0))
+    assert (storage.dtype, storage.numel) == (expected.dtype, len(expected))
+    assert torch.equal(TensorRecord(storage, 0, (17,), (1,)).tensor(), tensor)
 
 
 def test_tensors_saved_on_a_gpu_come_in_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
