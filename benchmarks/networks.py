@@ -177,8 +177,9 @@ def run_case(case: str, rounds: int) -> None:
             steps[name]()
             if turn > 0:  # the first round warms up
                 times[name].append(time.perf_counter() - began)
-    print(f"\n{case}: {config.model_channels} channels x {config.channel_mult}, {config.img_resolution}x"
-          f"{config.img_resolution}, batch {batch}, {torch.get_num_threads()} threads, fp32, {rounds} rounds\n")  # fmt: skip
+    size, threads = config.img_resolution, torch.get_num_threads()
+    print(f"\n{case}: {config.model_channels} channels x {config.channel_mult}, {size}x{size}, batch {batch}, ", end="")
+    print(f"{threads} threads, fp32, {rounds} rounds\n")
     print("| what | ms an image (quartiles) | GMAC an image | ms a GMAC | x floor |")
     print("|---|---|---|---|---|")
     base = statistics.median(times[floor_name])
