@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from edm_ray.interop import from_official
+from edm_ray.interop.official import WRAPPERS
 from edm_ray.networks.block import UNetBlock
 from edm_ray.networks.layers import Dropout, LabelDropout
 
@@ -136,7 +137,7 @@ def foreign(module: nn.Module, class_name: str, module_src: str, **extra: Any) -
 
 def foreign_network(case: str, denoiser: nn.Module, module_src: str = "", **extra: Any) -> Any:
     class_name, kwargs = CASES[case]
-    model_type = kwargs.get("model_type", "SongUNet")
+    model_type = kwargs.get("model_type", WRAPPERS[class_name]["model_type"])
     network = foreign(denoiser, class_name, module_src, _init_kwargs=kwargs, **IMAGES, **extra)
     network.meta["state"]["_modules"]["model"].meta["class_name"] = model_type
     return network
