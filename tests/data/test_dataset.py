@@ -5,11 +5,9 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from edm_ray.data.codec import decode, encode
 from edm_ray.data.importers.digits import load_digits, split_digits
-from edm_ray.data.importers.folder import load_folder
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import Pixels
 from edm_ray.data.write import write_dataset
@@ -88,36 +86,6 @@ def test_pixels_survive_the_codec_exactly():
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(encode(decode(levels)), levels)
     assert encode(torch.tensor([-5.0, 5.0])).tolist() == [0, 255]
-
-
-def _picture(path, size=(6, 4), mode="RGB", value=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, value).save(path)
-
-
-def test_subfolders_become_classes_and_pictures_are_cropped_and_resized(tmp_path):
-    _picture(tmp_path / "cat" / "1.png")
-    _picture(tmp_path / "ant" / "2.png", size=(8, 8))
-    images, labels, classes, names = load_folder(str(tmp_path), 4)
-    assert images.shape == (2, 3, 4, 4) and classes == ["ant", "cat"] and labels.tolist() == [0, 1]
-    assert names == ["ant/2.png", "cat/1.png"]
-
-
-@pytest.mark.parametrize(
-    ("make", "says"),
-    [
-        (lambda p: None, "no pictures"),
-        (lambda p: _picture(p / "a.png"), "is not square"),
-        (lambda p: (_picture(p / "a.png", (4, 4)), _picture(p / "b.png", (8, 8))), r"b\.png: \(3, 8, 8\)"),
-        (lambda p: _picture(p / "a.png", (4, 4), "RGBA"), "mode RGBA"),
-        (lambda p: (p / "a.png").write_bytes(b"no"), "not a readable picture"),
-        (lambda p: (_picture(p / "a.png"), _picture(p / "c" / "b.png")), "beside class folders"),
-    ],
-)
-def test_a_folder_that_cannot_be_used_names_the_file_and_the_fix(tmp_path, make, says):
-    make(tmp_path)
-    with pytest.raises(InputError, match=says):
-        load_folder(str(tmp_path), None)
 
 
 def test_integrity_errors_are_input_errors():

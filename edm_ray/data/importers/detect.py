@@ -4,13 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from edm_ray.data.importers import tar
+from edm_ray.data.importers.cifar import Cifar
 from edm_ray.data.importers.digits import Digits
+from edm_ray.data.importers.files import is_folder, list_tree
+from edm_ray.data.importers.folder import Folder
+from edm_ray.data.importers.idx import IMAGES, Idx
+from edm_ray.data.importers.listing import is_picture
+from edm_ray.data.importers.npz import Npz
+from edm_ray.data.importers.parquet import Parquet
 from edm_ray.data.importers.photographs import Photographs
-from edm_ray.data.importers.source import Source, SourceSpec
+from edm_ray.data.importers.source import PICTURE_SUFFIXES, Source, SourceSpec
+from edm_ray.data.importers.zipped import Zip
 from edm_ray.errors import InputError, nearest
+from edm_ray.storage import uris
 
 BUILT_IN: dict[str, Callable[[SourceSpec], Source]] = {"digits": Digits, "photographs": Photographs}
-KINDS: dict[str, Callable[[SourceSpec], Source]] = {**BUILT_IN}
+KINDS: dict[str, Callable[[SourceSpec], Source]] = {
+    **BUILT_IN,
+    "folder": Folder,
+    "zip": Zip,
+    "cifar": Cifar,
+    "idx": Idx,
+    "parquet": Parquet,
+    "tar": tar.Tar,
+    "npz": Npz,
+}
+_CIFAR_PARTS = ("data_batch_1", "batches.meta")
+_LOOKED_FOR = (
+    f"digits, photographs, .zip, .npz, .parquet, .tar, cifar-*.tar.gz, *-images-idx3-ubyte, or a folder with pictures "
+    f"({', '.join(PICTURE_SUFFIXES)}) or with some of these files"
+)
 
 
 def open_source(spec: SourceSpec) -> Source:
@@ -20,6 +44,34 @@ def open_source(spec: SourceSpec) -> Source:
 
 
 def detect_kind(uri: str) -> str:
-    if uri in KINDS:
+    """Raises InputError saying what was looked for, or which kinds a folder may be of."""
+    if uri in BUILT_IN:
         return uri
-    raise InputError(f"{uri}: not a known source")
+    if not uris.exists(uri):
+        raise InputError(f"{uri}: no such file or folder, nor one of {', '.join(BUILT_IN)}{nearest(uri, BUILT_IN)}")
+    if not is_folder(uri):
+        if (kind := _of_file(uri)) is None:
+            raise InputError(f"{uri}: not seen what this is; give --kind. Looked for: {_LOOKED_FOR}")
+        return kind
+    kinds: dict[str, str] = {}
+    for name in list_tree(uri):
+        if (kind := _of_file(name) or ("folder" if is_picture(name) else None)) is not None:
+            kinds.setdefault(kind, name)
+    if len(kinds) != 1:
+        found = ", ".join(f"{kind} ({name})" for kind, name in kinds.items())
+        what = (
+            f"may be of several kinds: {found}; give --kind" if kinds else f"nothing usable. Looked for: {_LOOKED_FOR}"
+        )
+        raise InputError(f"{uri}: {what}")
+    return next(iter(kinds))
+
+
+def _of_file(path: str) -> str | None:
+    name = path.rsplit("/", 1)[-1].lower()
+    if IMAGES.search(name):
+        return "idx"
+    if name in _CIFAR_PARTS or (name.startswith("cifar") and name.endswith(tar.SUFFIXES)):
+        return "cifar"
+    if name.endswith(tar.SUFFIXES):
+        return "tar"
+    return next((kind for kind in ("zip", "npz", "parquet") if name.endswith(f".{kind}")), None)

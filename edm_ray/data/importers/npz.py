@@ -1,0 +1,110 @@
+"""NumPy archives: arrays ``images``/``labels``, ``x``/``y``, ``x_train``/``y_train`` or ``arr_0``/``arr_1``.
+
+Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]. Arrays are unpacked to a temporary file and mapped, so memory
+does not hold them. Arrays of objects are refused.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+
+from edm_ray.data.importers.files import open_local, to_temporary
+from edm_ray.data.importers.source import Record, SourceSpec, check_names, fingerprint, label_table
+from edm_ray.errors import InputError
+
+IMAGES = ("images", "image", "x", "x_{split}", "{split}_images", "data", "arr_0")
+LABELS = ("labels", "label", "y", "y_{split}", "{split}_labels", "arr_1")
+
+
+class Npz:
+    def __init__(self, spec: SourceSpec) -> None:
+        self.where = spec.uri
+        try:
+            self.archive = zipfile.ZipFile(open_local(spec.uri))
+        except zipfile.BadZipFile as error:
+            raise InputError(f"{spec.uri}: not a readable .npz: {error}") from error
+        infos = {i.filename.removesuffix(".npy"): i for i in self.archive.infolist() if i.filename.endswith(".npy")}
+        check_names([info.filename for info in self.archive.infolist()], spec.uri)
+        image_name = self._choose(infos, IMAGES, spec.image_column, spec.split, "--image-column")
+        if image_name is None:
+            raise InputError(f"{spec.uri}: which array holds pictures? It has {', '.join(infos)}; give --image-column")
+        self.images = self._map(infos[image_name])
+        self.axes = self._layout(self.images, image_name)
+        self.notes: tuple[str, ...] = ()
+        self.class_names: tuple[str, ...] = ()
+        label_name = self._choose(infos, LABELS, spec.label_column, spec.split, "--label-column")
+        values: list[int | str | None] = [0] * len(self.images)
+        crc = 0
+        if not spec.unlabelled and label_name is None:
+            self.notes = (f"no labels among the arrays {', '.join(infos)}: no classes",)
+        elif not spec.unlabelled and label_name is not None:
+            labels = self._map(infos[label_name])
+            if labels.size != len(self.images) or labels.dtype.kind not in "iu":
+                raise InputError(
+                    f"{spec.uri}: {label_name} is {labels.dtype} {labels.shape}; needed are "
+                    f"{len(self.images):,} whole numbers"
+                )
+            values, crc = labels.ravel().tolist(), infos[label_name].CRC
+        self.labels, classes = label_table(values, spec.uri)
+        if label_name is not None and not spec.unlabelled:
+            self.class_names = classes
+        self.image_name = image_name
+        self.fingerprint = fingerprint("npz", image_name, self.images.shape, infos[image_name].CRC, label_name, crc)
+
+    def _choose(
+        self, infos: dict[str, Any], usual: tuple[str, ...], asked: str | None, split: str, flag: str
+    ) -> str | None:
+        if asked is not None:
+            if asked not in infos:
+                raise InputError(f"{self.where}: {flag} {asked}: it has {', '.join(infos)}")
+            return asked
+        lower = {name.lower(): name for name in infos}
+        found = [lower[name] for u in usual if (name := u.format(split=split)) in lower]
+        return found[0] if found else None
+
+    def _map(self, info: zipfile.ZipInfo) -> Any:
+        """An array as a memory map of its unpacked file."""
+        name = info.filename
+        try:
+            with self.archive.open(info) as member:
+                unpacked = to_temporary(member, f"{self.where}: {name}")
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise InputError(f"{self.where}: {name}: damaged: {error}") from error
+        try:
+            version = np.lib.format.read_magic(unpacked)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(unpacked)
+            if dtype.hasobject:
+                raise InputError(f"{self.where}: {name} holds objects; numbers are needed")
+            order: Any = "F" if fortran else "C"
+            return np.memmap(unpacked, dtype, "r", unpacked.tell(), shape, order)
+        except InputError:
+            raise
+        except (ValueError, OSError) as error:
+            raise InputError(f"{self.where}: {name}: not a readable array: {error}") from error
+
+    def _layout(self, images: Any, name: str) -> tuple[int, int, int] | None:
+        """Axes of one picture in the order C, H, W; None without a channel axis."""
+        if images.dtype != np.uint8 or images.ndim not in (3, 4):
+            raise InputError(
+                f"{self.where}: {name} is {images.dtype} {images.shape}; uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] "
+                "is needed: scale values to 0..255 first"
+            )
+        if images.ndim == 3:
+            return None
+        first, last = images.shape[1] in (1, 3), images.shape[3] in (1, 3)
+        if first == last:
+            raise InputError(f"{self.where}: {name} of shape {images.shape}: which axis is the channel (1 or 3)?")
+        return (0, 1, 2) if first else (2, 0, 1)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def record(self, index: int) -> Record:
+        image = np.array(self.images[index])
+        pixels = image[None] if self.axes is None else np.ascontiguousarray(image.transpose(self.axes))
+        return Record(f"{self.image_name} row {index}", int(self.labels[index]), pixels)
