@@ -11,7 +11,8 @@ from edm_ray.errors import InputError, nearest
 # Command -> what it is for. Modules are imported when asked for: torch and Ray take seconds.
 COMMANDS = {
     "demo": "the whole job on handwritten digits: prepare, train, generate, evaluate, sweep, report",
-    "prepare": "turn digits or a folder of pictures into sharded Parquet with a manifest",
+    "prepare": "turn pictures (folder, zip, CIFAR, MNIST, Parquet, tar, npz) into sharded Parquet with a manifest",
+    "inspect": "what is in a data set: counts, statistics, checksums, a grid of pictures",
     "train": "train a denoiser; the same command resumes",
     "reference": "make the FID reference of a data set",
     "generate": "sample images from a model into a grid or a folder",

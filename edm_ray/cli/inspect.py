@@ -1,0 +1,159 @@
+"""Say what is in a data set, check every byte of it, and draw some of its pictures, a class a row.
+
+Exit code 2 when a shard is damaged; every damaged one is named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from PIL import Image, ImageDraw, ImageFont
+
+from edm_ray.cli.console import Progress, say
+from edm_ray.data.format import Pixels
+from edm_ray.data.manifest import DataSet, open_dataset
+from edm_ray.data.verify import pooled_std, read_verified
+from edm_ray.errors import InputError, IntegrityError
+from edm_ray.evaluation.grids import GAP_LEVEL, image_grid
+
+CELL = 48
+"""Pictures are enlarged to about so many pixels."""
+MAX_CLASSES = 40
+
+
+@dataclass(frozen=True)
+class Args:
+    dataset: Annotated[str, tyro.conf.Positional]
+    """Directory or s3:// URI of a data set."""
+    out: str | None = None
+    """Draw a grid of pictures into this PNG file: a class a row, its first pictures."""
+    columns: int = 12
+    """Pictures in a row of the grid."""
+    no_verify: bool = False
+    """Do not read the shards: say what the manifest says."""
+
+
+def run(args: Args) -> None:
+    if args.columns < 1:
+        raise InputError(f"--columns {args.columns}: give 1 or more")
+    dataset = open_dataset(args.dataset)
+    _describe(dataset)
+    drawn = Drawn(dataset, args.columns) if args.out is not None else None
+    damaged = [] if args.no_verify and drawn is None else _read(dataset, drawn, verify=not args.no_verify)
+    if drawn is not None and args.out is not None:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        drawn.picture().save(args.out)
+        say(f"grid         {args.out}")
+    if damaged:
+        raise IntegrityError(
+            f"{dataset.uri}: {len(damaged)} of {len(dataset.shards)} shards are damaged: {', '.join(damaged)}; "
+            "restore them, or prepare the data set anew"
+        )
+    if args.no_verify:
+        say("verified     no (--no-verify)")
+    else:
+        say(f"verified     all {len(dataset.shards)} shards: sha256, page checksums, pictures, labels")
+
+
+def _read(dataset: DataSet, drawn: Drawn | None, verify: bool) -> list[str]:
+    """Read the shards (without ``verify`` only until enough is drawn); returns the names of damaged ones."""
+    damaged = []
+    progress = Progress("rows read")
+    for shard in dataset.shards:
+        if not verify and (drawn is None or drawn.is_full()):
+            break
+        try:
+            images, labels = read_verified(dataset, shard)
+        except InputError as error:
+            say(f"DAMAGED      {error}")
+            damaged.append(shard.name)
+            continue
+        if drawn is not None:
+            drawn.add(images, labels)
+        if verify:
+            progress.update(shard.first_row + shard.rows, dataset.rows)
+    return damaged
+
+
+def _describe(dataset: DataSet) -> None:
+    resolution, total = dataset.resolution, sum(entry["bytes"] for entry in dataset.files.values())
+    say(f"data set     {dataset.name} at {dataset.uri}")
+    say(f"identity     {dataset.hash}")
+    say(f"rows         {dataset.rows:,} pictures of {resolution}x{resolution}x{dataset.channels}")
+    rows = sorted(shard.rows for shard in dataset.shards)
+    each = f"{rows[0]:,}" if rows[0] == rows[-1] else f"{rows[0]:,} to {rows[-1]:,}"
+    groups = sum(len(shard.row_groups) for shard in dataset.shards)
+    say(
+        f"shards       {len(rows)} of {each} rows, {total / 2**20:,.1f} MiB in all, {total / dataset.rows:,.0f} bytes "
+        f"a picture, {groups} row groups, encoding {dataset.encoding}"
+    )
+    _describe_classes(dataset)
+    for label, values in (("mean", dataset.mean), ("std", dataset.std)):
+        say(f"{label:<12} {', '.join(f'{v:.4f}' for v in values)}   (each channel, in [-1, 1])")
+    pooled = pooled_std(dataset)
+    near = "the usual 0.5 is near enough" if 0.4 <= pooled <= 0.6 else "set it: denoiser.preconditioning.sigma_data"
+    say(f"sigma_data   {pooled:.2f} fits these data ({near})")
+    if dataset.source:
+        source = dataset.source.get("source", {})
+        say(f"source       {source.get('kind')} {source.get('uri')}")
+    if dataset.skipped.count:
+        say(f"skipped      {dataset.skipped.count:,} records of the source; the first: {dataset.skipped.first[0]}")
+
+
+def _describe_classes(dataset: DataSet) -> None:
+    names, counts = dataset.class_names, dataset.class_counts
+    if not names:
+        say("classes      none")
+        return
+    if len(counts) != len(names):
+        say(f"classes      {len(names)}: {', '.join(names[:20])}")
+        return
+    say(f"classes      {len(names)}, of {min(counts):,} to {max(counts):,} pictures")
+    for name, count in list(zip(names, counts))[:MAX_CLASSES]:
+        say(f"  {count:>9,}  {name}")
+    if len(names) > MAX_CLASSES:
+        say(f"  ... and {len(names) - MAX_CLASSES:,} more")
+
+
+class Drawn:
+    """The first pictures of each class, as they come by. Without classes all rows of the grid are one class."""
+
+    def __init__(self, dataset: DataSet, columns: int) -> None:
+        self.names = [*dataset.class_names[:MAX_CLASSES]]
+        self.columns = columns
+        self.room = [columns] * len(self.names) if self.names else [columns * 8]
+        counts = dataset.class_counts or (dataset.rows,) * len(self.room)
+        self.wanted = [min(room, count) for room, count in zip(self.room, counts)]
+        self.pictures: list[list[Pixels]] = [[] for _ in self.room]
+        self.shape = (dataset.channels, dataset.resolution, dataset.resolution)
+
+    def is_full(self) -> bool:
+        return all(len(have) >= want for have, want in zip(self.pictures, self.wanted))
+
+    def add(self, images: Pixels, labels: np.ndarray) -> None:
+        for label, have in enumerate(self.pictures):
+            if (space := self.room[label] - len(have)) > 0:
+                have += [image.copy() for image in images[labels == label][:space]]
+
+    def picture(self) -> Image.Image:
+        """Rows of enlarged pictures; the class names to their left."""
+        missing = np.full(self.shape, GAP_LEVEL, np.uint8)
+        rows = [have + [missing] * (-len(have) % self.columns or 0) for have in self.pictures]
+        rows = [row or [missing] * self.columns for row in rows]
+        scale = max(1, -(-CELL // self.shape[1]))
+        grid = image_grid(np.stack([image for row in rows for image in row]), self.columns, scale, gap=2)
+        if not self.names:
+            return grid
+        height = self.shape[1] * scale + 2
+        font = ImageFont.load_default(size=min(14, max(9, height - 4)))
+        texts = [name if len(name) <= 24 else f"{name[:23]}~" for name in self.names]
+        width = 12 + round(max(font.getlength(text) for text in texts))
+        sheet = Image.new("RGB", (width + grid.width, grid.height), "white")
+        sheet.paste(grid, (width, 0))
+        draw = ImageDraw.Draw(sheet)
+        for row, text in enumerate(texts):
+            draw.text((6, row * height + (height - 2) // 2), text, "black", font, anchor="lm")
+        return sheet
