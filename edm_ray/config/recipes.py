@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from edm_ray.config.schema import (
     AugmentConfig,
@@ -23,6 +23,7 @@ from edm_ray.config.schema import (
 )
 from edm_ray.config.shape import DataShape
 
+T = TypeVar("T")
 LETTERS = ("a", "b", "c", "d", "e", "f")
 NUM_AUGMENT_LABELS = 9
 
@@ -69,7 +70,7 @@ FFHQ64 = Family(
 AFHQV2_64 = dataclasses.replace(FFHQ64, name="AFHQv2-64", dropout=0.25)
 
 
-def change(config: Any, **changes: Any) -> Any:
+def change(config: T, **changes: Any) -> T:
     """A copy of a configuration; ``a__b=value`` changes field b of part a."""
     here: dict[str, Any] = {}
     below: dict[str, dict[str, Any]] = {}
@@ -80,7 +81,8 @@ def change(config: Any, **changes: Any) -> Any:
         else:
             here[part] = value
     here |= {part: change(getattr(config, part), **inner) for part, inner in below.items()}
-    return dataclasses.replace(config, **here)
+    changed: T = dataclasses.replace(config, **here)  # type: ignore[type-var]
+    return changed
 
 
 def config_a(shape: DataShape, family: Family, column: str) -> TrainingConfig:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edm_ray.errors import InputError
+from edm_ray.networks.dropout import keyed_mask
 
 
 @dataclass(frozen=True)
@@ -162,15 +163,18 @@ class GroupNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Element-wise dropout in training mode, from torch's generator (the training loop seeds it each step)."""
+    """Element-wise dropout in training mode: by keys (`networks.dropout`), else from torch's own generator."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
+        self.keys: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: any shape -> the same, scaled by 1 / (1 - p) where kept."""
-        return F.dropout(x, self.p, training=True) if self.training and self.p > 0 else x
+        """x: [B, ...] -> the same, scaled by 1 / (1 - p) where kept."""
+        if not self.training or self.p == 0:
+            return x
+        return F.dropout(x, self.p, training=True) if self.keys is None else x * keyed_mask(x, self.keys, self.p)
 
 
 class LabelDropout(nn.Module):
@@ -179,12 +183,17 @@ class LabelDropout(nn.Module):
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
+        self.keys: torch.Tensor | None = None
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
         """labels: [B, label_dim] -> the same, some rows zero."""
         if not self.training or self.p == 0:
             return labels
-        keep = torch.rand(labels.shape[0], 1, device=labels.device) >= self.p
+        if self.keys is None:
+            keep = torch.rand(labels.shape[0], 1, device=labels.device) >= self.p
+        else:
+            # The key's upper 32 bits, as a number in [-1/2, 1/2).
+            keep = (self.keys[:, None] >> 32).double() * 2.0**-32 >= self.p - 0.5
         return labels * keep.to(labels.dtype)
 
 
