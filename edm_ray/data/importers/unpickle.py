@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -111,6 +112,7 @@ def load_plain(content: bytes, where: str) -> Any:
     Raises InputError naming what was refused; nothing in the pickle runs.
     """
     try:
+        _scan(content)
         return _plain(_Unpickler(io.BytesIO(content), encoding="bytes").load(), 0)
     except Refused as error:
         raise InputError(f"{where}: refused: the pickle {error}") from error
@@ -118,6 +120,14 @@ def load_plain(content: bytes, where: str) -> Any:
         raise
     except Exception as error:  # damaged pickles fail in many ways
         raise InputError(f"{where}: not a readable pickle: {error or type(error).__name__}") from error
+
+
+def _scan(content: bytes) -> None:
+    """Walk over the opcodes without running them: lengths must lie inside the file, and the memo may not be numbered
+    beyond what is in it (the unpickler would make room for all of it first)."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count + 1:
+            raise Refused(f"numbers its memo {argument} at its operation {count}")
 
 
 def _plain(value: Any, depth: int) -> Any:
