@@ -127,19 +127,20 @@ def _probe(
     source: Source, pictures: PictureOptions, on_error: str, encoding: str, where: str
 ) -> tuple[tuple[int, int, int], str, float]:
     """Shape and name of the first usable picture (among those looked at), and the mean bytes of an encoded one."""
-    shape, first, sizes, reasons = None, "", [], []
+    shape: tuple[int, ...] | None = None
+    first, sizes, reasons = "", [], []
     for index in np.unique(np.linspace(0, len(source) - 1, PROBED).astype(int)).tolist():
         try:
             record = source.record(index)
             pixels = to_pixels(record, pictures)
+            if shape is None:
+                shape, first = pixels.shape, record.name
+            _check_shape(pixels, record.name, shape, first)
+            sizes.append(len(encode(pixels, encoding)) + len(record.name) + 16)
         except RecordError as error:
             if on_error == "raise":
                 raise InputError(f"{where}: {error}") from error
             reasons.append(str(error))
-            continue
-        if shape is None:
-            shape, first = pixels.shape, record.name
-        sizes.append(len(encode(pixels, encoding)) + len(record.name) + 16)
     if shape is None:
         raise InputError(f"{where}: none of {len(reasons)} pictures looked at can be used; the first: {reasons[0]}")
     return (shape[0], shape[1], shape[2]), first, float(np.mean(sizes))
@@ -229,12 +230,14 @@ def _rows(source: Source, plan: Plan, start: int, stop: int, skipped: list[str])
 
 def _fitting(record: Record, plan: Plan) -> Pixels:
     pixels = to_pixels(record, plan.pictures)
-    if pixels.shape != plan.shape:
-        fix = "--mode rgb or grey" if pixels.shape[0] != plan.shape[0] else "--resolution R to crop and resize"
-        raise RecordError(
-            f"{record.name}: {pixels.shape} (channels, height, width), {plan.first} has {plan.shape}; give {fix}"
-        )
+    _check_shape(pixels, record.name, plan.shape, plan.first)
     return pixels
+
+
+def _check_shape(pixels: Pixels, name: str, shape: tuple[int, ...], first: str) -> None:
+    if pixels.shape != shape:
+        fix = "--mode rgb or grey" if pixels.shape[0] != shape[0] else "--resolution R to crop and resize"
+        raise RecordError(f"{name}: {pixels.shape} (channels, height, width), {first} has {shape}; give {fix}")
 
 
 def finish(dest: str, plan: Plan, entries: list[ShardEntry]) -> DataSet:

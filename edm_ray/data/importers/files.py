@@ -67,6 +67,8 @@ def open_local(uri: str) -> IO[bytes]:
             return Path(path).open("rb")
         except FileNotFoundError as error:
             raise InputError(f"{uri}: no such file (on this node)") from error
+        except (IsADirectoryError, PermissionError) as error:
+            raise InputError(f"{uri}: cannot be opened as a file: {error.strerror}") from error
     filesystem, path = uris.resolve(uri)
     try:
         stream = filesystem.open_input_stream(path)
