@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -218,14 +221,31 @@ def _finished(dest: str, entry_path: str) -> ShardEntry | None:
 
 
 def _rows(source: Source, plan: Plan, start: int, stop: int, skipped: list[str]) -> Iterator[tuple[str, int, Pixels]]:
-    for index in range(start, stop):
+    for read in _records(source, start, stop):
         try:
-            record = source.record(index)
+            record = read()
             yield record.name, check_label(record.label, plan.class_names, record.name), _fitting(record, plan)
         except RecordError as error:
             if plan.on_error == "raise":
                 raise InputError(f"{plan.source.uri}: {error}") from error
             skipped.append(str(error))
+
+
+def _records(source: Source, start: int, stop: int) -> Iterator[Callable[[], Record]]:
+    """A call for each record, in order. Where each record is a request of its own (a folder on S3) some are read ahead,
+    as many as the source says by ``concurrent``."""
+    ahead: int = getattr(source, "concurrent", 1)
+    if ahead == 1:
+        yield from (partial(source.record, index) for index in range(start, stop))
+        return
+    with ThreadPoolExecutor(ahead) as pool:
+        window: deque[Future[Record]] = deque()
+        for index in range(start, stop):
+            window.append(pool.submit(source.record, index))
+            if len(window) == ahead:
+                yield window.popleft().result
+        while window:
+            yield window.popleft().result
 
 
 def _fitting(record: Record, plan: Plan) -> Pixels:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,7 @@ import pytest
 from edm_ray.cli import main
 from edm_ray.data import plan as planning
 from edm_ray.data.importers.pictures import PictureOptions
-from edm_ray.data.importers.source import SourceSpec
+from edm_ray.data.importers.source import RecordError, SourceSpec
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.plan import claim, finish, make_plan, prepare_here, prepare_shard
 from edm_ray.data.reader import Pixels
@@ -99,6 +103,7 @@ def test_a_bad_picture_in_a_ray_task_is_one_line_with_its_name(folder, tmp_path,
     assert not (tmp_path / "d" / "manifest.json").exists()
 
 
+@pytest.mark.ray
 def test_more_workers_than_the_cluster_has_cpus_is_said(folder, tmp_path, ray_session, capsys):
     text = _error(capsys, "prepare", folder, tmp_path / "d", "--workers", "99")
     assert "prepare needs 99 CPUs" in text
@@ -113,16 +118,21 @@ def test_after_a_kill_the_same_command_does_only_what_is_missing(folder, tmp_pat
     plan, dest = _plan(folder, shards=5), str(tmp_path / "d")
     prepare_here(str(tmp_path / "calm"), plan, lambda done, total: None)
 
-    def die(*arguments):
-        raise _Killed
+    real_write = uris.write_bytes
+
+    def die(uri, content):
+        if uri.endswith(".json"):
+            raise _Killed
+        real_write(uri, content)
 
     claim(dest, plan)
+    for index in range(killed_at):
+        prepare_shard(dest, plan, index)
     with monkeypatch.context() as patch, pytest.raises(_Killed):
-        for index in range(killed_at):
-            prepare_shard(dest, plan, index)
         # The file is there, its entry is not: the moment between the two writes.
-        patch.setattr(planning.json, "dumps", die)
+        patch.setattr(uris, "write_bytes", die)
         prepare_shard(dest, plan, killed_at)
+    assert len(list((tmp_path / "d").glob("*.parquet"))) == killed_at + 1
     with pytest.raises(InputError, match="no data set"):
         open_dataset(dest)
     built = []
@@ -131,6 +141,25 @@ def test_after_a_kill_the_same_command_does_only_what_is_missing(folder, tmp_pat
     claim(dest, plan)
     prepare_here(dest, plan, lambda done, total: None)
     assert len(built) == 5 - killed_at
+    assert _files(tmp_path / "d") == _files(tmp_path / "calm")
+
+
+def test_a_killed_process_is_taken_up_where_it_was(tmp_path):
+    """SIGKILL in the middle of a real `edm-ray prepare`."""
+    command = ["prepare", "photographs", str(tmp_path / "d"), "--resolution", "32", "--crops", "3000", "--shards", "60"]
+    process = subprocess.Popen([sys.executable, "-c", f"from edm_ray.cli import main; main({command!r})"])
+    sidecar, deadline = tmp_path / "d" / ".prepare", time.monotonic() + 120
+    while len(list(sidecar.glob("0*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "d").glob("*.parquet")}
+    entries = len(list(sidecar.glob("0*.json")))
+    assert 3 <= entries < 60 and not (tmp_path / "d" / "manifest.json").exists()
+    assert main(command) == 0
+    kept = [name for name, written in done.items() if (tmp_path / "d" / name).stat().st_mtime_ns == written]
+    assert len(kept) >= entries, "finished shards were written again"
+    assert main([*command[:2], str(tmp_path / "calm"), *command[3:]]) == 0
     assert _files(tmp_path / "d") == _files(tmp_path / "calm")
 
 
@@ -309,6 +338,32 @@ def test_pictures_are_read_only_when_their_shard_is_written(folder, tmp_path, mo
     read.clear()
     prepare_shard(str(tmp_path / "d"), plan, 2)
     assert len([uri for uri in read if uri.endswith(".png")]) == 4
+
+
+def test_records_read_ahead_come_in_their_order_and_errors_stay_with_theirs():
+    class Slow:
+        concurrent, class_names, fingerprint, notes = 4, (), "", ()
+        most = under_way = 0
+
+        def __len__(self):
+            return 30
+
+        def record(self, index):
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            time.sleep(0.003 * (index % 4))
+            self.under_way -= 1
+            if index == 7:
+                raise RecordError("seven")
+            return index
+
+    source, seen = Slow(), []
+    for read in planning._records(source, 3, 28):
+        try:
+            seen.append(read())
+        except RecordError as error:
+            seen.append(str(error))
+    assert seen == [3, 4, 5, 6, "seven", *range(8, 28)] and 1 < source.most <= 4
 
 
 def test_digits_and_photographs_are_prepared_by_name(tmp_path):
