@@ -14,10 +14,13 @@ COMMANDS = {
     "prepare": "turn pictures (folder, zip, CIFAR, MNIST, Parquet, tar, npz) into sharded Parquet with a manifest",
     "inspect": "what is in a data set: counts, statistics, checksums, a grid of pictures",
     "train": "train a denoiser; the same command resumes",
+    "ema": "average a finished run's parameters over another width",
     "reference": "make the FID reference of a data set",
     "generate": "sample images from a model into a grid or a folder",
     "evaluate": "FID of a model with one sampler, with error bars",
     "sweep": "find the best sampler for a model, as Ray Tune trials",
+    "submit": "run any of these as a job on a Ray cluster",
+    "doctor": "check a machine or cluster, and say how to mend what is wrong",
     "import": "turn an official network file into a model, without executing it",
     "presets": "list the training presets",
     "explain": "draw the design space: schedules, trajectories, weights, truncation error",
@@ -30,7 +33,8 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 something given is wrong (one line on stderr says what)."""
+    """Run one command; returns the exit code: 0 done, 2 something given is wrong (one line on stderr says what), or
+    the command's own (`submit`: the job's; `doctor`: 1 when something is wrong)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage())
@@ -51,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = tyro.cli(
             module.Args, prog=f"edm-ray {name}", args=arguments[1:], description=module.__doc__, config=FLAGS
         )
-        module.run(args)
+        code = module.run(args)
     except InputError as error:
         sys.stderr.write(f"edm-ray: {error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("edm-ray: interrupted; the same command goes on where it stopped\n")
         return 130
-    return 0
+    return int(code or 0)
 
 
 # No --no-flag twins of every flag: plain `--dry-run`.

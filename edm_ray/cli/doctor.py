@@ -1,0 +1,59 @@
+"""Check this machine or a cluster: versions, devices, memory, storage, weights, clocks, ports, authentication.
+
+Exit code 0 when all is well, 1 when something is not; beside each failing line is what to do. With --address
+http://HOST:8265 the check runs there as a job; without it, on the cluster RAY_ADDRESS names, or on this machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from edm_ray.cli.console import say
+from edm_ray.storage import uris
+
+
+@dataclass(frozen=True)
+class Args:
+    address: str | None = None
+    """http://HOST:8265 of a cluster's job API, or HOST:6379 of the cluster itself."""
+    storage: str | None = None
+    """Where runs will be kept: s3://BUCKET/PREFIX or a shared folder; written to, listed, read and deleted from."""
+    weights: str | None = None
+    """The extractor's weights: a path on every node, or s3:// URI."""
+    sha256: str | None = None
+    """What the weights' sha256 must be; without it, what the file's name ends with, when it does."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cuda: no GPU anywhere is a failure."""
+    insecure: bool = False
+    """With --address http://...: use a cluster beyond this machine that asks for no token."""
+
+
+def run(args: Args) -> int:
+    if args.address is not None and "://" in args.address:
+        return _as_job(args)
+    if args.address is not None:
+        os.environ["RAY_ADDRESS"] = args.address
+    from edm_ray.orchestration.doctor import Question, examine
+
+    storage = None if args.storage is None else uris.absolute(args.storage)
+    weights = None if args.weights is None else uris.absolute(args.weights)
+    findings = examine(Question(storage=storage, weights=weights, sha256=args.sha256, device=args.device))
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        say(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check:<{width}}  {finding.found}")
+        if not finding.ok:
+            say(f"      {'':<{width}}  fix: {finding.fix}")
+    failed = sum(not finding.ok for finding in findings)
+    say("all is well" if not failed else f"{failed} of {len(findings)} checks failed")
+    return 1 if failed else 0
+
+
+def _as_job(args: Args) -> int:
+    from edm_ray.cli import submit
+
+    command = ["doctor", "--device", args.device]
+    for name in ("storage", "weights", "sha256"):
+        if value := getattr(args, name):
+            command += [f"--{name}", value]
+    return submit.run(submit.Args(command=tuple(command), address=args.address, insecure=args.insecure))

@@ -1,0 +1,95 @@
+"""A command as a Ray job: `python -m edm_ray.cli.job train ...`, which is what `jobs/*.py` and `edm-ray submit` run.
+
+A job runs in an unpacked copy of the working directory that is deleted with it, so places for data and results must be
+absolute paths that all nodes share, or s3:// URIs; a relative one is refused before anything starts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edm_ray.cli import FLAGS, main
+from edm_ray.data.importers.detect import BUILT_IN
+from edm_ray.errors import InputError, nearest
+from edm_ray.storage import uris
+
+JOB_COMMANDS = ("prepare", "train", "reference", "generate", "evaluate", "sweep", "doctor")
+
+PLACES = ("dest", "out", "data", "model", "reference", "real", "weights", "storage")
+"""Options that name data or results: they outlive the job, so they must not lie in its working directory."""
+CARRIED = ("config", "space", "sampler")
+"""Options that name small files, which may travel in the working directory."""
+
+
+def parse(command: Sequence[str]) -> tuple[str, Any]:
+    """``["train", "--data", ...]`` -> command name and its options, checked as the command itself would."""
+    if not command:
+        raise InputError(f"no command to run; give one of: {', '.join(JOB_COMMANDS)}, with its options")
+    name = command[0]
+    if name not in JOB_COMMANDS:
+        raise InputError(
+            f"{name}: not a command that runs as a job{nearest(name, JOB_COMMANDS)}; there are: "
+            f"{', '.join(JOB_COMMANDS)}"
+        )
+    import tyro
+
+    module = importlib.import_module(f"edm_ray.cli.{name}")
+    return name, tyro.cli(
+        module.Args, prog=f"edm-ray {name}", args=list(command[1:]), description=module.__doc__, config=FLAGS
+    )
+
+
+def check_places(name: str, args: Any, working_dir: Path | None = None) -> None:
+    """Raise InputError for options that name a place inside the job's own working directory.
+
+    ``working_dir``: where files that travel with the job must be; None when the job is running already.
+    """
+    for key in PLACES:
+        value = getattr(args, key, None)
+        if isinstance(value, str) and not _is_absolute(value):
+            raise InputError(
+                f"{_label(name, key)} {value}: relative, and a job's working directory is deleted with the job; give "
+                f"s3://BUCKET/{Path(value).name} or an absolute path that all nodes share"
+            )
+    source = getattr(args, "source", None)
+    if name == "prepare" and source not in BUILT_IN and not _is_absolute(str(source)):
+        raise InputError(
+            f"SOURCE {source}: relative; pictures do not travel with a job. Give s3://BUCKET/... or an absolute path "
+            "that all nodes share"
+        )
+    if working_dir is None:
+        return
+    for key in CARRIED:
+        value = getattr(args, key, None)
+        if isinstance(value, str) and not _is_absolute(value) and not (working_dir / value).is_file():
+            raise InputError(
+                f"{_label(name, key)} {value}: not in the working directory {working_dir}, so it cannot travel with "
+                "the job; put it there, or give s3:// or an absolute path that all nodes share"
+            )
+
+
+def _is_absolute(value: str) -> bool:
+    return uris.is_remote(value) or Path(value.removeprefix("file://")).is_absolute()
+
+
+def _label(name: str, key: str) -> str:
+    return "DEST" if (name, key) == ("prepare", "dest") else f"--{key}"
+
+
+def run_job(command: Sequence[str]) -> int:
+    """Run a command inside a job; returns its exit code: 2 when something given is wrong."""
+    try:
+        name, args = parse(command)
+        check_places(name, args)
+    except InputError as error:
+        sys.stderr.write(f"edm-ray: {error}\n")
+        return 2
+    return main(list(command))
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(sys.argv[1:]))

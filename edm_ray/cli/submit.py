@@ -1,0 +1,105 @@
+"""Run a command as a job on a Ray cluster: `edm-ray submit [OPTIONS] -- train --data s3://... --out s3://... ...`
+
+The log is shown here and the job's exit code is returned. Submitting the same job again resumes it: results go to
+--out, never to the working directory. The current directory travels with the job, without what .gitignore and
+.rayignore name."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from edm_ray.cli.console import duration, say
+from edm_ray.cli.job import check_places, parse
+from edm_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class Args:
+    command: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """The command and its options, after `--`."""
+    address: str | None = None
+    """URL of the cluster's job API, http://HOST:8265; RAY_ADDRESS, else this machine, when not given."""
+    working_dir: str = "."
+    """What travels with the job: code and small files, at most 50 MiB."""
+    env: list[str] = field(default_factory=list)
+    """NAME=VALUE pairs for the job. No secrets: whoever can list jobs sees them."""
+    detach: bool = False
+    """Return as soon as the job is submitted."""
+    jobs: Annotated[bool, tyro.conf.arg(name="list")] = False
+    """List the cluster's jobs."""
+    status: str | None = None
+    """Show how a job is doing."""
+    follow: str | None = None
+    """Show the log of a job that was submitted before, until it ends."""
+    stop: str | None = None
+    """End a job; the same command resumes it."""
+    insecure: bool = False
+    """Use a cluster beyond this machine that asks for no token."""
+
+
+def run(args: Args) -> int:
+    asked = [args.jobs, args.status, args.follow, args.stop, args.command]
+    if sum(bool(part) for part in asked) != 1:
+        raise InputError("give one of: -- COMMAND ..., --list, --status ID, --follow ID, --stop ID")
+    if args.command:
+        return _submit(args)
+    from edm_ray.orchestration.submit import Cluster, outcome_of
+
+    cluster = Cluster(args.address, args.insecure)
+    if args.jobs:
+        for job in cluster.jobs():
+            started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((job.start_time or 0) / 1000))
+            say(f"{job.submission_id}  {job.status!s:<10} {started}  {job.entrypoint}")
+    elif args.status:
+        details = cluster.info(args.status)
+        say(f"{args.status}: {details.status}. {details.message or ''}".rstrip())
+        return outcome_of(details).code if details.status.is_terminal() else 0
+    elif args.stop:
+        outcome = cluster.stop(args.stop)
+        say(f"{args.stop}: {outcome.status}")
+    elif args.follow:
+        return _follow(cluster, args.follow)
+    return 0
+
+
+def _submit(args: Args) -> int:
+    name, options = parse(args.command)
+    working_dir = Path(args.working_dir).expanduser()
+    check_places(name, options, working_dir)
+    from edm_ray.orchestration.submit import Cluster, check_upload, environment
+
+    variables = environment(args.env)
+    size = check_upload(working_dir)
+    cluster = Cluster(args.address, args.insecure)
+    out = getattr(options, "out", None) or getattr(options, "dest", None)
+    job = cluster.submit(args.command, working_dir, out, variables)
+    say(f"{job}: submitted to {cluster.address}; {size / 2**20:.1f} MiB of {working_dir.absolute()} travel with it")
+    if args.detach:
+        say(f"  edm-ray submit --address {cluster.address} --follow {job}")
+        return 0
+    return _follow(cluster, job)
+
+
+def _follow(cluster, job: str) -> int:  # type: ignore[no-untyped-def]
+    started = time.monotonic()
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    try:
+        outcome = cluster.follow(job, write)
+    except KeyboardInterrupt:
+        say(f"\n{job}: goes on without being watched; --follow {job} shows it again, --stop {job} ends it")
+        return 130
+    say(f"{job}: {outcome.status} after {duration(time.monotonic() - started)}")
+    if outcome.code:
+        say(f"  {outcome.message}")
+        say("  the same command, submitted again, goes on where this one stopped")
+    return outcome.code

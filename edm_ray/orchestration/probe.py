@@ -1,0 +1,158 @@
+"""What `edm-ray doctor` looks at on one node."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from edm_ray.errors import InputError
+from edm_ray.storage import uris
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What to look for beside what is always looked at."""
+
+    storage: str | None = None
+    weights: str | None = None
+    sha256: str | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One node's."""
+
+    node: str
+    versions: dict[str, str]
+    gpus: tuple[str, ...]
+    cpus: float
+    memory: int
+    """Bytes that are free (of the container, where it has a limit)."""
+    disk: int
+    """Bytes free where Ray keeps its session."""
+    shm: int
+    auth: str
+    storage: str = ""
+    """What went wrong at the storage; empty when nothing did."""
+    weights: str = ""
+
+
+def source_hash() -> str:
+    """Hash of the package's own source files: two nodes with the same version may still run different code."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:10]
+
+
+def _free_memory() -> int:
+    rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line)
+    free = int(rows["MemAvailable"].split()[0]) << 10
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def check_storage(storage: str, token: str, node: str) -> str:
+    """Write, list, read and delete below ``storage``, and read what the driver wrote; what failed, or ''."""
+    own = uris.join(storage, f".edm-ray-doctor-{token}", node)
+    step = "write"
+    try:
+        uris.write_bytes(uris.join(own, "probe"), token.encode())
+        step = "list"
+        if "probe" not in uris.list_names(own):
+            return f"list: what was written to {own} is not listed"
+        step = "read"
+        if uris.read_bytes(uris.join(own, "probe")) != token.encode():
+            return f"read: what was written to {own} reads differently"
+        step = "delete"
+        uris.delete_directory(own)
+        step = "shared"
+        if not uris.exists(uris.join(storage, f".edm-ray-doctor-{token}", "driver")):
+            return f"shared: {storage} is another place on this node than where the job runs"
+    except (OSError, InputError) as error:
+        return f"{step}: {' '.join(str(error).split())[:200]}"
+    return ""
+
+
+def expected_hash(weights: str, sha256: str | None) -> str | None:
+    """What was given, else the first digits that the file's name ends with (`...-6726825d.pth`)."""
+    named = re.search(r"-([0-9a-f]{8,64})\.[a-z]+$", weights.rsplit("/", 1)[-1])
+    return sha256 or (named.group(1) if named else None)
+
+
+def check_weights(weights: str, sha256: str | None) -> str:
+    """Whether the extractor's weights are there and are the right ones; what is wrong, or ''."""
+    try:
+        found = hashlib.sha256(uris.read_bytes(weights)).hexdigest()
+    except (OSError, InputError) as error:
+        return f"missing: {' '.join(str(error).split())[:200]}"
+    expected = expected_hash(weights, sha256)
+    if expected is not None and not found.startswith(expected):
+        return f"wrong: sha256 is {found[:16]}..., expected {expected[:16]}"
+    return ""
+
+
+def probe(question: Question, token: str, temp_dir: str) -> Answer:
+    """Everything about the node this runs on."""
+    import torch
+
+    from edm_ray import __version__
+
+    node = ray.util.get_node_ip_address()
+    devices = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    place = temp_dir if Path(temp_dir).is_dir() else "/tmp"
+    return Answer(
+        node=f"{node}/{ray.get_runtime_context().get_node_id()[:6]}",
+        versions={
+            "python": ".".join(map(str, sys.version_info[:3])),
+            "ray": ray.__version__,
+            "torch": torch.__version__,
+            "edm_ray": f"{__version__} ({source_hash()})",
+        },
+        gpus=devices,
+        cpus=float(os.cpu_count() or 0),
+        memory=_free_memory(),
+        disk=shutil.disk_usage(place).free,
+        shm=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0,
+        auth=os.environ.get("RAY_AUTH_MODE", "unset"),
+        storage="" if question.storage is None else check_storage(question.storage, token, uuid.uuid4().hex[:8]),
+        weights="" if question.weights is None else check_weights(question.weights, question.sha256),
+    )
+
+
+def clock() -> float:
+    """This node's, in seconds since 1970."""
+    return time.time()
+
+
+class Listener:
+    """A port on one node, for another to connect to: what DDP's workers will do with each other."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server((ray.util.get_node_ip_address(), 0), backlog=8)
+
+    def address(self) -> tuple[str, int]:
+        host, port = self.socket.getsockname()[:2]
+        return str(host), int(port)
+
+
+def connect(address: tuple[str, int]) -> str:
+    try:
+        socket.create_connection(address, timeout=5).close()
+    except OSError as error:
+        return str(error)
+    return ""
