@@ -313,6 +313,12 @@ def test_arrays_of_objects_and_of_floats_are_refused(tmp_path):
     np.savez(tmp_path / "f.npz", images=np.zeros((2, 4, 4)))
     with pytest.raises(InputError, match=r"float64 \(2, 4, 4\); .*scale values"):
         open_at(tmp_path / "f.npz")
+    np.savez(tmp_path / "g.npz", images=np.asfortranarray(GREY))
+    with pytest.raises(InputError, match="Fortran order"):
+        open_at(tmp_path / "g.npz")
+    np.savez(tmp_path / "h.npz", images=np.uint8(3))
+    with pytest.raises(InputError, match="a single number"):
+        open_at(tmp_path / "h.npz")
 
 
 def test_labels_of_every_kind_become_numbers():

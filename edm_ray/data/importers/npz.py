@@ -1,14 +1,15 @@
 """NumPy archives: arrays ``images``/``labels``, ``x``/``y``, ``x_train``/``y_train`` or ``arr_0``/``arr_1``.
 
-Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]. Arrays are unpacked to a temporary file and mapped, so memory
-does not hold them. Arrays of objects are refused.
+Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]. Arrays are unpacked to a temporary file and read picture by
+picture, so memory does not hold them. Arrays of objects are refused.
 """
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -18,6 +19,27 @@ from edm_ray.errors import InputError
 
 IMAGES = ("images", "image", "x", "x_{split}", "{split}_images", "data", "arr_0")
 LABELS = ("labels", "label", "y", "y_{split}", "{split}_labels", "arr_1")
+
+
+class _Rows:
+    """An array in a file, of which one row at a time is read (a memory map would fill memory with what it has read)."""
+
+    def __init__(self, handle: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.handle, self.start, self.shape, self.dtype, self.ndim = handle, handle.tell(), shape, dtype, len(shape)
+        self.row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        if handle.seek(0, 2) != self.start + shape[0] * self.row_bytes:
+            raise ValueError("the file is shorter or longer than its header says")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> Any:
+        self.handle.seek(self.start + index * self.row_bytes)
+        return np.frombuffer(self.handle.read(self.row_bytes), self.dtype).reshape(self.shape[1:])
+
+    def all(self) -> Any:
+        self.handle.seek(self.start)
+        return np.frombuffer(self.handle.read(), self.dtype).reshape(self.shape)
 
 
 class Npz:
@@ -32,7 +54,7 @@ class Npz:
         image_name = self._choose(infos, IMAGES, spec.image_column, spec.split, "--image-column")
         if image_name is None:
             raise InputError(f"{spec.uri}: which array holds pictures? It has {', '.join(infos)}; give --image-column")
-        self.images = self._map(infos[image_name])
+        self.images = self._rows(infos[image_name])
         self.axes = self._layout(self.images, image_name)
         self.notes: tuple[str, ...] = ()
         self.class_names: tuple[str, ...] = ()
@@ -42,7 +64,7 @@ class Npz:
         if not spec.unlabelled and label_name is None:
             self.notes = (f"no labels among the arrays {', '.join(infos)}: no classes",)
         elif not spec.unlabelled and label_name is not None:
-            labels = self._map(infos[label_name])
+            labels = self._rows(infos[label_name]).all()
             if labels.size != len(self.images) or labels.dtype.kind not in "iu":
                 raise InputError(
                     f"{spec.uri}: {label_name} is {labels.dtype} {labels.shape}; needed are "
@@ -66,8 +88,8 @@ class Npz:
         found = [lower[name] for u in usual if (name := u.format(split=split)) in lower]
         return found[0] if found else None
 
-    def _map(self, info: zipfile.ZipInfo) -> Any:
-        """An array as a memory map of its unpacked file."""
+    def _rows(self, info: zipfile.ZipInfo) -> _Rows:
+        """An array in its unpacked file."""
         name = info.filename
         try:
             with self.archive.open(info) as member:
@@ -80,8 +102,11 @@ class Npz:
             shape, fortran, dtype = read(unpacked)
             if dtype.hasobject:
                 raise InputError(f"{self.where}: {name} holds objects; numbers are needed")
-            order: Any = "F" if fortran else "C"
-            return np.memmap(unpacked, dtype, "r", unpacked.tell(), shape, order)
+            if fortran and len(shape) > 1:
+                raise InputError(f"{self.where}: {name} is in Fortran order; save np.ascontiguousarray of it")
+            if not shape:
+                raise InputError(f"{self.where}: {name} is a single number")
+            return _Rows(unpacked, shape, dtype)
         except InputError:
             raise
         except (ValueError, OSError) as error:
@@ -105,6 +130,6 @@ class Npz:
         return len(self.images)
 
     def record(self, index: int) -> Record:
-        image = np.array(self.images[index])
+        image = self.images[index]
         pixels = image[None] if self.axes is None else np.ascontiguousarray(image.transpose(self.axes))
         return Record(f"{self.image_name} row {index}", int(self.labels[index]), pixels)
