@@ -192,10 +192,19 @@ class EmaConfig:
     halflife_kimg: float = 500.0
     rampup_ratio: float = 0.05
     """The half-life is at most this share of the images seen so far; 0 = no ramp."""
+    sigma_rels: tuple[float, ...] = ()
+    """Relative widths of power-function averages kept beside (Karras et al. 2024, section 3), e.g. (0.05, 0.10);
+    `edm-ray ema` makes any width in their range from their snapshots after training."""
+    snapshot_kimg: float = 1000.0
+    """How often the power-function averages are stored."""
 
     def __post_init__(self) -> None:
         require(self.halflife_kimg > 0, "ema.halflife_kimg", self.halflife_kimg, "greater than 0")
         require(self.rampup_ratio >= 0, "ema.rampup_ratio", self.rampup_ratio, "0 (no ramp) or more")
+        for width in self.sigma_rels:
+            require(0 < width < 0.28, "ema.sigma_rels", width, "greater than 0, less than 0.28")
+        require(len(set(self.sigma_rels)) == len(self.sigma_rels), "ema.sigma_rels", self.sigma_rels, "each width once")
+        require(self.snapshot_kimg > 0, "ema.snapshot_kimg", self.snapshot_kimg, "greater than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +225,8 @@ class TrainingConfig:
     """Mirror images belong to the data set too: an epoch is twice as long (configurations A-E)."""
     batch_size: int = 512
     """Global batch, in images, over all workers: results do not depend on how it is shared out."""
+    micro_batch: int = 0
+    """Images a worker takes through the network at once, gradients adding up; 0 = its whole share. For memory only."""
     total_kimg: float = 200_000.0
     """Length of the run in thousands of images; the last step is cut nowhere: it ends at the first batch past it."""
     tick_kimg: float = 50.0
@@ -227,6 +238,13 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.micro_batch >= 0, "micro_batch", self.micro_batch, "0 (the whole share) or more")
+        require(
+            self.augment.probability == 0 or self.denoiser.network.augment_dim == 9,
+            "denoiser.network.augment_dim",
+            self.denoiser.network.augment_dim,
+            f"9 with augment.probability={self.augment.probability}, so that the network is told what was done",
+        )
         for name in ("total_kimg", "tick_kimg", "checkpoint_kimg"):
             require(getattr(self, name) > 0, name, getattr(self, name), "greater than 0")
         require(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +15,19 @@ import torch
 import torch.distributed as dist
 
 from edm_ray.checkpoint import save_model
-from edm_ray.checkpoint.store import Checkpoint
+from edm_ray.checkpoint.store import Checkpoint, CheckpointStore
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions
 from edm_ray.data.reader import Pixels
 from edm_ray.errors import InputError
 from edm_ray.networks.build import build_denoiser
-from edm_ray.training.ema import ema_beta, update_ema
+from edm_ray.training.ema import ema_beta, gamma_of, power_beta, update_ema
+from edm_ray.training.posthoc import save_snapshot
 from edm_ray.training.run import MetricsLog, checkpoint_store, model_uri
-from edm_ray.training.step import learning_rate, make_objective, sanitise_gradients, seed_dropout, share_loss
+from edm_ray.training.step import check_precision, learning_rate, make_objective, settle_gradients, share_loss
+from edm_ray.training.tally import Tally
+from edm_ray.training.writer import BackgroundWriter
 
 Metrics = dict[str, Any]
 
@@ -37,35 +42,48 @@ class Place:
 
 
 class Trainer:
-    """State of one worker: denoiser, its average, optimizer, images seen."""
+    """State of one worker: denoiser, its averages, optimizer, images seen."""
 
     def __init__(self, config: TrainingConfig, place: Place) -> None:
         self.config, self.place, self.device = config, place, torch.device(place.device)
+        check_precision(config, self.device)
         self.denoiser = build_denoiser(config.denoiser, seed=config.seed).to(self.device).train()
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
+        self.powers = {width: copy.deepcopy(self.average) for width in config.ema.sigma_rels}
         self.parameters = list(self.denoiser.parameters())
-        adam = config.optimizer
-        self.optimizer = torch.optim.Adam(self.parameters, lr=adam.lr, betas=adam.betas, eps=adam.eps, foreach=True)
+        adam, cuda = config.optimizer, self.device.type == "cuda"
+        self.optimizer = torch.optim.Adam(
+            self.parameters, lr=adam.lr, betas=adam.betas, eps=adam.eps, foreach=not cuda, fused=cuda
+        )
         self.objective = make_objective(config)
         self.images_seen = 0
-        self.wrapped = self.denoiser
+        self.tally = Tally(self.device)
+        self.data_wait_s = 0.0
+        self.wrapped: torch.nn.Module = self.denoiser
         if place.world_size > 1:
-            ids = [self.device] if self.device.type == "cuda" else None
+            ids = [self.device] if cuda else None
             self.wrapped = torch.nn.parallel.DistributedDataParallel(
                 self.denoiser, device_ids=ids, broadcast_buffers=False
             )
 
-    def step(self, pixels: Pixels) -> Metrics:
-        """One step on the next global batch; returns this rank's numbers."""
+    def step(self, pixels: Pixels) -> dict[str, float]:
+        """One step on the next global batch; losses and norms go to the tally."""
         config, place = self.config, self.place
         positions = rank_positions(self.images_seen, config.batch_size, place.rank, place.world_size, config.lanes)
-        images, labels = pixels.at(positions, config.seed)
-        seed_dropout(config, self.images_seen, place.rank)
         self.optimizer.zero_grad(set_to_none=True)
-        total = share_loss(self.wrapped, self.objective, images, labels, positions, config, self.device)
-        # DDP averages over the workers; times world size, the gradient is that of the whole batch however it is shared.
-        (total * (place.world_size / config.batch_size)).backward()
-        norm, nonfinite = sanitise_gradients(self.parameters)
+        size = config.micro_batch or len(positions)
+        parts = [positions[first : first + size] for first in range(0, len(positions), size)]
+        for part in parts:
+            began = time.monotonic()
+            images, labels = pixels.at(part, config.seed)
+            self.data_wait_s += time.monotonic() - began
+            with self._gradients_stay_here() if part is not parts[-1] else contextlib.nullcontext():
+                losses, sigmas = share_loss(self.wrapped, self.objective, images, labels, part, config, self.device)
+                # DDP averages over the workers; times world size, the gradient is that of the whole batch, however it
+                # is shared.
+                (losses.sum() * (config.loss_scale * place.world_size / config.batch_size)).backward()
+            self.tally.add_losses(losses, sigmas)
+        self.tally.add_step(*settle_gradients(self.parameters, config.loss_scale, config.optimizer.grad_clip))
         rate = learning_rate(config.optimizer, self.images_seen)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -73,7 +91,13 @@ class Trainer:
         beta = ema_beta(config.ema, self.images_seen, config.batch_size)
         update_ema(self.average, self.denoiser, beta)
         self.images_seen += config.batch_size
-        return {"loss": float(total.detach()), "grad_norm": norm, "nonfinite": nonfinite, "lr": rate, "ema_beta": beta}
+        for width, average in self.powers.items():
+            update_ema(average, self.denoiser, power_beta(gamma_of(width), self.images_seen // config.batch_size))
+        return {"lr": rate, "ema_beta": beta}
+
+    def _gradients_stay_here(self) -> contextlib.AbstractContextManager[Any]:
+        """Between the rounds of one step, DDP need not exchange gradients."""
+        return self.wrapped.no_sync() if self.place.world_size > 1 else contextlib.nullcontext()
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """Everything a checkpoint holds, as plain named tensors."""
@@ -81,18 +105,31 @@ class Trainer:
         for name, parameter in self.denoiser.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 moments[f"{name}:{key}"] = value
-        return {"model": self.denoiser.state_dict(), "ema": self.average.state_dict(), "optimizer": moments}
+        powers = {_power_stem(width): average.state_dict() for width, average in self.powers.items()}
+        return {
+            "model": self.denoiser.state_dict(),
+            "ema": self.average.state_dict(),
+            "optimizer": moments,
+            **powers,
+        }
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up exactly where the checkpoint was made."""
         self.denoiser.load_state_dict(checkpoint.tensors["model"])
         self.average.load_state_dict(checkpoint.tensors["ema"])
+        for width, average in self.powers.items():
+            average.load_state_dict(checkpoint.tensors[_power_stem(width)])
         named = dict(self.denoiser.named_parameters())
         for full, value in checkpoint.tensors["optimizer"].items():
             name, key = full.rsplit(":", 1)
-            # Adam keeps its step counter on the host.
-            self.optimizer.state[named[name]][key] = value if key == "step" else value.to(self.device)
+            # Adam keeps its step counter on the host, unless it is fused.
+            fused = self.optimizer.defaults["fused"]
+            self.optimizer.state[named[name]][key] = value if key == "step" and not fused else value.to(self.device)
         self.images_seen = checkpoint.images_seen
+
+
+def _power_stem(width: float) -> str:
+    return f"ema-{width:g}"
 
 
 def _agreed_checkpoint(store: Any, place: Place) -> Checkpoint | None:
@@ -103,14 +140,6 @@ def _agreed_checkpoint(store: Any, place: Place) -> Checkpoint | None:
     choice = [checkpoint.images_seen if checkpoint else None]
     dist.broadcast_object_list(choice, src=0)
     return checkpoint if place.rank == 0 or choice[0] is None else store.load(choice[0])
-
-
-def _summed(values: list[float], place: Place, device: torch.device) -> list[float]:
-    if place.world_size == 1:
-        return values
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
 
 
 def train(
@@ -138,42 +167,34 @@ def train(
         trainer.restore(checkpoint)
     total = math.ceil(config.total_kimg * 1000 / config.batch_size) * config.batch_size
     log = MetricsLog(run_uri, trainer.images_seen) if place.rank == 0 else None
-    started, first_image = time.monotonic(), trainer.images_seen
-    losses, norms, nonfinite = [], [], 0
+    writer = BackgroundWriter()
+    watch = Stopwatch(trainer.images_seen)
     tick_start = trainer.images_seen
-    while trainer.images_seen < total:
-        before = trainer.images_seen
-        numbers = trainer.step(pixels)
-        losses.append(numbers["loss"])
-        norms.append(numbers["grad_norm"])
-        nonfinite += numbers["nonfinite"]
-        done = trainer.images_seen >= total
-        if done or _crossed(before, trainer.images_seen, config.tick_kimg):
-            summed = _summed([math.fsum(losses)], trainer.place, trainer.device)[0]
-            mean_loss = summed / (len(losses) * config.batch_size)
-            if not math.isfinite(mean_loss):
+    try:
+        while trainer.images_seen < total:
+            before = trainer.images_seen
+            numbers = trainer.step(pixels)
+            done = trainer.images_seen >= total
+            if not (done or crossed(before, trainer.images_seen, config.tick_kimg)):
+                continue
+            row = {"nimg": trainer.images_seen, "total": total, **trainer.tally.read(place.world_size), **numbers}
+            if not math.isfinite(row["loss"]):
                 raise FloatingPointError(
                     f"{run_uri}: the loss is not finite at {trainer.images_seen} images; the last checkpoint is kept. "
                     "Lower optimizer.lr or look at the data set"
                 )
-            row = {
-                "nimg": trainer.images_seen,
-                "total": total,
-                "loss": mean_loss,
-                "grad_norm": math.fsum(norms) / len(norms),
-                "nonfinite": nonfinite,
-                "lr": numbers["lr"],
-                "ema_beta": numbers["ema_beta"],
-                "images_per_s": (trainer.images_seen - first_image) / (time.monotonic() - started),
-            }
-            losses, norms, nonfinite = [], [], 0
+            row |= watch.read(trainer, writer)
             if log is not None:
                 log.append(row)
             on_tick(row)
-            if place.rank == 0 and (done or _crossed(tick_start, trainer.images_seen, config.checkpoint_kimg)):
-                state = {"images_seen": trainer.images_seen, "seed": config.seed}
-                store.save(trainer.images_seen, trainer.tensors(), state)
+            if place.rank == 0:
+                if done or crossed(tick_start, trainer.images_seen, config.checkpoint_kimg):
+                    _save(writer, store, trainer)
+                if trainer.powers and (done or crossed(tick_start, trainer.images_seen, config.ema.snapshot_kimg)):
+                    save_snapshot(run_uri, trainer.images_seen, trainer.powers)
             tick_start = trainer.images_seen
+    finally:
+        writer.close()
     if place.rank == 0:
         about = {**about, "images_seen": trainer.images_seen}
         save_model(model_uri(run_uri), config.denoiser, trainer.average.state_dict(), about)
@@ -181,7 +202,46 @@ def train(
         dist.barrier()
 
 
-def _crossed(before: int, after: int, interval_kimg: float) -> bool:
+def _save(writer: BackgroundWriter, store: CheckpointStore, trainer: Trainer) -> None:
+    """Copy the state to the host now, write it meanwhile."""
+    began = time.monotonic()
+    images_seen = trainer.images_seen
+    tensors = {
+        stem: {name: value.detach().to("cpu", copy=True) for name, value in part.items()}
+        for stem, part in trainer.tensors().items()
+    }
+    state = {"images_seen": images_seen, "seed": trainer.config.seed}
+    writer.waited_s += time.monotonic() - began
+    writer.submit(lambda: store.save(images_seen, tensors, state))
+
+
+class Stopwatch:
+    """How fast it went since the last tick, and what it waited for."""
+
+    def __init__(self, images_seen: int) -> None:
+        self.images_seen, self.moment = images_seen, time.monotonic()
+
+    def read(self, trainer: Trainer, writer: BackgroundWriter) -> dict[str, float]:
+        """images_per_s, data_wait (share of the time), checkpoint_stall_s, memory_mib; then it starts again."""
+        now = time.monotonic()
+        elapsed = max(now - self.moment, 1e-9)
+        memory = (
+            torch.cuda.max_memory_allocated(trainer.device)
+            if trainer.device.type == "cuda"
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
+        row = {
+            "images_per_s": (trainer.images_seen - self.images_seen) / elapsed,
+            "data_wait": trainer.data_wait_s / elapsed,
+            "checkpoint_stall_s": writer.waited_s,
+            "memory_mib": memory / 2**20,
+        }
+        self.images_seen, self.moment = trainer.images_seen, now
+        trainer.data_wait_s = writer.waited_s = 0.0
+        return row
+
+
+def crossed(before: int, after: int, interval_kimg: float) -> bool:
     """Whether a multiple of the interval lies in (before, after]."""
     interval = max(1, round(interval_kimg * 1000))
     return after // interval > before // interval

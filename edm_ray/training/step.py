@@ -1,12 +1,12 @@
-"""One training step on this rank's share of a global batch: loss, gradients, Adam, EMA.
+"""One training step on this rank's share of a global batch: what goes into the loss, and what happens to the gradient.
 
-Everything random is keyed by an image's position in the training order, so the number of workers changes nothing but
-the order of floating-point sums. (Dropout masks are keyed by step and rank: world sizes then agree in law only.)
+Everything random is keyed by an image's position in the training order - noise level, noise, augmentation, dropout
+masks - so the number of workers changes nothing but the order of floating-point sums.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,12 @@ import torch
 from edm_ray.config.schema import OptimizerConfig, TrainingConfig
 from edm_ray.data.codec import decode
 from edm_ray.diffusion.objectives import OBJECTIVES
-from edm_ray.seeding import image_noise, normal, stream_key, uniform
+from edm_ray.errors import InputError
+from edm_ray.networks.dropout import key_dropout, words_needed
+from edm_ray.seeding import image_noise, normal, stream_key, uniform, words
+from edm_ray.training.augment import augment, augment_labels, draw_parameters
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def learning_rate(config: OptimizerConfig, images_seen: int) -> float:
@@ -34,6 +39,14 @@ def make_objective(config: TrainingConfig) -> Any:
     return OBJECTIVES[kind](p_mean=config.objective.p_mean, p_std=config.objective.p_std, sigma_data=sigma_data)
 
 
+def check_precision(config: TrainingConfig, device: torch.device) -> None:
+    """Raises InputError where the device cannot do what is asked."""
+    if config.precision == "fp16" and device.type != "cuda":
+        raise InputError(f"precision='fp16' is not allowed on {device.type}: fp32 or bf16; fp16 needs --device cuda")
+    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InputError("precision='bf16' is not allowed: this GPU has no bf16; give fp32 or fp16")
+
+
 def share_loss(
     denoiser: torch.nn.Module,
     objective: Any,
@@ -42,33 +55,65 @@ def share_loss(
     positions: np.ndarray,
     config: TrainingConfig,
     device: torch.device,
-) -> torch.Tensor:
-    """Sum over this share of the per-image losses (each summed over C, H, W), as in the paper: a scalar."""
-    where = torch.from_numpy(positions).to(device)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per-image losses of images at these positions (each summed over C, H, W, as in the paper), and noise levels.
+
+    denoiser: D, or D wrapped by DistributedDataParallel. pixels: uint8 [B, C, R, R]. Returns float32 [B], [B].
+    """
+    on_host = torch.from_numpy(positions)
+    where = on_host.to(device)
     source = normal if objective.draw == "normal" else uniform
     draw = source(stream_key("sigma", config.seed), where, 1)[:, 0].to(torch.float32)
     images = decode(pixels.to(device, non_blocking=True))
+    told = None
+    if config.augment.probability > 0:
+        parameters = draw_parameters(on_host, config.augment.probability, config.seed)
+        images, told = augment(images, parameters), augment_labels(parameters).to(device, non_blocking=True)
     noise = image_noise(where, "training noise", tuple(images.shape[1:]), config.seed)(0).to(torch.float32)
     classes = config.denoiser.network.label_dim
     one_hot = torch.nn.functional.one_hot(labels.to(device), classes).to(torch.float32) if classes else None
-    return objective.loss(denoiser, images, draw, noise, class_labels=one_hot).sum()
+    key_masks(denoiser, where, config.seed)
+    with autocast(config, device):
+        losses = objective.loss(denoiser, images, draw, noise, class_labels=one_hot, augment_labels=told)
+    return losses.sum((1, 2, 3)), objective.sigma(draw)
 
 
-def seed_dropout(config: TrainingConfig, images_seen: int, rank: int) -> None:
-    """Key torch's own generator (used by dropout alone) to the step, so that a resumed run draws the same masks."""
-    torch.manual_seed(stream_key(f"dropout:{images_seen}:{rank}", config.seed) >> 1)
+def key_masks(denoiser: torch.nn.Module, positions: torch.Tensor, seed: int) -> None:
+    """Key the dropout masks of the next forward pass to the images at these positions."""
+    network = getattr(denoiser, "module", denoiser)
+    if needed := words_needed(network):
+        key_dropout(network, words(stream_key("dropout", seed), positions, needed))
 
 
-def sanitise_gradients(parameters: list[torch.nn.Parameter]) -> tuple[float, int]:
-    """Replace non-finite gradient entries (NaN by 0, infinities by +-1e5) and return (norm, how many there were).
+def autocast(config: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Low precision for convolutions and matrix products; everything around the network stays float32."""
+    if config.precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=AUTOCAST[config.precision])
 
-    Runs on gradients already summed over the workers, so all workers do the same.
+
+def settle_gradients(
+    parameters: list[torch.nn.Parameter], loss_scale: float, clip: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make the gradient fit for Adam: divide by the loss scale, NaN -> 0 and infinities -> +-1e5, cut its norm at clip.
+
+    Returns (norm before clipping, 1 if any entry was not finite else 0), as float64 scalars on the device: nothing
+    waits for it. It sees gradients that are summed over the workers already, so all workers do the same.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
-    if math.isfinite(norm):
-        return norm, 0
-    count = sum(int((~torch.isfinite(gradient)).sum()) for gradient in gradients)
-    for gradient in gradients:
-        torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))), count
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if loss_scale != 1:
+        torch._foreach_mul_(gradients, 1 / loss_scale)
+    norm = _norm(gradients)
+    finite = torch.isfinite(norm)
+    if gradients[0].device.type == "cuda" or not bool(finite):
+        for gradient in gradients:
+            torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
+        norm = _norm(gradients)
+    if clip > 0:
+        factor = (clip / norm.clamp_min(1e-30)).clamp_max(1.0)
+        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+    return norm.double(), (~finite).double()
+
+
+def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

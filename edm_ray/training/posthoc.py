@@ -1,0 +1,102 @@
+"""An average of any width after training, from the stored snapshots of a few (Karras et al. 2024, section 3.2).
+
+The profile of a power-function average at time t is p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) on [0, t]. The
+snapshots' profiles are combined so that their sum is nearest, in least squares, to the profile that is wanted; the same
+combination of the snapshots' parameters is the average wanted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+
+from edm_ray.checkpoint.weights import weights_bytes
+from edm_ray.errors import InputError
+from edm_ray.storage import uris
+from edm_ray.storage.commit import commit, read_file, read_manifest
+from edm_ray.training.ema import gamma_of
+
+KIND = "edm_ray ema snapshot"
+Array = npt.NDArray[np.float64]
+Profile = tuple[float, float]
+"""(time t, exponent gamma)."""
+
+
+def profile_product(a: Profile, b: Profile) -> float:
+    """Integral of the product of two profiles, in closed form."""
+    (time_a, gamma_a), (time_b, gamma_b) = a, b
+    total = gamma_a + gamma_b + 1.0
+    log = total * np.log(min(time_a, time_b)) - (gamma_a + 1) * np.log(time_a) - (gamma_b + 1) * np.log(time_b)
+    return float((gamma_a + 1) * (gamma_b + 1) / total * np.exp(log))
+
+
+def combination(have: Sequence[Profile], want: Profile) -> Array:
+    """Weights of the profiles that are there, so that their sum is nearest to the one wanted: float64 [len(have)]."""
+    gram = np.array([[profile_product(a, b) for b in have] for a in have])
+    target = np.array([profile_product(a, want) for a in have])
+    weights: Array = np.linalg.lstsq(gram, target, rcond=1e-14)[0]
+    return weights
+
+
+def snapshot_uri(run_uri: str, images_seen: int | None = None) -> str:
+    folder = uris.join(run_uri, "ema-snapshots")
+    return folder if images_seen is None else uris.join(folder, f"nimg-{images_seen:012d}")
+
+
+def save_snapshot(run_uri: str, images_seen: int, averages: dict[float, torch.nn.Module]) -> None:
+    """Commit the power-function averages of this moment: one file a width; the same call gives the same bytes."""
+    files = [
+        (
+            f"sigma_rel-{width:g}.safetensors",
+            weights_bytes(average.state_dict(), {"sigma_rel": f"{width:g}"}),
+        )
+        for width, average in averages.items()
+    ]
+    facts: dict[str, Any] = {"images_seen": images_seen, "sigma_rels": list(averages)}
+    files.append(("about.json", json.dumps(facts).encode()))
+    commit(snapshot_uri(run_uri, images_seen), files, kind=KIND, **facts)
+
+
+def synthesise(run_uri: str, sigma_rel: float, images_seen: int | None = None) -> tuple[dict[str, torch.Tensor], int]:
+    """Parameters averaged with width sigma_rel at ``images_seen`` (default: the last snapshot), and that moment.
+
+    Sums are in float64, one snapshot at a time. Raises InputError when there are no snapshots, or the width lies
+    outside of those that were kept (least squares does not extrapolate well).
+    """
+    found = []
+    for name in uris.list_names(snapshot_uri(run_uri)):
+        uri = uris.join(snapshot_uri(run_uri), name)
+        manifest = read_manifest(uri)
+        if manifest is not None and manifest.get("kind") == KIND:
+            found += [(uri, manifest, manifest["images_seen"], width) for width in manifest["sigma_rels"]]
+    if not found:
+        raise InputError(
+            f"{run_uri}: no snapshots of power-function averages; train with --set ema.sigma_rels='[0.05, 0.10]'"
+        )
+    widths = sorted({width for *_, width in found})
+    if not widths[0] <= sigma_rel <= widths[-1]:
+        raise InputError(f"--sigma-rel {sigma_rel}: {run_uri} allows {widths[0]} to {widths[-1]}, the widths it kept")
+    moments = sorted({moment for *_, moment, _ in found})
+    at = moments[-1] if images_seen is None else images_seen
+    if at not in moments:
+        raise InputError(f"--nimg {at}: {run_uri} has snapshots at {', '.join(map(str, moments))}")
+    found = [entry for entry in found if entry[2] <= at]
+    weights = combination([(moment, gamma_of(width)) for *_, moment, width in found], (float(at), gamma_of(sigma_rel)))
+    total: dict[str, torch.Tensor] = {}
+    kept: dict[str, torch.Tensor] = {}
+    changes: set[str] = set()
+    for (uri, manifest, _, width), weight in zip(found, weights.tolist(), strict=True):
+        state = safetensors.torch.load(read_file(uri, f"sigma_rel-{width:g}.safetensors", manifest))
+        for name, tensor in state.items():
+            total[name] = total.get(name, torch.zeros_like(tensor, dtype=torch.float64)) + weight * tensor.double()
+            if name in kept and not torch.equal(kept[name], tensor):
+                changes.add(name)
+            kept[name] = tensor
+    # Constants (buffers) stay as they are to the last bit, though the weights add up to 1 only nearly.
+    return {name: total[name].to(kept[name].dtype) if name in changes else kept[name] for name in kept}, at

@@ -1,0 +1,56 @@
+"""Numbers of a tick, added up on the device and read once: reading each step would make the host wait for it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+SIGMA_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Noise levels that part the bins of the per-sigma loss."""
+
+
+class Tally:
+    """Sums over the steps since the last tick, of this rank."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.edges = torch.tensor(SIGMA_EDGES, device=device)
+        self.reset()
+
+    def reset(self) -> None:
+        bins = len(SIGMA_EDGES) + 1
+        self.losses = torch.zeros(bins, dtype=torch.float64, device=self.device)
+        self.counts = torch.zeros(bins, dtype=torch.float64, device=self.device)
+        self.norm = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.nonfinite = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.steps = 0
+
+    def add_losses(self, losses: torch.Tensor, sigmas: torch.Tensor) -> None:
+        """Per-image losses [B] at their noise levels [B]."""
+        bins = torch.bucketize(sigmas.detach(), self.edges)
+        self.losses.index_add_(0, bins, losses.detach().double())
+        self.counts.index_add_(0, bins, torch.ones_like(losses, dtype=torch.float64))
+
+    def add_step(self, norm: torch.Tensor, nonfinite: torch.Tensor) -> None:
+        self.norm += norm
+        self.nonfinite += nonfinite
+        self.steps += 1
+
+    def read(self, world_size: int) -> dict[str, Any]:
+        """Means over all workers' images and over the steps, as host numbers; then everything starts at zero again."""
+        shared = torch.cat([self.losses, self.counts])
+        if world_size > 1:
+            dist.all_reduce(shared)
+        losses, counts = shared.reshape(2, -1).tolist()
+        bins = [loss / count if count else None for loss, count in zip(losses, counts, strict=True)]
+        result = {
+            "loss": math.fsum(losses) / math.fsum(counts),
+            "loss_by_sigma": bins,
+            "grad_norm": float(self.norm) / self.steps,
+            "nonfinite": round(float(self.nonfinite)),
+        }
+        self.reset()
+        return result

@@ -1,0 +1,57 @@
+"""Checkpoints written beside the training, by one thread: a step waits for a copy of the tensors, not for storage."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from edm_ray.errors import InputError, IntegrityError
+
+logger = logging.getLogger(__name__)
+TRIES, FIRST_WAIT_S = 4, 0.5
+
+
+class BackgroundWriter:
+    """At most one write is under way; an error of one surfaces at the next call, so none is lost."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self.pending: Future[None] | None = None
+        self.waited_s = 0.0
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Start a write when the one before it has ended; storage that fails is tried again, with growing waits."""
+        self.wait()
+        self.pending = self.pool.submit(_persist, write)
+
+    def wait(self) -> None:
+        """Until nothing is under way. Raises what the write raised."""
+        began = time.monotonic()
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+        self.waited_s += time.monotonic() - began
+
+    def close(self) -> None:
+        """As `wait`, and no more writes."""
+        try:
+            self.wait()
+        finally:
+            self.pool.shutdown()
+
+
+def _persist(write: Callable[[], None]) -> None:
+    for attempt in range(1, TRIES + 1):
+        try:
+            write()
+            return
+        except (InputError, IntegrityError):
+            raise
+        except OSError as error:
+            if attempt == TRIES:
+                raise
+            wait = FIRST_WAIT_S * 2 ** (attempt - 1)
+            logger.warning("writing a checkpoint failed (%s); trying again in %.1f s", error, wait)
+            time.sleep(wait)
