@@ -167,8 +167,8 @@ class Cluster:
     def __init__(self, address: str | None, insecure: bool = False) -> None:
         self.address = find_address(address)
         require_authentication(self.address, insecure)
-        for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         with self._errors(), _address_wins():
             self.client = JobSubmissionClient(self.address)
 
