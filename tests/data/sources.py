@@ -19,6 +19,7 @@ from PIL import Image
 from edm_ray.data.importers.detect import detect_kind, open_source
 from edm_ray.data.importers.pictures import PictureOptions, to_pixels
 from edm_ray.data.importers.source import Source, SourceSpec
+from edm_ray.data.plan import Plan, make_plan
 
 
 def pixels_of(count: int, channels: int = 3, side: int = 32, seed: int = 0) -> np.ndarray:
@@ -129,3 +130,14 @@ def contents(source: Source, options: PictureOptions | None = None) -> tuple[np.
     """All pixels and labels of a source."""
     records = [source.record(i) for i in range(len(source))]
     return np.stack([to_pixels(r, options or PictureOptions()) for r in records]), [r.label for r in records]
+
+
+FOLDER_IMAGES = pixels_of(20, 3, 8)
+
+
+def plan_of(folder: Path, **options: object) -> Plan:
+    return make_plan(SourceSpec(uri=str(folder), kind="folder"), PictureOptions(), **options)[0]
+
+
+def files_in(path: Path) -> dict[str, bytes]:
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
