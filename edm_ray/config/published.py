@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from edm_ray.config.load import parse_yaml
+from edm_ray.errors import InputError
+
+PRICES_FILE = Path(__file__).with_name("prices.yaml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +40,24 @@ V100_HOURS = {
         source="Karras et al. 2022: about 13 days on 32 A100 for 2500 Mimg",
     ),
 }
-DOLLARS_AN_HOUR = {
-    "V100": Quantity(value=3.06, unit="USD an hour", kind="assumed", source="a cloud's on-demand list price, 2024"),
-    "A100": Quantity(value=4.10, unit="USD an hour", kind="assumed", source="a cloud's on-demand list price, 2024"),
-}
+
+
+@lru_cache(maxsize=8)
+def _prices(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise InputError(f"EDM_RAY_PRICES={path}: no such file; copy {PRICES_FILE} and edit it")
+    return parse_yaml(Path(path).read_text(), path)
+
+
+def prices() -> dict[str, Any]:
+    """The price list: the file EDM_RAY_PRICES names, else the one that comes with the package."""
+    return _prices(os.environ.get("EDM_RAY_PRICES", str(PRICES_FILE)))
+
+
+def gpu_price(gpu: str) -> Quantity:
+    """One GPU for an hour, on demand. Raises InputError for a GPU that the price list does not have."""
+    table = prices()
+    if gpu not in table.get("gpu_hour", {}):
+        raise InputError(f"{gpu}: no price; add it below gpu_hour in {PRICES_FILE}, or in the file of EDM_RAY_PRICES")
+    source = f"on-demand list price, {table['date']}"
+    return Quantity(value=float(table["gpu_hour"][gpu]), unit="USD an hour", kind="assumed", source=source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edm_ray.config.published import DOLLARS_AN_HOUR, V100_HOURS, Quantity
+from edm_ray.config.published import V100_HOURS, Quantity, gpu_price
 from edm_ray.config.recipes import CIFAR10, config_f
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.config.shape import DataShape
@@ -42,5 +42,5 @@ def gpu_hours(preset: str, config: TrainingConfig, cost: NetworkCost) -> Quantit
 
 def dollars(hours: Quantity) -> Quantity:
     """GPU time in money, at an assumed price."""
-    price = DOLLARS_AN_HOUR[hours.unit.split()[0]]
+    price = gpu_price(hours.unit.split()[0])
     return Quantity(value=hours.value * price.value, unit="USD", kind="assumed", source=f"at {price}")
