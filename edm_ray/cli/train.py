@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from edm_ray.cli.console import Progress, duration, say
-from edm_ray.config.load import configure, to_yaml
+from edm_ray.config.load import configure
 from edm_ray.config.presets import preset
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet, open_dataset
@@ -27,8 +27,8 @@ class Args:
     """YAML file laid over the preset."""
     set: list[str] = field(default_factory=list)
     """KEY=VALUE pairs laid over both, e.g. --set ema.halflife_kimg=50 optimizer.lr=1e-3"""
-    workers: int = 1
-    """DDP processes (one CPU or GPU each)."""
+    workers: str = "1"
+    """DDP processes (one CPU or GPU each); LEAST:MOST for as many as the cluster has, fewer when a node is lost."""
     device: str = "cpu"
     """cpu or cuda."""
     max_failures: int = 3
@@ -42,11 +42,10 @@ class Args:
 
 
 def run(args: Args) -> None:
-    if args.workers < 1:
-        raise InputError(f"--workers {args.workers}: give 1 or more")
+    workers = parse_workers(args.workers)
     if args.device not in ("cpu", "cuda"):
         raise InputError(f"--device {args.device}: give cpu or cuda")
-    if args.no_ray and args.workers != 1:
+    if args.no_ray and workers != (1, 1):
         raise InputError(f"--no-ray trains in one process; got --workers {args.workers}, give --workers 1")
     dataset = open_dataset(uris.absolute(args.data))
     config = configure(preset(args.preset, dataset.shape), args.config, args.set)
@@ -54,8 +53,9 @@ def run(args: Args) -> None:
     run_uri = uris.absolute(args.out)
     describe(config, dataset, run_uri, args.workers, args.device)
     if args.dry_run:
-        say()
-        say(to_yaml(config).rstrip())
+        from edm_ray.cli.plan import print_plan
+
+        print_plan(config, dataset, workers, args.device, args.preset)
         return
     claim_run(run_uri, config, dataset, args.fresh)
     if done := checkpoint_store(run_uri).committed():
@@ -85,13 +85,24 @@ def run(args: Args) -> None:
             dataset,
             run_uri,
             about,
-            workers=args.workers,
+            workers=workers,
             device=args.device,
             max_failures=args.max_failures,
             on_tick=on_tick,
         )
     say(f"  trained in {duration(time.monotonic() - started)}; model: {model_uri(run_uri)}")
     say(f"  next: edm-ray generate --model {model_uri(run_uri)} --out samples.png")
+
+
+def parse_workers(text: str) -> tuple[int, int]:
+    """ "4" -> (4, 4); "2:8" -> (2, 8)."""
+    least, colon, most = text.partition(":")
+    if not least.isdecimal() or (colon and not most.isdecimal()):
+        raise InputError(f"--workers {text}: give a number, or LEAST:MOST such as 2:8")
+    numbers = int(least), int(most if colon else least)
+    if numbers[0] < 1 or numbers[1] < numbers[0]:
+        raise InputError(f"--workers {text}: give 1 or more, and MOST not below LEAST")
+    return numbers
 
 
 def check_fit(config: TrainingConfig, dataset: DataSet) -> None:
@@ -110,7 +121,7 @@ def check_fit(config: TrainingConfig, dataset: DataSet) -> None:
         )
 
 
-def describe(config: TrainingConfig, dataset: DataSet, run_uri: str, workers: int, device: str) -> None:
+def describe(config: TrainingConfig, dataset: DataSet, run_uri: str, workers: str, device: str) -> None:
     import torch
 
     from edm_ray.networks.build import build_network

@@ -7,6 +7,7 @@ run again, resumes from the newest whole one.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,8 @@ from edm_ray.training.engine import Metrics, Place, train
 from edm_ray.training.run import read_metrics
 
 POLL_SECONDS = 1.0
+# A group that waits for a node that is gone gives up after this long (Ray's default: 60 s); a start takes 20 to 30 s.
+_ELASTIC_DEFAULTS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40"}
 
 
 def _worker(job: dict[str, Any]) -> None:
@@ -45,22 +48,30 @@ def train_on_ray(
     run_uri: str,
     about: dict[str, Any],
     *,
-    workers: int,
+    workers: tuple[int, int],
     device: str,
     max_failures: int,
     on_tick: Callable[[Metrics], None],
 ) -> None:
-    """Train with ``workers`` DDP processes; ``on_tick`` is called here, in the driver, for each new row of metrics."""
+    """Train with (least, most) DDP processes; ``on_tick`` is called here, in the driver, for each new row of metrics.
+
+    With least < most, Ray Train starts with what the cluster has, goes on with fewer when a node is lost and takes more
+    when there are more; each change goes on from the newest checkpoint, with the same images in the same order.
+    """
+    least, most = workers
+    if least < most:
+        for name, value in _ELASTIC_DEFAULTS.items():
+            os.environ.setdefault(name, value)
     with session():
         use_gpu = device == "cuda"
         if use_gpu:
-            require_gpus(workers)
+            require_gpus(least)
         else:
-            require_cpus(workers, 1, "training")
+            require_cpus(least, 1, "training")
         trainer = ray.train.torch.TorchTrainer(
             _worker,
             train_loop_config={"config": config, "dataset": dataset, "run_uri": run_uri, "about": about},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+            scaling_config=ScalingConfig(num_workers=most if least == most else workers, use_gpu=use_gpu),
             run_config=RunConfig(
                 name="ray_train",
                 storage_path=uris.join(run_uri, "log"),

@@ -30,6 +30,8 @@ def test_an_unknown_command_names_the_nearest(capsys):
         (["--preset", "digitz"], "did you mean 'digits'"),
         (["--preset", "tiny", "--set", "optimizer.lrr=1"], "did you mean 'lr'"),
         (["--preset", "tiny", "--workers", "0"], "--workers 0: give 1 or more"),
+        (["--preset", "tiny", "--workers", "3:2"], "--workers 3:2: give 1 or more, and MOST not below LEAST"),
+        (["--preset", "tiny", "--workers", "two"], "give a number, or LEAST:MOST"),
         (["--preset", "tiny", "--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
         (["--preset", "tiny", "--set", "denoiser.network.label_dim=7"], "has 10 classes"),
         (["--preset", "tiny", "--no-ray", "--workers", "2"], "give --workers 1"),
@@ -66,6 +68,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, digits_dir, tmp_pa
     assert main([*data, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "749,089 parameters" in text and "halflife_kimg: 4.0" in text and not (tmp_path / "run").exists()
+    for line in ("128 images = 1 workers x 128", "500; 49.3 epochs", "GiB a worker (computed", "1 bundles of 1 CPU"):
+        assert line in text
+    assert "ms an image (measured here" in text
+    assert main([*data, "--dry-run", "--workers", "2:3", "--set", "micro_batch=10"]) == 0
+    assert "3 workers x 42 to 43, in 5 rounds of at most 10" in capsys.readouterr().out
 
 
 def test_generated_images_depend_on_their_seed_alone(digits_dir, tmp_path):
