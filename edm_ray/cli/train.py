@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edm_ray.cli.console import Progress, duration, say
@@ -74,9 +77,13 @@ def run(args: Args) -> None:
 
     started = time.monotonic()
     if args.no_ray:
-        from edm_ray.training.engine import Place, train
+        from edm_ray.training.engine import Place, Stopped, train
 
-        train(config, dataset, run_uri, Place(device=args.device), about, on_tick)
+        try:
+            train(config, dataset, run_uri, Place(device=args.device), about, on_tick, must_stop=terminated())
+        except Stopped as stopped:
+            say(f"  {stopped}; the same command goes on from there")
+            raise SystemExit(143) from stopped
     else:
         from edm_ray.orchestration.train import train_on_ray
 
@@ -92,6 +99,14 @@ def run(args: Args) -> None:
         )
     say(f"  trained in {duration(time.monotonic() - started)}; model: {model_uri(run_uri)}")
     say(f"  next: edm-ray generate --model {model_uri(run_uri)} --out samples.png")
+
+
+def terminated() -> Callable[[], bool]:
+    """Whether SIGTERM has come since: a machine about to be taken away gives notice by it."""
+    flag = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: flag.set())
+    return flag.is_set
 
 
 def parse_workers(text: str) -> tuple[int, int]:

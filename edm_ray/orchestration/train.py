@@ -35,7 +35,20 @@ def _worker(job: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO)
     device = str(ray.train.torch.get_device())
     place = Place(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
-    train(job["config"], job["dataset"], job["run_uri"], place, job["about"], on_tick=_report)
+    train(
+        job["config"],
+        job["dataset"],
+        job["run_uri"],
+        place,
+        job["about"],
+        on_tick=_report,
+        must_save=_will_be_taken_away,
+    )
+
+
+def _will_be_taken_away() -> bool:
+    """Whether Ray has been told that a node of these workers is about to go (spot notice, drain)."""
+    return ray.train.get_preemption_info() is not None
 
 
 def _report(metrics: Metrics) -> None:

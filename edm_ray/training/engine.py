@@ -32,6 +32,10 @@ from edm_ray.training.writer import BackgroundWriter
 Metrics = dict[str, Any]
 
 
+class Stopped(Exception):
+    """Training was asked to end early and its state is saved; the same command goes on."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where this process stands among the workers."""
@@ -110,6 +114,7 @@ class Trainer:
             "model": self.denoiser.state_dict(),
             "ema": self.average.state_dict(),
             "optimizer": moments,
+            "tally": self.tally.tensors(),
             **powers,
         }
 
@@ -125,6 +130,7 @@ class Trainer:
             # Adam keeps its step counter on the host, unless it is fused.
             fused = self.optimizer.defaults["fused"]
             self.optimizer.state[named[name]][key] = value if key == "step" and not fused else value.to(self.device)
+        self.tally.restore(checkpoint.tensors["tally"])
         self.images_seen = checkpoint.images_seen
 
 
@@ -149,11 +155,15 @@ def train(
     place: Place,
     about: dict[str, Any],
     on_tick: Callable[[Metrics], None] = lambda metrics: None,
+    must_stop: Callable[[], bool] = lambda: False,
+    must_save: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train to the end, resuming from the newest whole checkpoint of ``run_uri``, and write the model directory.
 
     Every worker calls this; ``on_tick`` is called on every worker, equally often. ``about`` goes into the model
     directory. Checkpoints are made at ticks, so a resumed run writes the same metrics as one that was not interrupted.
+    ``must_stop`` is asked after each step when this is the only worker: True makes a checkpoint and raises Stopped.
+    ``must_save`` is asked at every tick, on every worker: True makes a checkpoint there (a machine will be taken away).
     """
     if len(rank_positions(0, config.batch_size, place.world_size - 1, place.world_size, config.lanes)) == 0:
         raise InputError(
@@ -175,6 +185,9 @@ def train(
             before = trainer.images_seen
             numbers = trainer.step(pixels)
             done = trainer.images_seen >= total
+            if not done and place.world_size == 1 and must_stop():
+                _save(writer, store, trainer)
+                raise Stopped(f"{run_uri}: stopped at {trainer.images_seen:,} images, checkpoint written")
             if not (done or crossed(before, trainer.images_seen, config.tick_kimg)):
                 continue
             row = {"nimg": trainer.images_seen, "total": total, **trainer.tally.read(place.world_size), **numbers}
@@ -187,8 +200,9 @@ def train(
             if log is not None:
                 log.append(row)
             on_tick(row)
+            urgent = must_save()
             if place.rank == 0:
-                if done or crossed(tick_start, trainer.images_seen, config.checkpoint_kimg):
+                if done or urgent or crossed(tick_start, trainer.images_seen, config.checkpoint_kimg):
                     _save(writer, store, trainer)
                 if trainer.powers and (done or crossed(tick_start, trainer.images_seen, config.ema.snapshot_kimg)):
                     save_snapshot(run_uri, trainer.images_seen, trainer.powers)

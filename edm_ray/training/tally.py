@@ -28,6 +28,17 @@ class Tally:
         self.nonfinite = torch.zeros((), dtype=torch.float64, device=self.device)
         self.steps = 0
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """For a checkpoint: all zero at a tick, where checkpoints of several workers are made."""
+        steps = torch.tensor(self.steps, dtype=torch.int64)
+        sums = {"losses": self.losses, "counts": self.counts, "norm": self.norm, "nonfinite": self.nonfinite}
+        return {**sums, "steps": steps}
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name in ("losses", "counts", "norm", "nonfinite"):
+            setattr(self, name, tensors[name].to(self.device))
+        self.steps = int(tensors["steps"])
+
     def add_losses(self, losses: torch.Tensor, sigmas: torch.Tensor) -> None:
         """Per-image losses [B] at their noise levels [B]."""
         bins = torch.bucketize(sigmas.detach(), self.edges)

@@ -117,3 +117,17 @@ def test_a_preset_is_shown_with_what_it_changes_and_the_source_of_every_number(c
     assert "changes cifar10-cond-vp-c:\n    denoiser.preconditioning.kind: 'vp' -> 'edm'\n" in text
     assert "V100 hours (assumed:" in text and "GiB a worker (computed:" in text
     assert "did you mean 'cifar10-cond-vp-d'" in _error(capsys, "presets", "cifar10-cond-vpd")
+
+
+def test_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(digits_dir, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "edm_ray.cli.job", "train", "--data", str(digits_dir / "train"), "--out", str(run)]
+    command += ["--preset", "tiny", "--no-ray", "--set", "total_kimg=50", "tick_kimg=0.24", "checkpoint_kimg=1000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 143 and "checkpoint written; the same command goes on" in text
+    assert len(list((run / "checkpoints").iterdir())) == 1

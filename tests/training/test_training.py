@@ -16,9 +16,9 @@ from edm_ray.data.order import rank_positions
 from edm_ray.data.reader import Pixels
 from edm_ray.diffusion.objectives import OBJECTIVES
 from edm_ray.errors import InputError
-from edm_ray.training import engine
+from edm_ray.training import engine, writer
 from edm_ray.training.ema import ema_beta, update_ema
-from edm_ray.training.engine import Place, Trainer, train
+from edm_ray.training.engine import Place, Stopped, Trainer, train
 from edm_ray.training.run import claim_run, model_uri, read_metrics
 from edm_ray.training.step import learning_rate, make_objective, settle_gradients, share_loss
 
@@ -201,3 +201,52 @@ def test_every_objective_trains_with_every_preconditioning_of_its_name(dataset, 
         claim_run(uri, changed, dataset)
         train(changed, dataset, uri, Place(), {})
         assert math.isfinite(read_metrics(uri)[-1]["loss"])
+
+
+def test_a_run_that_is_told_to_stop_saves_at_once_and_goes_on_bit_for_bit(dataset, config, tmp_path):
+    """In the middle of a tick, and not at a checkpoint's turn: the metrics of the tick are whole all the same."""
+    calm, told = str(tmp_path / "calm"), str(tmp_path / "told")
+    for uri in (calm, told):
+        claim_run(uri, config, dataset)
+    train(config, dataset, calm, Place(), {})
+    answers = iter([False] * 4 + [True])
+    with pytest.raises(Stopped, match="stopped at 120 images"):
+        train(config, dataset, told, Place(), {}, must_stop=lambda: next(answers))
+    assert engine.checkpoint_store(told).committed() == [96, 120]
+    train(config, dataset, told, Place(), {})
+    assert open_model(model_uri(told)).weights == open_model(model_uri(calm)).weights
+    assert _timeless(read_metrics(told)) == _timeless(read_metrics(calm))
+
+
+def test_a_machine_that_will_be_taken_away_gets_its_checkpoint_at_the_next_tick(dataset, config, tmp_path):
+    claim_run(str(tmp_path), config, dataset)
+    answers = iter([True, False, False, False, False])
+    config = configure(config, None, ["keep_checkpoints=9"])
+    train(config, dataset, str(tmp_path), Place(), {}, must_save=lambda: next(answers))
+    assert engine.checkpoint_store(str(tmp_path)).committed() == [48, 96, 192, 240]
+
+
+@pytest.mark.parametrize("failures", [2, 99])
+def test_storage_that_fails_twice_does_not_stop_the_run_and_one_that_fails_for_good_does(
+    dataset, config, tmp_path, monkeypatch, failures
+):
+    """Without losing the checkpoint before."""
+    claim_run(str(tmp_path), config, dataset)
+    monkeypatch.setattr(writer, "FIRST_WAIT_S", 0.01)
+    original, calls = engine.CheckpointStore.save, 0
+
+    def save(self, images_seen, tensors, state):
+        nonlocal calls
+        calls += images_seen == 192
+        if images_seen == 192 and calls <= failures:
+            raise OSError(28, "No space left on device")
+        return original(self, images_seen, tensors, state)
+
+    monkeypatch.setattr(engine.CheckpointStore, "save", save)
+    if failures == 2:
+        train(config, dataset, str(tmp_path), Place(), {})
+        assert calls == 3
+    else:
+        with pytest.raises(OSError, match="No space left"):
+            train(config, dataset, str(tmp_path), Place(), {})
+        assert engine.checkpoint_store(str(tmp_path)).committed() == [96]
