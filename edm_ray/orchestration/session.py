@@ -54,9 +54,15 @@ def session() -> Iterator[None]:
         ray.shutdown()
 
 
+def capacity(kind: str) -> float:
+    """How many of "CPU" or "GPU" the cluster has, or may grow to: Ray does not tell what its autoscaler may add, so the
+    manifests in cluster/ say it as EDM_RAY_MAX_CPUS and EDM_RAY_MAX_GPUS."""
+    return max(ray.cluster_resources().get(kind, 0), float(os.environ.get(f"EDM_RAY_MAX_{kind}S", 0)))
+
+
 def require_cpus(workers: int, cpus_each: float, what: str) -> None:
     """Refuse what can never be scheduled, saying what was asked and what there is, instead of waiting for ever."""
-    have = ray.cluster_resources().get("CPU", 0)
+    have = capacity("CPU")
     if workers * cpus_each > have:
         fits = int(have // cpus_each)
         raise InputError(
@@ -66,7 +72,7 @@ def require_cpus(workers: int, cpus_each: float, what: str) -> None:
 
 
 def require_gpus(workers: int) -> None:
-    have = ray.cluster_resources().get("GPU", 0)
+    have = capacity("GPU")
     if workers > have:
         raise InputError(
             f"--device cuda --workers {workers}: needs {workers} GPUs, the cluster has {have:g}; "
