@@ -37,6 +37,8 @@ class Args:
     workers: int = 1
     """Sampling actors."""
     device: str = "cpu"
+    dry_run: bool = False
+    """Check what is given, say what would be done, and stop."""
 
 
 def run(args: Args) -> None:
@@ -59,6 +61,10 @@ def run(args: Args) -> None:
         workers=args.workers,
         device=args.device,
     )
+    if args.dry_run:
+        say(f"would sample {args.num:,} images on {args.workers} x {args.device} and measure them against")
+        say(f"  {reference.describe()}; settings: {settings}; chunks: {store}")
+        return
     progress, started = Progress("images"), time.monotonic()
     result = evaluate_on_ray(bench, settings, args.num, progress.update)
     say(f"  samples: {result.describe()}")

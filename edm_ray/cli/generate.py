@@ -40,6 +40,8 @@ class Args:
     scale: int | None = None
     """Grid only: enlarge pixels by this whole number; by default images become about 64 pixels wide."""
     device: str = "cpu"
+    dry_run: bool = False
+    """Check what is given, say what would be done, and stop."""
 
 
 def run(args: Args) -> None:
@@ -47,6 +49,9 @@ def run(args: Args) -> None:
         raise InputError("--num, --columns and --scale must be 1 or more, --first-seed 0 or more")
     settings = choose_settings(args.sampler, args.set)
     denoiser = open_model(uris.absolute(args.model)).denoiser(args.device)
+    if args.dry_run:
+        say(f"would sample {args.num:,} images, seeds from {args.first_seed}, to {args.out}; settings: {settings}")
+        return
     seeds = torch.arange(args.first_seed, args.first_seed + args.num, dtype=torch.int64)
     progress, started, parts = Progress("images"), time.monotonic(), []
     for first in range(0, args.num, MICRO_BATCH):

@@ -54,6 +54,8 @@ class Args:
     """More than 1: so many shards at a time as Ray tasks, on any node of the cluster."""
     endpoint_url: str | None = None
     """Endpoint of an S3-compatible store, like AWS_ENDPOINT_URL."""
+    dry_run: bool = False
+    """Check what is given, say what would be done, and stop."""
 
 
 def run(args: Args) -> None:
@@ -91,6 +93,9 @@ def _prepare(args: Args, kind: str, split: str, dest: str, name: str | None) -> 
     )
     for note in notes:
         say(f"{args.source}: {note}")
+    if args.dry_run:
+        say(f"would write {plan.records:,} records of {spec.uri} as {plan.num_shards} shards to {dest}")
+        return
     if is_complete(dest):
         there = open_dataset(dest)
         if there.source:

@@ -34,6 +34,8 @@ class Args:
     """Extractor weights: a path or s3:// URI."""
     sha256: str | None = None
     """What the weights' sha256 must be."""
+    dry_run: bool = False
+    """Check what is given, say what would be done, and stop."""
 
 
 def run(args: Args) -> None:
@@ -48,6 +50,11 @@ def run(args: Args) -> None:
         say(f"{args.out}: the reference is there already")
         return
     dataset = open_dataset(args.data)
+    if args.dry_run:
+        if args.weights is not None and not uris.exists(args.weights):
+            raise InputError(f"--weights {args.weights}: no such file")
+        say(f"would measure {dataset.rows:,} images of {dataset.name} with extractor {args.extractor} into {args.out}")
+        return
     pixels = Pixels(dataset)
     with tempfile.TemporaryDirectory() as folder:
         path = weights_file(args, pixels, Path(folder))
