@@ -209,7 +209,8 @@ class EmaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """One training run. All of it decides the result, so all of it is in the run's identity."""
+    """One training run. All of it is in the run's identity but length, how often something is written, and micro_batch,
+    which changes rounding only."""
 
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -217,7 +218,8 @@ class TrainingConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     precision: str = "fp32"
-    """fp32 | bf16 | fp16: of the network's forward and backward pass; parameters and preconditioning stay fp32."""
+    """fp32 | tf32 | bf16 | fp16: of the network's forward and backward pass; parameters and preconditioning stay fp32.
+    tf32 and fp16 are for GPUs."""
     loss_scale: float = 1.0
     """fp16 only: the loss is multiplied by it before the backward pass and the gradient divided by it after."""
     seed: int = 0
@@ -253,6 +255,7 @@ class TrainingConfig:
             self.keep_checkpoints,
             "at least 2, so that a damaged checkpoint leaves one to fall back to",
         )
-        require(self.precision in ("fp32", "bf16", "fp16"), "precision", self.precision, "fp32, bf16 or fp16")
+        allowed = ("fp32", "tf32", "bf16", "fp16")
+        require(self.precision in allowed, "precision", self.precision, "fp32, tf32, bf16 or fp16")
         require(self.loss_scale > 0, "loss_scale", self.loss_scale, "greater than 0")
         require(self.lanes >= 1, "lanes", self.lanes, "at least 1")

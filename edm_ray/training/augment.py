@@ -8,6 +8,7 @@ filter is orthonormal, so up and down again is the identity.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from edm_ray.seeding import normal, stream_key, uniform
+from edm_ray.training.device import to_device
 
 NUM_LABELS = 9
 SCALE_STD, ANISO_STD, SHIFT_STD = 0.2, 0.2, 0.125
@@ -111,8 +113,8 @@ def augment(images: torch.Tensor, parameters: AugmentParameters) -> torch.Tensor
         return images
     chosen = moved.nonzero()[:, 0]
     inverse = inverse_transforms(p, images.shape[3])[chosen]
-    rows = _to(chosen, images.device)
-    return images.index_copy(0, rows, resample(images.index_select(0, rows), _to(inverse, images.device)))
+    rows = to_device(chosen, images.device)
+    return images.index_copy(0, rows, resample(images.index_select(0, rows), to_device(inverse, images.device)))
 
 
 def inverse_transforms(parameters: AugmentParameters, side: int) -> torch.Tensor:
@@ -138,26 +140,45 @@ def resample(images: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     What lies outside is the reflection of the image. Its margin is as wide as a reflection can be (R - 1), whatever the
     transforms are: a margin fitted to the batch would make an image depend on its neighbours, and the host wait for it.
     """
-    channels, side = images.shape[1], images.shape[3]
-    margin = side - 1
-    taps = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
-    up, down = math.sqrt(2) * taps, taps / math.sqrt(2)
-    fine = F.pad(images, (margin,) * 4, mode="reflect") if margin else images
-    for shape in ((1, 1, -1, 1), (1, 1, 1, -1)):
-        weight = up.reshape(shape).expand(channels, 1, -1, -1)
-        fine = F.conv_transpose2d(fine, weight, stride=(2, 1) if shape[2] == -1 else (1, 2), groups=channels)
-    size, wide = fine.shape[3], side + 2 * margin
+    side = images.shape[3]
+    up, down = (to_device(matrix.to(images.dtype), images.device) for matrix in _filters(side))
+    fine = _both_axes(up, images)
+    size, wide = len(up), 3 * side - 2
     # Samples of the canvas that the filter turns into the output's pixels, in output pixels from the centre.
     canvas = (torch.arange(2 * side + 10, dtype=torch.float64, device=images.device) - (side - 1 + DELAY)) / 2
     y, x = torch.meshgrid(canvas, canvas, indexing="ij")
     places = torch.stack([x, y, torch.ones_like(x)], -1)
     source = torch.einsum("bij,yxj->byxi", inverse.to(places), places)
     grid = (2 * source + (wide - 1 + DELAY)) * (2 / (size - 1)) - 1
-    fine = F.grid_sample(fine, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=True)
-    for shape in ((1, 1, -1, 1), (1, 1, 1, -1)):
-        weight = down.reshape(shape).expand(channels, 1, -1, -1)
-        fine = F.conv2d(fine, weight, stride=(2, 1) if shape[2] == -1 else (1, 2), groups=channels)
-    return fine
+    seen = F.grid_sample(fine, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=True)
+    return _both_axes(down, seen)
+
+
+def _both_axes(matrix: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """A filter along both axes: [M, N], [B, C, N, N] -> [B, C, M, M].
+
+    A product for each image: convolutions with one filter a channel take ten times as long, and one product for the
+    whole batch might round an image differently in another batch.
+    """
+    flat = images.flatten(0, 1)
+    rows = matrix.expand(len(flat), -1, -1)
+    return torch.bmm(torch.bmm(rows, flat), rows.mT).unflatten(0, images.shape[:2])
+
+
+@functools.lru_cache(maxsize=8)
+def _filters(side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """float64 matrices along one axis of R pixels, on the host. [2 (3R - 2) + 10, R]: reflect R - 1 pixels beyond both
+    ends, insert zeros, filter with sqrt(2) h. [R, 2R + 10]: filter with h / sqrt(2), every second sample."""
+    margin, wide = side - 1, 3 * side - 2
+    up = torch.zeros(2 * wide + len(SYM6) - 2, side, dtype=torch.float64)
+    down = torch.zeros(side, 2 * side + len(SYM6) - 2, dtype=torch.float64)
+    for i, tap in enumerate(SYM6):
+        for k in range(wide):
+            pixel = abs(k - margin)
+            up[2 * k + i, min(pixel, 2 * margin - pixel)] += math.sqrt(2) * tap
+        for k in range(side):
+            down[k, 2 * k + i] = tap / math.sqrt(2)
+    return up, down
 
 
 def _rotation(angle: torch.Tensor) -> torch.Tensor:
@@ -167,9 +188,4 @@ def _rotation(angle: torch.Tensor) -> torch.Tensor:
 
 
 def _where(flags: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    return torch.where(_to(flags, old.device)[:, None, None, None], new, old)
-
-
-def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """To the device without waiting for it: from pinned memory."""
-    return tensor if device.type != "cuda" else tensor.pin_memory().to(device, non_blocking=True)
+    return torch.where(to_device(flags, old.device)[:, None, None, None], new, old)

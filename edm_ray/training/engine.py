@@ -22,10 +22,11 @@ from edm_ray.data.order import rank_positions
 from edm_ray.data.reader import Pixels
 from edm_ray.errors import InputError
 from edm_ray.networks.build import build_denoiser
+from edm_ray.training.device import set_precision
 from edm_ray.training.ema import ema_beta, gamma_of, power_beta, update_ema
 from edm_ray.training.posthoc import save_snapshot
 from edm_ray.training.run import MetricsLog, checkpoint_store, model_uri
-from edm_ray.training.step import check_precision, learning_rate, make_objective, settle_gradients, share_loss
+from edm_ray.training.step import learning_rate, make_objective, settle_gradients, share_loss
 from edm_ray.training.tally import Tally
 from edm_ray.training.writer import BackgroundWriter
 
@@ -50,7 +51,7 @@ class Trainer:
 
     def __init__(self, config: TrainingConfig, place: Place) -> None:
         self.config, self.place, self.device = config, place, torch.device(place.device)
-        check_precision(config, self.device)
+        set_precision(config, self.device)
         self.denoiser = build_denoiser(config.denoiser, seed=config.seed).to(self.device).train()
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
         self.powers = {width: copy.deepcopy(self.average) for width in config.ema.sigma_rels}

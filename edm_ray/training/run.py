@@ -34,7 +34,7 @@ def claim_run(run_uri: str, config: TrainingConfig, dataset: DataSet, fresh: boo
     if uris.exists(path):
         old = json.loads(uris.read_bytes(path))["fields"]
         if fresh:
-            for part in ("checkpoints", "model"):
+            for part in ("checkpoints", "ema-snapshots", "model"):
                 uris.delete_directory(uris.join(run_uri, part))
             _write_metrics(run_uri, [])
         elif changed := differences(old, json.loads(json.dumps(fields))):

@@ -15,10 +15,10 @@ import torch
 from edm_ray.config.schema import OptimizerConfig, TrainingConfig
 from edm_ray.data.codec import decode
 from edm_ray.diffusion.objectives import OBJECTIVES
-from edm_ray.errors import InputError
 from edm_ray.networks.dropout import key_dropout, words_needed
 from edm_ray.seeding import image_noise, normal, stream_key, uniform, words
 from edm_ray.training.augment import augment, augment_labels, draw_parameters
+from edm_ray.training.device import to_device
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,14 +39,6 @@ def make_objective(config: TrainingConfig) -> Any:
     return OBJECTIVES[kind](p_mean=config.objective.p_mean, p_std=config.objective.p_std, sigma_data=sigma_data)
 
 
-def check_precision(config: TrainingConfig, device: torch.device) -> None:
-    """Raises InputError where the device cannot do what is asked."""
-    if config.precision == "fp16" and device.type != "cuda":
-        raise InputError(f"precision='fp16' is not allowed on {device.type}: fp32 or bf16; fp16 needs --device cuda")
-    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise InputError("precision='bf16' is not allowed: this GPU has no bf16; give fp32 or fp16")
-
-
 def share_loss(
     denoiser: torch.nn.Module,
     objective: Any,
@@ -61,17 +53,19 @@ def share_loss(
     denoiser: D, or D wrapped by DistributedDataParallel. pixels: uint8 [B, C, R, R]. Returns float32 [B], [B].
     """
     on_host = torch.from_numpy(positions)
-    where = on_host.to(device)
+    where = to_device(on_host, device)
     source = normal if objective.draw == "normal" else uniform
     draw = source(stream_key("sigma", config.seed), where, 1)[:, 0].to(torch.float32)
-    images = decode(pixels.to(device, non_blocking=True))
-    told = None
+    images, told = decode(to_device(pixels, device)), None
     if config.augment.probability > 0:
         parameters = draw_parameters(on_host, config.augment.probability, config.seed)
-        images, told = augment(images, parameters), augment_labels(parameters).to(device, non_blocking=True)
+        images, told = augment(images, parameters), to_device(augment_labels(parameters), device)
+    elif width := config.denoiser.network.augment_dim:
+        # Zeros, not None: DistributedDataParallel wants a gradient for every parameter.
+        told = torch.zeros(len(positions), width, device=device)
     noise = image_noise(where, "training noise", tuple(images.shape[1:]), config.seed)(0).to(torch.float32)
     classes = config.denoiser.network.label_dim
-    one_hot = torch.nn.functional.one_hot(labels.to(device), classes).to(torch.float32) if classes else None
+    one_hot = torch.nn.functional.one_hot(to_device(labels, device), classes).to(torch.float32) if classes else None
     key_masks(denoiser, where, config.seed)
     with autocast(config, device):
         losses = objective.loss(denoiser, images, draw, noise, class_labels=one_hot, augment_labels=told)
@@ -87,7 +81,7 @@ def key_masks(denoiser: torch.nn.Module, positions: torch.Tensor, seed: int) -> 
 
 def autocast(config: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Low precision for convolutions and matrix products; everything around the network stays float32."""
-    if config.precision == "fp32":
+    if config.precision not in AUTOCAST:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=AUTOCAST[config.precision])
 

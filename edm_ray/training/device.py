@@ -1,0 +1,27 @@
+"""What the device is asked for, so that the host never waits for it and fp32 means fp32."""
+
+from __future__ import annotations
+
+import torch
+
+from edm_ray.config.schema import TrainingConfig
+from edm_ray.errors import InputError
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor to the device without waiting: from pageable memory, the copy would wait for all work before it."""
+    return tensor.to(device) if device.type != "cuda" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def set_precision(config: TrainingConfig, device: torch.device) -> None:
+    """Set the process's matrix and convolution precision: TF32 on a GPU only where asked (torch has it on for cuDNN).
+
+    Raises InputError where the device cannot do what is asked.
+    """
+    if config.precision in ("fp16", "tf32") and device.type != "cuda":
+        raise InputError(
+            f"precision={config.precision!r} is not allowed on {device.type}: fp32 or bf16; it needs --device cuda"
+        )
+    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InputError("precision='bf16' is not allowed: this GPU has no bf16; give fp32 or fp16")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
