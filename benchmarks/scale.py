@@ -1,0 +1,165 @@
+"""What 8, 64 and 512 GPUs would do, and what it would cost: writes docs/scale.md and the bills in cluster/*/README.md.
+
+    python benchmarks/scale.py                          writes them
+    python benchmarks/scale.py --check                  exit code 1 when they are not what would be written
+    python benchmarks/scale_measure.py                  measures anew on this machine first
+
+Nothing here was run on a GPU. Inputs are measured (on CPUs), published or assumed, and said so, one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from scale_model import INPUTS, WORKLOADS, Costs, Estimate, Workload, sweep, train
+
+from edm_ray.config.published import gpu_price, prices
+from edm_ray.search.controller import SweepPlan
+
+ROOT = Path(__file__).parents[1]
+DOC = ROOT / "docs" / "scale.md"
+COUNTS = (8, 64, 512)
+STARTS, CONCURRENT = 2, 16
+BEGIN, END = "<!-- made by benchmarks/scale.py: begin -->", "<!-- end -->"
+
+
+def number(value: float) -> str:
+    """Two significant digits: more would pretend."""
+    if value == 0:
+        return "0"
+    if value >= 100:
+        return f"{float(f'{value:.2g}'):,.0f}"
+    return f"{float(f'{value:.2g}'):g}"
+
+
+def span(low: float, high: float) -> str:
+    one, two = number(low), number(high)
+    return one if one == two else f"{one} to {two}"
+
+
+def both(estimate: Callable[[Costs], Estimate]) -> tuple[Estimate, Estimate]:
+    return estimate(Costs(better=True)), estimate(Costs(better=False))
+
+
+def row(name: str, count: int, ends: tuple[Estimate, Estimate]) -> str:
+    better, worse = ends
+    first = better.bottleneck if better.bottleneck == worse.bottleneck else f"{worse.bottleneck} ({better.bottleneck})"
+    efficiency = span(*sorted((100 * better.efficiency, 100 * worse.efficiency)))
+    return (
+        f"| {name} | {count} | {span(better.hours, worse.hours)} | {efficiency} % | {first} | "
+        f"{span(better.dollars, worse.dollars)} |"
+    )
+
+
+def of_training(work: Workload, count: int) -> tuple[Estimate, Estimate]:
+    return both(lambda costs: train(work, count, costs))
+
+
+def of_sweep(work: Workload, count: int) -> tuple[Estimate, Estimate]:
+    return both(lambda costs: sweep(work, count, costs, SweepPlan(), STARTS, CONCURRENT))
+
+
+def tables() -> str:
+    lines = ["### Training", "", "| data set | A100s | hours | efficiency | first bottleneck | USD |"]
+    lines.append("|---|---|---|---|---|---|")
+    lines += [row(work.name, count, of_training(work, count)) for work in WORKLOADS for count in COUNTS]
+    plan = SweepPlan()
+    lines += ["", f"### A full sweep ({plan.describe(STARTS)}; {CONCURRENT} trials at once)", ""]
+    lines += ["| data set | A100s | hours | efficiency | first bottleneck | USD |", "|---|---|---|---|---|---|"]
+    lines += [row(work.name, count, of_sweep(work, count)) for work in WORKLOADS for count in COUNTS]
+    lines += [
+        "",
+        "Hours, efficiency and USD run from every input at its better end to every input at its worse end. Efficiency "
+        "is against N times one GPU at a large batch. The first bottleneck is the largest loss at the worse end (at "
+        "the better end in brackets, when it is another).",
+        "",
+        "### Inputs",
+        "",
+        "| input | better | worse | unit | kind | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for entry in INPUTS.values():
+        ends = f"{entry.better:,.4g} | {entry.worse:,.4g}"
+        lines.append(f"| {entry.name} | {ends} | {entry.unit} | {entry.kind} | {entry.source} |")
+    about = json.loads((ROOT / "benchmarks" / "scale.json").read_text())["about"]
+    lines += ["", f"Measured {about['date']} on {about['machine']}, torch {about['torch']}."]
+    return "\n".join(lines)
+
+
+def bill(folder: str) -> str:
+    """From nothing to a finished CIFAR-10 sweep on 8 spot A10G, with what the set-up itself costs."""
+    table = prices()
+    spot = table["spot"]
+    # A10G against A100 for these networks: assumed between a third and a half.
+    ratio = (0.5, 0.33)
+    gpu = gpu_price("A10G").value
+    work = WORKLOADS[0]
+    rows, total_low, total_high = [], 0.0, 0.0
+    for name, ends in (("train CIFAR-10 to the end", of_training(work, 8)), ("sweep", of_sweep(work, 8))):
+        hours = [estimate.hours / part for estimate, part in zip(ends, ratio, strict=True)]
+        cost = [hours[0] * 8 * gpu * spot["low"], hours[1] * 8 * gpu * spot["high"]]
+        rows.append(f"| {name}, 8 spot A10G | {span(*hours)} | {span(*cost)} |")
+        total_low, total_high = total_low + cost[0], total_high + cost[1]
+        if name.startswith("train"):
+            train_hours = hours
+        else:
+            sweep_hours = hours
+    hours = [train_hours[0] + sweep_hours[0], train_hours[1] + sweep_hours[1]]
+    fixed = table["machine_hour"]["m6i.xlarge"] + (table["control_plane_hour"] if folder == "kuberay" else 0.0)
+    if folder != "sky":
+        what = "head" + (" and control plane" if folder == "kuberay" else "")
+        rows.append(f"| {what}, on demand, meanwhile | {span(*hours)} | {span(hours[0] * fixed, hours[1] * fixed)} |")
+        total_low, total_high = total_low + hours[0] * fixed, total_high + hours[1] * fixed
+    cpu = table["machine_hour"]["m6i.4xlarge"]
+    rows.append(f"| data and reference, one m6i.4xlarge | 0.5 to 2 | {span(0.5 * cpu, 2 * cpu)} |")
+    rows.append(f"| storage, 20 GB for a month | | {span(20 * table['storage']['gb_month'], 1.0)} |")
+    total_low, total_high = total_low + 0.5 * cpu, total_high + 2 * cpu + 1.0
+    lines = [
+        f"All of it is assumed: prices of {table['date']} from [`cluster/prices.yaml`](../prices.yaml), which you can "
+        "edit (spot between its low and high part of the list price), speeds from "
+        "[`docs/scale.md`](../../docs/scale.md), an A10G as 0.33 to 0.5 of an A100. `python benchmarks/scale.py` works "
+        "it out anew.",
+        "",
+        "| what | hours | USD |",
+        "|---|---|---|",
+        *rows,
+        f"| **together** | | **{span(total_low, total_high)}** |",
+    ]
+    return "\n".join(lines)
+
+
+def put(path: Path, text: str) -> str:
+    """The file's content with the part between the marks replaced."""
+    content = path.read_text()
+    found = re.search(re.escape(BEGIN) + r".*?" + re.escape(END), content, re.S)
+    if found is None:
+        sys.exit(f"{path}: no marks {BEGIN} ... {END}")
+    return content[: found.start()] + f"{BEGIN}\n{text}\n{END}" + content[found.end() :]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    wanted = {DOC: tables()}
+    for folder in ("kuberay", "ray-up", "sky"):
+        wanted[ROOT / "cluster" / folder / "README.md"] = bill(folder)
+    stale = []
+    for path, text in wanted.items():
+        content = put(path, text)
+        if content != path.read_text():
+            stale.append(str(path.relative_to(ROOT)))
+            if not args.check:
+                path.write_text(content)
+    if args.check and stale:
+        sys.exit(f"not up to date: {', '.join(stale)}; run python benchmarks/scale.py")
+    print(f"{'written' if stale else 'up to date'}: {', '.join(stale) if stale else 'all'}")
+
+
+if __name__ == "__main__":
+    main()
