@@ -20,6 +20,24 @@ RAY = str(Path(sys.executable).with_name("ray"))
 EDM_RAY = str(Path(sys.executable).with_name("edm-ray"))
 REPOSITORY = Path(__file__).parents[2]
 
+CANARY = f"canary-{secrets.token_hex(8)}"  # random: this file itself travels with the jobs
+# In the environment of every head and command of these tests: none may ever be written anywhere.
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": f"{CANARY}-secret",
+    "AWS_ACCESS_KEY_ID": f"{CANARY}-id",
+    "AWS_SESSION_TOKEN": f"{CANARY}-session",
+    "HF_TOKEN": f"{CANARY}-hf",
+}
+
+
+def leaks(folder: Path) -> list[str]:
+    """Files below a folder that hold the canary in their content or name."""
+    found = []
+    for path in folder.rglob("*"):
+        if CANARY in path.name or (path.is_file() and not path.is_symlink() and CANARY.encode() in path.read_bytes()):
+            found.append(str(path))
+    return found
+
 
 def free_ports(count: int) -> list[int]:
     """Ports nothing listened on a moment ago, all different."""
@@ -40,6 +58,8 @@ class Head:
     dashboard_port: int
     environment: dict[str, str]
     log: Path
+    temp: Path
+    """Ray's session and logs."""
     extra: list[subprocess.Popen] = field(default_factory=list)
 
     @property
@@ -59,6 +79,7 @@ def environment(home: Path, mode: str) -> dict[str, str]:
     keep = {name: os.environ[name] for name in ("LANG", "TMPDIR") if name in os.environ}
     variables = {
         **keep,
+        **SECRETS,
         # A job's `python` is this one, as it is the image's on a cluster.
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(home),
@@ -99,7 +120,7 @@ def running_head(
         process = subprocess.Popen(
             command, env=variables, cwd=folder, stdout=output, stderr=output, start_new_session=True
         )
-    head = Head(process, host, ports[0], ports[1], variables, log)
+    head = Head(process, host, ports[0], ports[1], variables, log, temp)
     try:
         _wait_for(head)
         yield head

@@ -14,7 +14,7 @@ import pytest
 
 from edm_ray.data.manifest import open_dataset
 from edm_ray.training.run import checkpoint_store, read_metrics
-from tests.jobs.heads import RAY, REPOSITORY, Head, running_head
+from tests.jobs.heads import RAY, REPOSITORY, Head, leaks, running_head
 
 pytestmark = pytest.mark.ray
 
@@ -149,3 +149,9 @@ def test_the_doctor_runs_as_a_job_and_its_verdict_comes_back(head, shared):
         )
         assert done.returncode == code, done.stdout + done.stderr
         assert "token on every node" in done.stdout and (code == 0 or "FAIL  storage" in done.stdout)
+
+
+def test_no_secret_of_the_environment_is_in_what_the_head_and_its_jobs_wrote(head, data, shared):
+    """Ray's session and logs, the uploaded code, and all that the jobs left (heads.py plants the secrets)."""
+    assert any(head.temp.rglob("job-driver-*.log")), "the jobs' logs are below the folder that is searched"
+    assert leaks(head.temp) == [] and leaks(shared) == [] and leaks(head.log.parent) == []
