@@ -37,6 +37,8 @@ class Generator:
     labels: str
     micro_batch: int
     device: str
+    precision: str = "fp32"
+    """Of the network (`edm_ray.sampling.generate`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

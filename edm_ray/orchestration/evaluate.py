@@ -37,6 +37,7 @@ class Bench:
     labels: str
     workers: int
     device: str
+    precision: str = "fp32"
 
     def generator(self) -> Generator:
         return Generator(
@@ -45,6 +46,7 @@ class Bench:
             labels=self.labels,
             micro_batch=MICRO_BATCH,
             device=self.device,
+            precision=self.precision,
         )
 
     def require(self) -> None:

@@ -40,9 +40,8 @@ class Sampler:
         self.store = store
 
     def run(self, chunk: Chunk) -> None:
-        images = generate(
-            self.denoiser, chunk.seeds, chunk.settings, chunk.generator.labels, chunk.generator.micro_batch
-        )
+        made = chunk.generator
+        images = generate(self.denoiser, chunk.seeds, chunk.settings, made.labels, made.micro_batch, made.precision)
         write_chunk(self.store, chunk, self.extractor.extract(images))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
 from edm_ray.data.codec import encode
@@ -12,6 +14,17 @@ from edm_ray.seeding import image_noise, stream_key, uniform
 
 MICRO_BATCH = 50
 BALANCED_RUN = 10
+PRECISIONS = ("fp32", "bf16")
+
+
+def network_precision(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Within it the network's products are computed in this precision. The sampler's state and sigmas stay float64 and
+    the preconditioning float32: with a 16-bit state FID moves several times as much (`docs/evaluation.md`)."""
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision {precision}: give {' or '.join(PRECISIONS)}")
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def labels_of(seeds: torch.Tensor, num_classes: int, policy: str) -> torch.Tensor:
@@ -36,6 +49,7 @@ def generate(
     settings: SamplerSettings,
     labels: str = "random",
     micro_batch: int = MICRO_BATCH,
+    precision: str = "fp32",
 ) -> torch.Tensor:
     """Sample one image per seed: int64 [B] -> uint8 [B, C, H, W] on the host.
 
@@ -55,7 +69,7 @@ def generate(
         if network.label_dim:
             classes = labels_of(padded, network.label_dim, labels)
             one_hot = one_hot_labels(classes, network.label_dim)
-        with torch.inference_mode():
+        with torch.inference_mode(), network_precision(precision, device):
             images = sample(denoiser, latents, settings, class_labels=one_hot, noise=noise)
         parts.append(encode(images[: len(part)]).cpu())
     return torch.cat(parts)
