@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 RAY = str(Path(sys.executable).with_name("ray"))
 EDM_RAY = str(Path(sys.executable).with_name("edm-ray"))
@@ -61,6 +63,32 @@ class Head:
     temp: Path
     """Ray's session and logs."""
     extra: list[subprocess.Popen] = field(default_factory=list)
+
+    def get(self, path: str, timeout: float = 20) -> Any:
+        """JSON of the head's HTTP API, with the token."""
+        request = urllib.request.Request(f"{self.address}{path}")
+        if token := self.environment.get("RAY_AUTH_TOKEN_PATH"):
+            request.add_header("Authorization", f"Bearer {Path(token).read_text()}")
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=timeout) as answer:
+            return json.loads(answer.read())
+
+    def start(self, *command: str, **more: str) -> subprocess.Popen:
+        """`edm-ray COMMAND` as a driver of this cluster; its output goes to driver.log beside the head's."""
+        variables = {**self.environment, "RAY_ADDRESS": f"{self.host}:{self.gcs_port}", **more}
+        with self.log.with_name("driver.log").open("ab") as output:
+            return subprocess.Popen([EDM_RAY, *command], env=variables, cwd=REPOSITORY, stdout=output, stderr=output)
+
+    def run(self, *command: str, timeout: float = 300) -> str:
+        """`edm-ray COMMAND` to its end, which must be good; returns all drivers' output so far."""
+        process = self.start(*command)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        output = self.log.with_name("driver.log").read_text()
+        assert code == 0, output
+        return output
 
     @property
     def address(self) -> str:
@@ -132,27 +160,68 @@ def running_head(
         shutil.rmtree(temp, ignore_errors=True)
 
 
+def add_node(head: Head, cpus: int, host: str | None = None, prefix: Sequence[str] = ()) -> subprocess.Popen:
+    """`ray start --address --block`: one more node of the head's cluster. Returns when it has joined."""
+    known = alive_nodes(head)
+    ports = free_ports(4)
+    names = ("dashboard-agent-listen-port", "metrics-export-port", "runtime-env-agent-port", "node-manager-port")
+    options = [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
+    command = [*prefix, RAY, "start", f"--address={head.host}:{head.gcs_port}", "--block", f"--num-cpus={cpus}"]
+    command += [f"--node-ip-address={host or head.host}", "--disable-usage-stats", *options]
+    with head.log.with_name(f"node-{len(head.extra)}.log").open("wb") as output:
+        process = subprocess.Popen(
+            command, env=head.environment, cwd=head.log.parent, stdout=output, stderr=output, start_new_session=True
+        )
+    head.extra.append(process)
+    deadline = time.monotonic() + 120
+    while alive_nodes(head) <= known:
+        assert process.poll() is None and time.monotonic() < deadline, Path(output.name).read_text()
+        time.sleep(0.3)
+    return process
+
+
+def alive_nodes(head: Head) -> int:
+    """How many nodes the head believes in."""
+    nodes = head.get("/api/v0/nodes?detail=0")["data"]["result"]["result"]
+    return sum(node["state"] == "ALIVE" for node in nodes)
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Process ids below a process, with their command lines."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError, IndexError):
+                # The name in parentheses may hold spaces: the fields that count come after it.
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    found, frontier = {}, {pid}
+    while frontier:
+        frontier = {child for child, parent in parents.items() if parent in frontier}
+        for child in frontier:
+            with contextlib.suppress(OSError):
+                found[child] = (Path("/proc") / str(child) / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return found
+
+
+def lose(process: subprocess.Popen) -> None:
+    """The node is gone at once, like a machine without power: every process of it, SIGKILL."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def _wait_for(head: Head, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
-    request = urllib.request.Request(f"{head.address}/api/version")
-    if path := head.environment.get("RAY_AUTH_TOKEN_PATH"):
-        request.add_header("Authorization", f"Bearer {Path(path).read_text()}")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < deadline:
         assert head.process.poll() is None, head.log.read_text()
         with contextlib.suppress(OSError, urllib.error.URLError):
-            opener.open(request, timeout=5).close()
+            head.get("/api/version", 5)
             return
         time.sleep(0.2)
     raise TimeoutError(head.log.read_text())
 
 
 def end(process: subprocess.Popen) -> None:
-    """SIGTERM, so that Ray ends its own; then what is left of the process's session."""
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """End a head or node and all that it started, by process id."""
+    lose(process)
     process.wait(20)
