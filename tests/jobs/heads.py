@@ -104,7 +104,7 @@ class Head:
 
 def environment(home: Path, mode: str) -> dict[str, str]:
     """Variables for a cluster of its own; in token mode the token lies below ``home``, as a person would keep it."""
-    keep = {name: os.environ[name] for name in ("LANG", "TMPDIR") if name in os.environ}
+    keep = {name: os.environ[name] for name in ("LANG", "TMPDIR", "PYTHONPATH") if name in os.environ}
     variables = {
         **keep,
         **SECRETS,
