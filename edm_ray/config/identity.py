@@ -9,7 +9,7 @@ from typing import Any
 
 from edm_ray.config.schema import TrainingConfig
 
-_OUTSIDE = ("total_kimg", "tick_kimg", "checkpoint_kimg", "keep_checkpoints", "micro_batch")
+_OUTSIDE = ("total_kimg", "tick_kimg", "checkpoint_kimg", "keep_checkpoints", "micro_batch", "compile")
 
 
 def identity_fields(config: TrainingConfig, dataset_hash: str) -> dict[str, Any]:

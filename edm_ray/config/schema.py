@@ -209,8 +209,8 @@ class EmaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """One training run. All of it is in the run's identity but length, how often something is written, and micro_batch,
-    which changes rounding only."""
+    """One training run. All of it is in the run's identity but length, how often something is written, and what changes
+    rounding only (micro_batch, compile)."""
 
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -229,6 +229,8 @@ class TrainingConfig:
     """Global batch, in images, over all workers: results do not depend on how it is shared out."""
     micro_batch: int = 0
     """Images a worker takes through the network at once, gradients adding up; 0 = its whole share. For memory only."""
+    compile: bool = False
+    """torch.compile the network: minutes at the start, then fewer and larger kernels. Changes rounding only."""
     total_kimg: float = 200_000.0
     """Length of the run in thousands of images; the last step is cut nowhere: it ends at the first batch past it."""
     tick_kimg: float = 50.0

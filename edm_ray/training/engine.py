@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from edm_ray.checkpoint import save_model
-from edm_ray.checkpoint.store import Checkpoint, CheckpointStore
+from edm_ray.checkpoint.store import Checkpoint
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions
@@ -64,11 +64,11 @@ class Trainer:
         self.images_seen = 0
         self.tally = Tally(self.device)
         self.data_wait_s = 0.0
-        self.wrapped: torch.nn.Module = self.denoiser
+        self.wrapped: torch.nn.Module = torch.compile(self.denoiser) if config.compile else self.denoiser
         if place.world_size > 1:
             ids = [self.device] if cuda else None
             self.wrapped = torch.nn.parallel.DistributedDataParallel(
-                self.denoiser, device_ids=ids, broadcast_buffers=False
+                self.wrapped, device_ids=ids, broadcast_buffers=False
             )
 
     def step(self, pixels: Pixels) -> dict[str, float]:
@@ -173,41 +173,45 @@ def train(
         )
     pixels = Pixels(dataset, config.xflip)
     trainer = Trainer(config, place)
-    store = checkpoint_store(run_uri, config.keep_checkpoints)
-    if (checkpoint := _agreed_checkpoint(store, place)) is not None:
+    checkpoint = _agreed_checkpoint(checkpoint_store(run_uri), place)
+    if checkpoint is not None:
         trainer.restore(checkpoint)
     total = math.ceil(config.total_kimg * 1000 / config.batch_size) * config.batch_size
     log = MetricsLog(run_uri, trainer.images_seen) if place.rank == 0 else None
     writer = BackgroundWriter()
     watch = Stopwatch(trainer.images_seen)
-    tick_start = trainer.images_seen
+    tick_start = last_tick(trainer.images_seen, config)
     try:
         while trainer.images_seen < total:
             before = trainer.images_seen
             numbers = trainer.step(pixels)
             done = trainer.images_seen >= total
-            if not done and place.world_size == 1 and must_stop():
-                _save(writer, store, trainer)
-                raise Stopped(f"{run_uri}: stopped at {trainer.images_seen:,} images, checkpoint written")
-            if not (done or crossed(before, trainer.images_seen, config.tick_kimg)):
+            stop = not done and place.world_size == 1 and must_stop()
+            if not (done or stop or crossed(before, trainer.images_seen, config.tick_kimg)):
                 continue
-            row = {"nimg": trainer.images_seen, "total": total, **trainer.tally.read(place.world_size), **numbers}
-            if not math.isfinite(row["loss"]):
-                raise FloatingPointError(
-                    f"{run_uri}: the loss is not finite at {trainer.images_seen} images; the last checkpoint is kept. "
-                    "Lower optimizer.lr or look at the data set"
-                )
-            row |= watch.read(trainer, writer)
-            if log is not None:
-                log.append(row)
-            on_tick(row)
-            urgent = must_save()
-            if place.rank == 0:
-                if done or urgent or crossed(tick_start, trainer.images_seen, config.checkpoint_kimg):
-                    _save(writer, store, trainer)
+            writes = []
+            if done or crossed(before, trainer.images_seen, config.tick_kimg):
+                row = {"nimg": trainer.images_seen, "total": total, **trainer.tally.read(place.world_size), **numbers}
+                _refuse_nonfinite(run_uri, row)
+                row |= watch.read(trainer)
+                if log is not None:
+                    log.append(row)
+                on_tick(row)
+                urgent = must_save()
+                # Snapshots first: a run goes on from a checkpoint, so what lies before it must be there.
                 if trainer.powers and (done or crossed(tick_start, trainer.images_seen, config.ema.snapshot_kimg)):
-                    save_snapshot(run_uri, trainer.images_seen, trainer.powers)
-            tick_start = trainer.images_seen
+                    writes.append(_snapshot)
+                if done or urgent or crossed(tick_start, trainer.images_seen, config.checkpoint_kimg):
+                    writes.append(_checkpoint)
+                tick_start = trainer.images_seen
+            if stop and _checkpoint not in writes:
+                writes.append(_checkpoint)
+            if writes and place.rank == 0:
+                began = time.monotonic()
+                writer.submit(*(write(run_uri, trainer) for write in writes))
+                watch.stall_s += time.monotonic() - began
+            if stop:
+                raise Stopped(f"{run_uri}: stopped at {trainer.images_seen:,} images, checkpoint written")
     finally:
         writer.close()
     if place.rank == 0:
@@ -217,26 +221,42 @@ def train(
         dist.barrier()
 
 
-def _save(writer: BackgroundWriter, store: CheckpointStore, trainer: Trainer) -> None:
-    """Copy the state to the host now, write it meanwhile."""
-    began = time.monotonic()
+def _refuse_nonfinite(run_uri: str, row: Metrics) -> None:
+    """A step without a finite gradient changes little and is counted; a run where most are such has failed."""
+    if row["loss"] is None or 2 * row["nonfinite"] > row["steps"]:
+        raise FloatingPointError(
+            f"{run_uri}: the loss is not finite at {row['nimg']} images ({row['nonfinite']} of the last {row['steps']} "
+            "steps); the last checkpoint is kept. Lower optimizer.lr or look at the data set"
+        )
+
+
+def _checkpoint(run_uri: str, trainer: Trainer) -> Callable[[], None]:
+    """Copy the state to the host now; what is returned writes it."""
+    images_seen, config = trainer.images_seen, trainer.config
+    tensors = {stem: _copy(part) for stem, part in trainer.tensors().items()}
+    state = {"images_seen": images_seen, "seed": config.seed}
+    store = checkpoint_store(run_uri, config.keep_checkpoints)
+    return lambda: store.save(images_seen, tensors, state)
+
+
+def _snapshot(run_uri: str, trainer: Trainer) -> Callable[[], None]:
+    """As `_checkpoint`, the power-function averages only."""
     images_seen = trainer.images_seen
-    tensors = {
-        stem: {name: value.detach().to("cpu", copy=True) for name, value in part.items()}
-        for stem, part in trainer.tensors().items()
-    }
-    state = {"images_seen": images_seen, "seed": trainer.config.seed}
-    writer.waited_s += time.monotonic() - began
-    writer.submit(lambda: store.save(images_seen, tensors, state))
+    averages = {width: _copy(average.state_dict()) for width, average in trainer.powers.items()}
+    return lambda: save_snapshot(run_uri, images_seen, averages)
+
+
+def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
 
 class Stopwatch:
     """How fast it went since the last tick, and what it waited for."""
 
     def __init__(self, images_seen: int) -> None:
-        self.images_seen, self.moment = images_seen, time.monotonic()
+        self.images_seen, self.moment, self.stall_s = images_seen, time.monotonic(), 0.0
 
-    def read(self, trainer: Trainer, writer: BackgroundWriter) -> dict[str, float]:
+    def read(self, trainer: Trainer) -> dict[str, float]:
         """images_per_s, data_wait (share of the time), checkpoint_stall_s, memory_mib; then it starts again."""
         now = time.monotonic()
         elapsed = max(now - self.moment, 1e-9)
@@ -248,11 +268,11 @@ class Stopwatch:
         row = {
             "images_per_s": (trainer.images_seen - self.images_seen) / elapsed,
             "data_wait": trainer.data_wait_s / elapsed,
-            "checkpoint_stall_s": writer.waited_s,
+            "checkpoint_stall_s": self.stall_s,
             "memory_mib": memory / 2**20,
         }
         self.images_seen, self.moment = trainer.images_seen, now
-        trainer.data_wait_s = writer.waited_s = 0.0
+        trainer.data_wait_s = self.stall_s = 0.0
         return row
 
 
@@ -260,3 +280,9 @@ def crossed(before: int, after: int, interval_kimg: float) -> bool:
     """Whether a multiple of the interval lies in (before, after]."""
     interval = max(1, round(interval_kimg * 1000))
     return after // interval > before // interval
+
+
+def last_tick(images_seen: int, config: TrainingConfig) -> int:
+    """The last tick at or before this moment: a run that was told to stop goes on in the middle of one."""
+    interval = max(1, round(config.tick_kimg * 1000))
+    return -(-(images_seen // interval * interval) // config.batch_size) * config.batch_size

@@ -49,12 +49,12 @@ def snapshot_uri(run_uri: str, images_seen: int | None = None) -> str:
     return folder if images_seen is None else uris.join(folder, f"nimg-{images_seen:012d}")
 
 
-def save_snapshot(run_uri: str, images_seen: int, averages: dict[float, torch.nn.Module]) -> None:
+def save_snapshot(run_uri: str, images_seen: int, averages: dict[float, dict[str, torch.Tensor]]) -> None:
     """Commit the power-function averages of this moment: one file a width; the same call gives the same bytes."""
     files = [
         (
             f"sigma_rel-{width:g}.safetensors",
-            weights_bytes(average.state_dict(), {"sigma_rel": f"{width:g}"}),
+            weights_bytes(average, {"sigma_rel": f"{width:g}"}),
         )
         for width, average in averages.items()
     ]

@@ -40,10 +40,12 @@ class Tally:
         self.steps = int(tensors["steps"])
 
     def add_losses(self, losses: torch.Tensor, sigmas: torch.Tensor) -> None:
-        """Per-image losses [B] at their noise levels [B]."""
+        """Per-image losses [B] at their noise levels [B]. Those that are not finite stay out of the means."""
         bins = torch.bucketize(sigmas.detach(), self.edges)
-        self.losses.index_add_(0, bins, losses.detach().double())
-        self.counts.index_add_(0, bins, torch.ones_like(losses, dtype=torch.float64))
+        losses = losses.detach().double()
+        finite = torch.isfinite(losses)
+        self.losses.index_add_(0, bins, torch.where(finite, losses, 0.0))
+        self.counts.index_add_(0, bins, finite.double())
 
     def add_step(self, norm: torch.Tensor, nonfinite: torch.Tensor) -> None:
         self.norm += norm
@@ -51,17 +53,21 @@ class Tally:
         self.steps += 1
 
     def read(self, world_size: int) -> dict[str, Any]:
-        """Means over all workers' images and over the steps, as host numbers; then everything starts at zero again."""
+        """Means over all workers' images and over the steps, as host numbers; then everything starts at zero again.
+
+        ``nonfinite`` of ``steps`` steps had gradients that were not finite; ``loss`` is None when no image's was.
+        """
         shared = torch.cat([self.losses, self.counts])
         if world_size > 1:
             dist.all_reduce(shared)
         losses, counts = shared.reshape(2, -1).tolist()
         bins = [loss / count if count else None for loss, count in zip(losses, counts, strict=True)]
         result = {
-            "loss": math.fsum(losses) / math.fsum(counts),
+            "loss": math.fsum(losses) / total if (total := math.fsum(counts)) else None,
             "loss_by_sigma": bins,
             "grad_norm": float(self.norm) / self.steps,
             "nonfinite": round(float(self.nonfinite)),
+            "steps": self.steps,
         }
         self.reset()
         return result

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training, by one thread: a step waits for a copy of the tensors, not for storage."""
+"""Checkpoints and snapshots, written by a thread: a step waits for a copy of the tensors, not for storage."""
 
 from __future__ import annotations
 
@@ -14,25 +14,22 @@ TRIES, FIRST_WAIT_S = 4, 0.5
 
 
 class BackgroundWriter:
-    """At most one write is under way; an error of one surfaces at the next call, so none is lost."""
+    """At most one call's writes are under way; an error surfaces at the next call, so none is lost."""
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.pending: Future[None] | None = None
-        self.waited_s = 0.0
 
-    def submit(self, write: Callable[[], None]) -> None:
-        """Start a write when the one before it has ended; storage that fails is tried again, with growing waits."""
+    def submit(self, *writes: Callable[[], None]) -> None:
+        """Start writes, in order, when those before have ended; what fails is tried again, with growing waits."""
         self.wait()
-        self.pending = self.pool.submit(_persist, write)
+        self.pending = self.pool.submit(_persist_all, writes)
 
     def wait(self) -> None:
         """Until nothing is under way. Raises what the write raised."""
-        began = time.monotonic()
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
-        self.waited_s += time.monotonic() - began
 
     def close(self) -> None:
         """As `wait`, and no more writes."""
@@ -40,6 +37,11 @@ class BackgroundWriter:
             self.wait()
         finally:
             self.pool.shutdown()
+
+
+def _persist_all(writes: tuple[Callable[[], None], ...]) -> None:
+    for write in writes:
+        _persist(write)
 
 
 def _persist(write: Callable[[], None]) -> None:

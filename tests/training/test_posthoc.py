@@ -67,7 +67,7 @@ def test_an_average_made_afterwards_is_the_one_that_was_tracked(tmp_path):
         for width, average in averages.items():
             average.weight.data.lerp_(now, 1 - power_beta(gamma_of(width), step))
         if step % 25 == 0:
-            save_snapshot(str(tmp_path), step, {width: averages[width] for width in widths})
+            save_snapshot(str(tmp_path), step, {width: averages[width].state_dict() for width in widths})
     state, at = synthesise(str(tmp_path), wanted)
     spread = (averages[0.05].weight - averages[0.10].weight).abs()
     error = (state["weight"] - averages[wanted].weight).abs()

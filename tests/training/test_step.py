@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 import multiprocessing
-import os
-import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -16,8 +18,10 @@ from edm_ray.checkpoint import open_model
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
+from edm_ray.data.reader import Pixels
 from edm_ray.errors import InputError
-from edm_ray.training.engine import Place, train
+from edm_ray.training import engine
+from edm_ray.training.engine import Place, Trainer, train
 from edm_ray.training.run import claim_run, model_uri, read_metrics
 
 ALONE = Place()
@@ -42,6 +46,24 @@ def test_accumulating_gradients_changes_rounding_only(digits_dir, tmp_path):
     whole = _weights(_train(digits_dir, str(tmp_path / "whole"), AUGMENTED))
     parts = _weights(_train(digits_dir, str(tmp_path / "parts"), [*AUGMENTED, "micro_batch=5"]))
     assert float((whole - parts).norm() / whole.norm()) < 1e-5
+
+
+def test_a_compiled_network_trains_the_same_to_rounding(digits_dir, tmp_path, monkeypatch):
+    """Traced as a whole and run without a code generator, which takes minutes."""
+    compiled = functools.partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", compiled)
+    plain = _weights(_train(digits_dir, str(tmp_path / "plain"), AUGMENTED))
+    other = _weights(_train(digits_dir, str(tmp_path / "compiled"), [*AUGMENTED, "compile=true", "micro_batch=9"]))
+    assert float((plain - other).norm() / plain.norm()) < 1e-5
+
+
+def test_every_parameter_has_a_gradient_also_where_the_augmentation_is_off(digits_dir):
+    """DistributedDataParallel would wait for one that has none."""
+    dataset = open_dataset(str(digits_dir / "train"))
+    config = configure(tiny(dataset.shape), None, AUGMENTED[1:])
+    trainer = Trainer(config, ALONE)
+    trainer.step(Pixels(dataset))
+    assert all(parameter.grad is not None for parameter in trainer.parameters)
 
 
 def test_bf16_trains_close_to_fp32_with_parameters_in_fp32(digits_dir, tmp_path):
@@ -71,12 +93,39 @@ def test_the_loss_of_a_tick_is_kept_by_noise_level(digits_dir, tmp_path):
         assert row["data_wait"] >= 0 and row["memory_mib"] > 10 and row["checkpoint_stall_s"] >= 0
 
 
-def _worker(rank: int, world_size: int, port: int, digits: str, uri: str, settings: list[str]) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _poison_rank_1() -> None:
+    """Rank 1's gradients are NaN in its third step."""
+    original, calls = engine.share_loss, itertools.count(1)
+
+    def poisoned(*args: Any) -> Any:
+        losses, sigmas = original(*args)
+        return losses * (float("nan") if next(calls) == 3 else 1.0), sigmas
+
+    engine.share_loss = poisoned
+
+
+def _worker(rank: int, world_size: int, rendezvous: str, digits: str, uri: str, settings: list[str], bad: bool) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
+    if bad and rank == 1:
+        _poison_rank_1()
     _train(Path(digits), uri, settings, Place(rank=rank, world_size=world_size))
     dist.destroy_process_group()
+
+
+def _train_together(world_size: int, digits_dir: Path, path: Path, settings: list[str], bad: bool = False) -> str:
+    """Several processes, without Ray. They are forked from one that has imported torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["edm_ray.training.engine", "edm_ray.config.presets", "pytest"])
+    uri = str(path / "together")
+    arguments = (world_size, str(path / "rendezvous"), str(digits_dir), uri, settings, bad)
+    workers = [context.Process(target=_worker, args=(rank, *arguments)) for rank in range(world_size)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0] * world_size
+    return uri
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -85,17 +134,15 @@ def test_any_number_of_workers_gives_the_same_parameters_to_rounding(digits_dir,
     settings = [*AUGMENTED, "batch_size=25", "micro_batch=4", "optimizer.grad_clip=1", "total_kimg=0.2"]
     settings += ["denoiser.network.dropout=0.2", "denoiser.network.label_dropout=0.2", "tick_kimg=0.1"]
     alone = _weights(_train(digits_dir, str(tmp_path / "alone"), settings))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uri, context = str(tmp_path / "together"), multiprocessing.get_context("spawn")
-    arguments = (world_size, port, str(digits_dir), uri, settings)
-    workers = [context.Process(target=_worker, args=(rank, *arguments)) for rank in range(world_size)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    assert [worker.exitcode for worker in workers] == [0] * world_size
+    uri = _train_together(world_size, digits_dir, tmp_path, settings)
     together = _weights(uri)
     assert float((alone - together).norm() / alone.norm()) < 1e-4
     assert read_metrics(uri)[-1]["loss"] == pytest.approx(read_metrics(str(tmp_path / "alone"))[-1]["loss"], rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_on_one_worker_is_seen_alike_by_all(digits_dir, tmp_path):
+    """None hangs or drifts away: the two go on, to parameters that rank 0 alone writes."""
+    uri = _train_together(2, digits_dir, tmp_path, ["total_kimg=0.12", "tick_kimg=0.12"], bad=True)
+    (row,) = read_metrics(uri)
+    assert (row["nonfinite"], row["steps"]) == (1, 5) and math.isfinite(row["loss"])
+    assert bool(torch.isfinite(_weights(uri)).all())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from edm_ray.checkpoint import open_model
+from edm_ray.checkpoint.store import CheckpointStore
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.config.schema import EmaConfig, OptimizerConfig
@@ -154,21 +156,32 @@ def test_gradients_are_clipped_to_the_norm_asked_for_and_small_ones_left_alone()
     assert [float(p.grad) for p in parameters] == pytest.approx([0.6, 0.8])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(dataset, config, tmp_path, monkeypatch):
-    claim_run(str(tmp_path), config, dataset)
-    original = engine.share_loss
-    calls = 0
+def _poison(monkeypatch, calls_to_poison):
+    """Make the losses of some calls NaN."""
+    original, calls = engine.share_loss, itertools.count(1)
 
     def poisoned(*args):
-        nonlocal calls
-        calls += 1
         losses, sigmas = original(*args)
-        return losses * (float("nan") if calls > 6 else 1.0), sigmas
+        return losses * (float("nan") if next(calls) in calls_to_poison else 1.0), sigmas
 
     monkeypatch.setattr(engine, "share_loss", poisoned)
-    with pytest.raises(FloatingPointError, match="not finite at 192 images"):
+
+
+def test_losses_that_are_not_finite_stop_the_run_and_keep_the_last_checkpoint(dataset, config, tmp_path, monkeypatch):
+    claim_run(str(tmp_path), config, dataset)
+    _poison(monkeypatch, range(7, 99))
+    with pytest.raises(FloatingPointError, match=r"not finite at 192 images \(2 of the last 2 steps\)"):
         train(config, dataset, str(tmp_path), Place(), {})
     assert engine.checkpoint_store(str(tmp_path)).committed() == [96]
+
+
+def test_a_single_loss_that_is_not_finite_is_counted_and_outlived(dataset, config, tmp_path, monkeypatch):
+    """A resumed run would meet the same images: stopping at one bad step would stop it for ever."""
+    claim_run(str(tmp_path), config, dataset)
+    _poison(monkeypatch, [6])
+    train(config, dataset, str(tmp_path), Place(), {})
+    rows = read_metrics(str(tmp_path))
+    assert [row["nonfinite"] for row in rows] == [0, 0, 1, 0, 0] and all(math.isfinite(row["loss"]) for row in rows)
 
 
 def test_another_run_in_the_folder_is_refused_with_the_difference_and_fresh_starts_over(dataset, config, tmp_path):
@@ -178,6 +191,15 @@ def test_another_run_in_the_folder_is_refused_with_the_difference_and_fresh_star
         claim_run(str(tmp_path), other, dataset)
     claim_run(str(tmp_path), other, dataset, fresh=True)
     assert json.loads((tmp_path / "run.json").read_text())["fields"]["seed"] == 1
+
+
+def test_fresh_leaves_nothing_of_the_run_before(dataset, config, tmp_path):
+    config = configure(config, None, ["ema.sigma_rels=[0.1]", "ema.snapshot_kimg=0.096"])
+    claim_run(str(tmp_path), config, dataset)
+    train(config, dataset, str(tmp_path), Place(), {})
+    assert {path.name for path in tmp_path.iterdir()} >= {"checkpoints", "ema-snapshots", "model"}
+    claim_run(str(tmp_path), config, dataset, fresh=True)
+    assert list(tmp_path.rglob("*.safetensors")) == [] and read_metrics(str(tmp_path)) == []
 
 
 def test_a_folder_of_something_else_is_refused(dataset, config, tmp_path):
@@ -203,19 +225,23 @@ def test_every_objective_trains_with_every_preconditioning_of_its_name(dataset, 
         assert math.isfinite(read_metrics(uri)[-1]["loss"])
 
 
-def test_a_run_that_is_told_to_stop_saves_at_once_and_goes_on_bit_for_bit(dataset, config, tmp_path):
-    """In the middle of a tick, and not at a checkpoint's turn: the metrics of the tick are whole all the same."""
+@pytest.mark.parametrize("step", [4, 5, 7])
+def test_a_run_that_is_told_to_stop_saves_at_once_and_goes_on_bit_for_bit(dataset, config, tmp_path, step):
+    """At a tick or in the middle of one, before or after a snapshot's turn: neither ticks nor snapshots are missed."""
+    config = configure(config, None, ["ema.sigma_rels=[0.1]", "ema.snapshot_kimg=0.160"])
     calm, told = str(tmp_path / "calm"), str(tmp_path / "told")
     for uri in (calm, told):
         claim_run(uri, config, dataset)
     train(config, dataset, calm, Place(), {})
-    answers = iter([False] * 4 + [True])
-    with pytest.raises(Stopped, match="stopped at 120 images"):
+    answers = iter([False] * (step - 1) + [True])
+    with pytest.raises(Stopped, match=f"stopped at {24 * step} images"):
         train(config, dataset, told, Place(), {}, must_stop=lambda: next(answers))
-    assert engine.checkpoint_store(told).committed() == [96, 120]
+    assert engine.checkpoint_store(told).committed() == sorted({96, 24 * step})
     train(config, dataset, told, Place(), {})
     assert open_model(model_uri(told)).weights == open_model(model_uri(calm)).weights
     assert _timeless(read_metrics(told)) == _timeless(read_metrics(calm))
+    snapshots = sorted(path.name for path in Path(calm).glob("ema-snapshots/*"))
+    assert sorted(path.name for path in Path(told).glob("ema-snapshots/*")) == snapshots and len(snapshots) == 2
 
 
 def test_a_machine_that_will_be_taken_away_gets_its_checkpoint_at_the_next_tick(dataset, config, tmp_path):
@@ -233,7 +259,7 @@ def test_storage_that_fails_twice_does_not_stop_the_run_and_one_that_fails_for_g
     """Without losing the checkpoint before."""
     claim_run(str(tmp_path), config, dataset)
     monkeypatch.setattr(writer, "FIRST_WAIT_S", 0.01)
-    original, calls = engine.CheckpointStore.save, 0
+    original, calls = CheckpointStore.save, 0
 
     def save(self, images_seen, tensors, state):
         nonlocal calls
@@ -242,7 +268,7 @@ def test_storage_that_fails_twice_does_not_stop_the_run_and_one_that_fails_for_g
             raise OSError(28, "No space left on device")
         return original(self, images_seen, tensors, state)
 
-    monkeypatch.setattr(engine.CheckpointStore, "save", save)
+    monkeypatch.setattr(CheckpointStore, "save", save)
     if failures == 2:
         train(config, dataset, str(tmp_path), Place(), {})
         assert calls == 3
