@@ -1,6 +1,6 @@
-"""Make the FID reference of a data set: exact feature moments, and which extractor they are of.
+"""Make the reference of a data set: exact feature moments, features of some images, and which extractor they are of.
 
-The extractor's weights are copied beside the moments, so that the reference directory alone is enough to evaluate."""
+The extractor's weights are copied beside them, so that the reference directory alone is enough to evaluate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from edm_ray.cli.console import Progress, say
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import Pixels
 from edm_ray.errors import InputError
-from edm_ray.evaluation.features import Extractor, load_extractor
+from edm_ray.evaluation.extractor import Extractor
+from edm_ray.evaluation.features import load_extractor
+from edm_ray.evaluation.kept import DEFAULT_KEPT, KeptFeatures, chosen_rows
 from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.reference import commit_reference, open_reference
 from edm_ray.storage import uris
@@ -29,16 +31,23 @@ class Args:
     out: str
     """Directory or s3:// URI of the reference."""
     extractor: str = "inception"
-    """inception (the standard; needs --weights) or digits (trained here in seconds on 8x8 images with classes)."""
+    """inception (the standard), clip or dinov2 (all need --weights), or digits (trained here in seconds on 8x8 images
+    with classes)."""
     weights: str | None = None
     """Extractor weights: a path or s3:// URI."""
     sha256: str | None = None
     """What the weights' sha256 must be."""
+    features: int = DEFAULT_KEPT
+    """Features of so many images are kept for KID, precision and recall (4 bytes times their length each); 0: none."""
+    device: str = "cpu"
+    """Where the extractor runs: cpu or cuda."""
     dry_run: bool = False
     """Check what is given, say what would be done, and stop."""
 
 
 def run(args: Args) -> None:
+    if args.features < 0:
+        raise InputError(f"--features {args.features}: give 0 or more")
     if read_manifest(args.out) is not None:
         reference, _ = open_reference(args.out)
         dataset = open_dataset(args.data)
@@ -47,7 +56,8 @@ def run(args: Args) -> None:
                 f"{args.out}: holds the reference of {reference.dataset} with extractor {reference.extractor_name}; "
                 "choose another --out"
             )
-        say(f"{args.out}: the reference is there already")
+        kept = (read_manifest(args.out) or {}).get("features", 0)
+        say(f"{args.out}: the reference is there already, with the features of {kept:,} images")
         return
     dataset = open_dataset(args.data)
     if args.dry_run:
@@ -58,11 +68,13 @@ def run(args: Args) -> None:
     pixels = Pixels(dataset)
     with tempfile.TemporaryDirectory() as folder:
         path = weights_file(args, pixels, Path(folder))
-        extractor = load_extractor(args.extractor, path, args.sha256)
+        extractor = load_extractor(args.extractor, path, args.sha256, args.device)
         assert path is not None
-        moments = measure(extractor, pixels.images)
-        commit_reference(args.out, moments, dataset, extractor, path.read_bytes())
+        moments, kept = measure(extractor, pixels.images, args.features)
+        commit_reference(args.out, moments, dataset, extractor, path.read_bytes(), kept)
     say(f"{args.out}: {moments.n:,} images of {dataset.name}, extractor {args.extractor}, {extractor.dim} features")
+    if kept is not None:
+        say(f"  the features of {len(kept.rows):,} images are kept for KID, precision and recall")
 
 
 def weights_file(args: Args, pixels: Pixels, folder: Path) -> Path | None:
@@ -86,11 +98,14 @@ def weights_file(args: Args, pixels: Pixels, folder: Path) -> Path | None:
     return local
 
 
-def measure(extractor: Extractor, images: np.ndarray) -> Moments:
-    """Exact moments of all images, a block at a time."""
-    progress, parts = Progress("reference images"), []
+def measure(extractor: Extractor, images: np.ndarray, keep: int) -> tuple[Moments, KeptFeatures | None]:
+    """Exact moments of all images, a block at a time, and the features of ``keep`` of them."""
+    progress, parts, features = Progress("reference images"), [], []
+    rows = chosen_rows(len(images), keep)
     for first in range(0, len(images), 500):
-        features = extractor.extract(torch.from_numpy(images[first : first + 500]))
-        parts.append(Moments.of(features, extractor.identity, extractor.scale_bits))
+        block = extractor.extract(torch.from_numpy(images[first : first + 500]))
+        parts.append(Moments.of(block, extractor.identity, extractor.scale_bits))
+        features.append(block[rows[(rows >= first) & (rows < first + 500)] - first])
         progress.update(min(first + 500, len(images)), len(images))
-    return Moments.merge(*parts)
+    kept = KeptFeatures(features=np.concatenate(features), rows=rows) if keep else None
+    return Moments.merge(*parts), kept

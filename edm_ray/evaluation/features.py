@@ -1,77 +1,39 @@
-"""Feature extractors: uint8 images in, fixed-point features out. A registry, because every FID depends on which."""
+"""The registry of feature extractors: uint8 images in, fixed-point features out. Every FID depends on which."""
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
 
 from edm_ray.errors import InputError, IntegrityError, nearest
 from edm_ray.evaluation.digits_classifier import DIM, DigitsClassifier
+from edm_ray.evaluation.extractor import Extractor
 from edm_ray.evaluation.torchvision_shim import ensure_torchvision
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-# Part of every identity: raise it when the features of the same weights change.
-CODE_VERSION = 1
+WHERE = {
+    "inception": f"torch-fidelity's {INCEPTION_FILE} (release v0.2.0)",
+    "clip": "a state dict of OpenAI's CLIP (ViT or ResNet): .safetensors, or .pth saved with torch.save",
+    "dinov2": "a state dict of a DINOv2 backbone, e.g. dinov2_vitl14_pretrain.pth",
+    "digits": "made by: edm-ray reference --extractor digits",
+}
 
 
-class Extractor:
-    """One extractor with its weights loaded."""
-
-    def __init__(
-        self,
-        name: str,
-        network: Callable[[torch.Tensor], torch.Tensor],
-        dim: int,
-        scale_bits: int,
-        micro_batch: int,
-        weights_sha256: str,
-        accepts: Callable[[torch.Tensor], torch.Tensor],
-    ) -> None:
-        self.name, self.dim, self.scale_bits, self.micro_batch = name, dim, scale_bits, micro_batch
-        self.weights_sha256 = weights_sha256
-        self._network, self._accepts = network, accepts
-
-    @property
-    def identity(self) -> str:
-        """Hash of all that decides the features."""
-        parts = (self.name, self.weights_sha256, self.dim, self.scale_bits, self.micro_batch, CODE_VERSION)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-    @torch.inference_mode()
-    def extract(self, images: torch.Tensor) -> npt.NDArray[np.int32]:
-        """uint8 [B, C, H, W] -> int32 [B, dim]: features times 2^scale_bits, rounded.
-
-        The network always sees one padded micro-batch shape, so a row does not depend on what else is in the batch.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise InputError(f"images must be uint8 [B, C, H, W], got {images.dtype} {tuple(images.shape)}")
-        rows = []
-        for part in self._accepts(images).split(self.micro_batch):
-            missing = self.micro_batch - len(part)
-            padded = torch.nn.functional.pad(part, (0, 0, 0, 0, 0, 0, 0, missing))
-            values = self._network(padded)[: len(part)].to(torch.float64)
-            if not bool(torch.isfinite(values).all()):
-                raise FloatingPointError(f"extractor {self.name}: features are not finite")
-            rows.append(torch.round(values * 2.0**self.scale_bits).to(torch.int32).numpy())
-        return np.concatenate(rows) if rows else np.empty((0, self.dim), np.int32)
-
-
-def load_extractor(name: str, weights: str | Path | None, sha256: str | None = None) -> Extractor:
+def load_extractor(name: str, weights: str | Path | None, sha256: str | None = None, device: str = "cpu") -> Extractor:
     """A registered extractor with weights from a local file, whose hash is checked before it is read as anything."""
     if name not in EXTRACTORS:
         raise InputError(f"--extractor {name}: unknown{nearest(name, EXTRACTORS)}; there are: {', '.join(EXTRACTORS)}")
     if weights is None:
         raise InputError(
-            f"extractor {name}: weights are missing; give --weights PATH or s3://... For inception that is "
-            f"torch-fidelity's {INCEPTION_FILE} (release v0.2.0). For 8x8 digits there is --extractor digits"
+            f"extractor {name}: weights are missing; give --weights PATH or s3://... For {name} that is {WHERE[name]}. "
+            "For 8x8 digits there is --extractor digits"
         )
     path = Path(weights)
     if not path.is_file():
@@ -79,42 +41,117 @@ def load_extractor(name: str, weights: str | Path | None, sha256: str | None = N
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 is not None and found != sha256:
         raise IntegrityError(f"{path}: sha256 is {found}, expected {sha256}: not the weights that were asked for")
-    return EXTRACTORS[name](path, found)
+    return EXTRACTORS[name](path, found, device)
 
 
-def _digits(path: Path, digest: str) -> Extractor:
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name from a .safetensors file or a plain file of torch.save; nothing in it is executed.
+
+    Raises IntegrityError for anything else.
+    """
+    content = path.read_bytes()
+    if content[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
+        try:
+            return dict(safetensors.torch.load(content))
+        except safetensors.SafetensorError as error:
+            raise IntegrityError(f"{path}: not a whole safetensors file: {error}") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise IntegrityError(f"{path}: not a plain file of tensors; refused: {_first_line(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise IntegrityError(f"{path}: not a state dict (names and tensors)")
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def three_channels(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Grey images become RGB with three equal channels; other numbers of channels are refused."""
+
+    def accepts(images: torch.Tensor) -> torch.Tensor:
+        if images.shape[1] not in (1, 3):
+            raise InputError(f"extractor {name} takes 1 or 3 channels, got {images.shape[1]}")
+        return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+    return accepts
+
+
+def _digits(path: Path, digest: str, device: str) -> Extractor:
     network = DigitsClassifier()
     try:
         network.load_state_dict(safetensors.torch.load(path.read_bytes()))
     except (safetensors.SafetensorError, RuntimeError) as error:
-        raise IntegrityError(f"{path}: not weights of the digits extractor: {str(error).splitlines()[0]}") from error
+        raise IntegrityError(f"{path}: not weights of the digits extractor: {_first_line(error)}") from error
     network.eval().requires_grad_(False)
+    weight, bias = network.logits.weight.double().clone(), network.logits.bias.double().clone()
+    network.to(device)
 
     def accepts(images: torch.Tensor) -> torch.Tensor:
         if tuple(images.shape[1:]) != (1, 8, 8):
             raise InputError(f"extractor digits takes images of 1x8x8, got {tuple(images.shape[1:])}; use inception")
         return images
 
-    return Extractor("digits", network, DIM, 14, 100, digest, accepts)
+    def head(features: torch.Tensor) -> torch.Tensor:
+        return torch.relu(features) @ weight.T + bias
+
+    return Extractor("digits", network, DIM, 14, 100, digest, accepts, head, device)
 
 
-def _inception(path: Path, digest: str) -> Extractor:
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise IntegrityError(f"{path}: not a plain file of tensors; refused: {str(error).splitlines()[0]}") from error
+def _inception(path: Path, digest: str, device: str) -> Extractor:
+    """Inception-v3 of the 2015 TensorFlow graph, as torch-fidelity has it: 2,048 pooled features."""
+    state = read_state(path)
     ensure_torchvision()
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    module: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+    # torch-fidelity unpickles what it is given, so it is given a file of our own.
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder) / "weights.pth"
+        torch.save(state, own)
+        try:
+            module: Any = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(own)
+            )
+        except RuntimeError as error:
+            raise IntegrityError(f"{path}: not weights of this Inception network: {_first_line(error)}") from error
     module.eval()
-
-    def accepts(images: torch.Tensor) -> torch.Tensor:
-        if images.shape[1] not in (1, 3):
-            raise InputError(f"extractor inception takes 1 or 3 channels, got {images.shape[1]}")
-        return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-
-    return Extractor("inception", lambda x: module(x)[0], 2048, 14, 25, digest, accepts)
+    # "logits_unbiased" of torch-fidelity: the last layer without its bias, so a linear map of the features.
+    weight = module.fc.weight.detach().double().cpu().clone()
+    module.to(device)
+    accepts = three_channels("inception")
+    return Extractor("inception", lambda x: module(x)[0], 2048, 14, 25, digest, accepts, lambda x: x @ weight.T, device)
 
 
-EXTRACTORS: dict[str, Callable[[Path, str], Extractor]] = {"inception": _inception, "digits": _digits}
+def _clip(path: Path, digest: str, device: str) -> Extractor:
+    """The image half of CLIP (Radford et al. 2021), resized and normalised as in torch-fidelity."""
+    state = read_state(path)
+    if "visual.proj" not in state and "visual.attnpool.positional_embedding" not in state:
+        raise IntegrityError(f"{path}: not weights of CLIP: no tensor 'visual.proj' and no 'visual.attnpool...'")
+    ensure_torchvision()
+    from torch_fidelity import feature_extractor_clip as theirs
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+    if "visual.proj" in state:
+        # Only its width is read; files of the image half alone do not have it.
+        state.setdefault("text_projection", torch.zeros(1, state["visual.proj"].shape[1]))
+    # Its constructor unpickles a TorchScript archive; the rest of it is used as it is.
+    module: Any = theirs.FeatureExtractorCLIP.__new__(theirs.FeatureExtractorCLIP)
+    FeatureExtractorBase.__init__(module, "clip", ["clip"])
+    try:
+        module.model = theirs.build_model(state, torch.float32)
+    except (KeyError, RuntimeError) as error:
+        raise IntegrityError(f"{path}: not weights of CLIP: {_first_line(error)}") from error
+    module.feature_extractor_internal_dtype = torch.float32
+    module.resolution = module.model.visual.input_resolution
+    module.requires_grad_(False).eval().to(device)
+    dim = int(module.model.visual.output_dim)
+    return Extractor("clip", lambda x: module(x)[0], dim, 14, 25, digest, three_channels("clip"), None, device)
+
+
+EXTRACTORS: dict[str, Callable[[Path, str, str], Extractor]] = {
+    "inception": _inception,
+    "digits": _digits,
+    "clip": _clip,
+}

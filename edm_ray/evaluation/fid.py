@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import t as student
 
 from edm_ray.errors import InputError
 from edm_ray.evaluation.given import GivenMoments
@@ -17,23 +18,51 @@ from edm_ray.evaluation.moments import Array, Moments
 
 
 class FidReference:
-    """Reference moments with the square root of their covariance, worked out once."""
+    """Reference moments with a root L of their covariance, S_r = L L^T, worked out once.
+
+    L = V sqrt(lambda) from the eigendecomposition, without the columns that are zero to rounding: a reference of few
+    images has few.
+    """
 
     def __init__(self, moments: Moments | GivenMoments) -> None:
-        self.moments = moments
+        self.moments, self.hash = moments, moments.hash
         self.mean, covariance = moments.mean, moments.covariance
         values, vectors = np.linalg.eigh(covariance)
-        self.root: Array = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+        kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+        self.root: Array = np.ascontiguousarray(vectors[:, kept] * np.sqrt(values[kept]))
         self.trace = float(np.trace(covariance))
 
     def distance(self, moments: Moments) -> float:
-        """|mu - mu_r|^2 + tr(S + S_r) - 2 tr((R S R)^(1/2)), R = S_r^(1/2): symmetric, real by construction."""
+        """|mu - mu_r|^2 + tr(S + S_r) - 2 tr((L^T S L)^(1/2)).
+
+        L^T S L is symmetric and has the eigenvalues of S S_r, so the trace of the root of that product is a sum of
+        square roots: no matrix root, nothing complex.
+        """
         self.moments._require_like(moments)
         covariance = moments.covariance
-        values = np.linalg.eigvalsh(self.root @ covariance @ self.root)
+        values = np.linalg.eigvalsh(self.root.T @ covariance @ self.root)
         gap = moments.mean - self.mean
         cross = float(np.sqrt(np.maximum(values, 0.0)).sum())
         return float(gap @ gap) + float(np.trace(covariance)) + self.trace - 2.0 * cross
+
+
+_recent: dict[str, FidReference] = {}
+
+
+def fid_reference(moments: Moments | GivenMoments) -> FidReference:
+    """FidReference of these moments; the last two are kept, since a process measures many samplers against one."""
+    key = moments.hash
+    if key not in _recent:
+        while len(_recent) >= 2:
+            del _recent[next(iter(_recent))]
+        _recent[key] = FidReference(moments)
+    return _recent[key]
+
+
+def interval_95(value: float, se: float, groups: int) -> tuple[float, float]:
+    """95 % interval from a standard error over ``groups`` jackknife groups: Student's t with groups - 1 degrees."""
+    half = float(student.ppf(0.975, groups - 1)) * se
+    return value - half, value + half
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -86,7 +115,7 @@ def jackknife_fid(groups: Sequence[Moments], reference: FidReference) -> FidEsti
         se=float(np.sqrt((count - 1) / count * ((lo - lo.mean()) ** 2).sum())),
         n=everything.n,
         leave_one_out=tuple(float(value) for value in lo),
-        reference=reference.moments.hash,
+        reference=reference.hash,
         extractor=reference.moments.extractor,
     )
 

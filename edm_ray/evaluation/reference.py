@@ -13,9 +13,11 @@ import torch
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.reader import Pixels
 from edm_ray.errors import InputError
-from edm_ray.evaluation.features import Extractor, load_extractor
-from edm_ray.evaluation.fid import FidEstimate, FidReference, group_moments, jackknife_fid
+from edm_ray.evaluation.extractor import Extractor
+from edm_ray.evaluation.features import load_extractor
+from edm_ray.evaluation.fid import FidEstimate, fid_reference, group_moments, jackknife_fid
 from edm_ray.evaluation.given import GivenMoments
+from edm_ray.evaluation.kept import KEPT_FILE, KeptFeatures
 from edm_ray.evaluation.moments import Array, Moments
 from edm_ray.storage import uris
 from edm_ray.storage.commit import commit, read_file, read_manifest
@@ -34,6 +36,11 @@ class Reference:
     extractor_name: str
     weights_sha256: str
 
+    @property
+    def images(self) -> int | None:
+        """Number of images behind the moments; None where nobody published it."""
+        return self.moments.n if isinstance(self.moments, Moments) else None
+
     def describe(self) -> str:
         images = f"n={self.moments.n}" if isinstance(self.moments, Moments) else self.moments.images
         return f"{self.dataset} ({images}), extractor {self.extractor_name}"
@@ -47,19 +54,28 @@ class ExtractorSpec:
     weights: bytes
     sha256: str
 
-    def load(self) -> Extractor:
+    def load(self, device: str = "cpu") -> Extractor:
         """By way of a private temporary file, because extractors read files."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "weights"
             path.write_bytes(self.weights)
-            return load_extractor(self.name, path, self.sha256)
+            return load_extractor(self.name, path, self.sha256, device)
 
 
-def commit_reference(uri: str, moments: Moments, dataset: DataSet, extractor: Extractor, weights: bytes) -> None:
+def commit_reference(
+    uri: str,
+    moments: Moments,
+    dataset: DataSet,
+    extractor: Extractor,
+    weights: bytes,
+    kept: KeptFeatures | None = None,
+) -> None:
     """Write a reference directory; the weights go with it, so that it is enough to evaluate on any node."""
+    features = [(KEPT_FILE, kept.to_bytes())] if kept is not None else []
     commit(
         uri,
-        [(_MOMENTS, moments.to_bytes()), (_WEIGHTS, weights)],
+        [(_MOMENTS, moments.to_bytes()), (_WEIGHTS, weights), *features],
+        features=0 if kept is None else len(kept.rows),
         kind=KIND,
         dataset=dataset.name,
         dataset_hash=dataset.hash,
@@ -126,11 +142,13 @@ def estimate_fid(
     """FID of int32 [n, d] features of the images with these seeds, with ``num_groups`` jackknife groups."""
     moments = reference.moments
     groups = group_moments(features, seeds, num_groups, moments.extractor, moments.scale_bits)
-    return jackknife_fid(groups, FidReference(moments))
+    return jackknife_fid(groups, fid_reference(moments))
 
 
-def estimate_real(dataset: DataSet, num: int, reference: Reference, spec: ExtractorSpec, groups: int) -> FidEstimate:
-    """FID of the first ``num`` real images of a (held-out) data set: what a perfect generator would score at that n."""
+def real_features(
+    dataset: DataSet, num: int, spec: ExtractorSpec
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Features [num, d] of the first ``num`` real images of a (held-out) data set, and what stands for their seeds."""
     if dataset.rows < num:
         raise InputError(f"{dataset.uri}: {dataset.rows} images, {num} are needed: FIDs are compared at equal n only")
     pixels = Pixels(dataset)
@@ -138,4 +156,10 @@ def estimate_real(dataset: DataSet, num: int, reference: Reference, spec: Extrac
     # Dealt out class by class, so that every jackknife group holds all classes alike.
     rank = np.empty(num, np.int64)
     rank[np.argsort(pixels.labels[:num], kind="stable")] = np.arange(num)
+    return features, rank
+
+
+def estimate_real(dataset: DataSet, num: int, reference: Reference, spec: ExtractorSpec, groups: int) -> FidEstimate:
+    """FID of real images: what a perfect generator would score at that n."""
+    features, rank = real_features(dataset, num, spec)
     return estimate_fid(features, rank, reference, groups)

@@ -1,0 +1,218 @@
+"""All metrics of one set of images from one pass over their features."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edm_ray.errors import InputError, nearest
+from edm_ray.evaluation.fid import FidEstimate, interval_95
+from edm_ray.evaluation.inception_score import InceptionScore, inception_score
+from edm_ray.evaluation.kept import KeptFeatures, open_kept
+from edm_ray.evaluation.kid import KidEstimate, kid
+from edm_ray.evaluation.precision_recall import PrecisionRecall, precision_recall
+from edm_ray.evaluation.reference import ExtractorSpec, Reference, estimate_fid
+
+METRICS = ("fid", "kid", "isc", "prc")
+
+
+def parse_metrics(text: str) -> tuple[str, ...]:
+    """ "fid,kid" -> ("fid", "kid"), in the order of METRICS; fid is always among them."""
+    asked = [name.strip() for name in text.split(",") if name.strip()]
+    for name in asked:
+        if name not in METRICS:
+            raise InputError(f"--metrics {name}: unknown{nearest(name, METRICS)}; there are: {', '.join(METRICS)}")
+    return tuple(name for name in METRICS if name == "fid" or name in asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be measured, against what, with all that this takes; it travels to any node."""
+
+    metrics: tuple[str, ...]
+    reference: Reference
+    kept: KeptFeatures | None = None
+    head: ExtractorSpec | None = None
+    """For the Inception Score: the extractor, whose last layer turns features into logits."""
+    groups: int = 10
+
+
+def plan_measurement(metrics: tuple[str, ...], uri: str, reference: Reference, spec: ExtractorSpec) -> Plan:
+    """Gather what the metrics need from the reference directory at ``uri``; InputError for what it cannot give."""
+    needs_rows = [name for name in ("kid", "prc") if name in metrics]
+    if "isc" in metrics and not spec.load().has_head:
+        raise InputError(f"--metrics isc: extractor {spec.name} has no classes; use a reference with inception")
+    return Plan(
+        metrics=metrics,
+        reference=reference,
+        kept=open_kept(uri, needs_rows[0]) if needs_rows else None,
+        head=spec if "isc" in metrics else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table that people see."""
+
+    metric: str
+    value: float
+    low: float | None
+    """95 % interval around ``value``; None where none is known."""
+    high: float | None
+    n: int
+    n_reference: int | None
+    note: str = ""
+    smaller_is_better: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The metrics of one set of images. Comparable only with those of equal n, reference and extractor."""
+
+    fid: FidEstimate
+    kid: KidEstimate | None = None
+    isc: InceptionScore | None = None
+    prc: PrecisionRecall | None = None
+    n_reference: int | None = None
+    """Images behind the reference's moments; None where nobody published it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name) for name in METRICS}
+        return {name: part.to_dict() for name, part in parts.items() if part is not None}
+
+    def rows(self) -> list[Row]:
+        """FID with its bias taken off, KID, Inception Score, precision and recall: those that were measured."""
+        fid, groups = self.fid, len(self.fid.leave_one_out)
+        spread = interval_95(fid.fid, fid.se, groups)
+        debiased = interval_95(fid.debiased, fid.se, groups)
+        seen, m = fid.n, self.n_reference
+        rows = [
+            Row(metric="FID", value=fid.fid, low=spread[0], high=spread[1], n=seen, n_reference=m),
+            Row(
+                metric="FID, bias removed",
+                value=fid.debiased,
+                low=debiased[0],
+                high=debiased[1],
+                n=seen,
+                n_reference=m,
+                note="estimate for infinitely many images",
+            ),
+        ]
+        if self.kid is not None:
+            k = self.kid
+            low, high = interval_95(k.all_pairs, k.se, k.groups)
+            subsets = f"mean of {k.subsets} subsets of {k.subset_size}, their std {k.std:.3g}"
+            rows += [
+                Row(
+                    metric="KID, all pairs",
+                    value=k.all_pairs,
+                    low=low,
+                    high=high,
+                    n=k.n_paired,
+                    n_reference=k.n_reference,
+                ),
+                Row(metric="KID", value=k.mean, low=None, high=None, n=k.n, n_reference=k.n_reference, note=subsets),
+            ]
+        if self.isc is not None:
+            s = self.isc
+            spread = interval_95(s.mean, s.se, s.splits)
+            note = f"{s.splits} splits, their std {s.std:.3g}; of {s.classes} classes"
+            rows.append(
+                Row(
+                    metric="Inception Score",
+                    value=s.mean,
+                    low=spread[0],
+                    high=spread[1],
+                    n=s.n,
+                    n_reference=None,
+                    note=note,
+                    smaller_is_better=False,
+                )
+            )
+        if self.prc is not None:
+            for name, value in (("Precision", self.prc.precision), ("Recall", self.prc.recall)):
+                rows.append(
+                    Row(
+                        metric=name,
+                        value=value,
+                        low=None,
+                        high=None,
+                        n=self.prc.n,
+                        n_reference=self.prc.n_reference,
+                        note=f"k = {self.prc.neighbourhood}",
+                        smaller_is_better=False,
+                    )
+                )
+        return rows
+
+
+def measure(features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], plan: Plan) -> Measured:
+    """The plan's metrics of int32 [n, d] features of the images with these seeds [n]."""
+    moments = plan.reference.moments
+    scores: dict[str, Any] = {}
+    if "kid" in plan.metrics:
+        assert plan.kept is not None
+        scores["kid"] = kid(features, seeds, plan.kept.features, moments.scale_bits, plan.groups)
+    if "prc" in plan.metrics:
+        assert plan.kept is not None
+        scores["prc"] = precision_recall(features, plan.kept.features)
+    if "isc" in plan.metrics:
+        assert plan.head is not None
+        scores["isc"] = inception_score(plan.head.load().logits(features))
+    return Measured(
+        fid=estimate_fid(features, seeds, plan.reference, plan.groups),
+        n_reference=plan.reference.images,
+        **scores,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolRow:
+    """A metric over several sets of images of equal size: honest mean and interval, and the paper's minimum beside."""
+
+    metric: str
+    values: tuple[float, ...]
+    mean: float
+    low: float | None
+    high: float | None
+    best: float
+    """The best of the sets: the paper's protocol ("calculated three times, the minimum is reported")."""
+    n: int
+    n_reference: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def over_sets(sets: Sequence[Measured]) -> list[ProtocolRow]:
+    """Mean over the sets with a 95 % interval from their jackknife errors (or none), and the best of them."""
+    result = []
+    for rows in zip(*[measured.rows() for measured in sets], strict=True):
+        values = tuple(row.value for row in rows)
+        mean = float(np.mean(values))
+        low = high = None
+        if all(row.high is not None for row in rows):
+            # The sets are independent: the half-width of their mean is the root of the sum of squares over their count.
+            halves = [row.high - row.value for row in rows if row.high is not None]
+            half = float(np.sqrt(np.square(halves).sum())) / len(rows)
+            low, high = mean - half, mean + half
+        first = rows[0]
+        best = min(values) if first.smaller_is_better else max(values)
+        result.append(
+            ProtocolRow(
+                metric=first.metric,
+                values=values,
+                mean=mean,
+                low=low,
+                high=high,
+                best=best,
+                n=first.n,
+                n_reference=first.n_reference,
+            )
+        )
+    return result
