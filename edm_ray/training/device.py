@@ -10,7 +10,7 @@ from edm_ray.errors import InputError
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A host tensor to the device without waiting: from pageable memory, the copy would wait for all work before it."""
-    return tensor.to(device) if device.type != "cuda" else tensor.pin_memory().to(device, non_blocking=True)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def set_precision(config: TrainingConfig, device: torch.device) -> None:

@@ -99,7 +99,7 @@ def settle_gradients(
         torch._foreach_mul_(gradients, 1 / loss_scale)
     norm = _norm(gradients)
     finite = torch.isfinite(norm)
-    if gradients[0].device.type == "cuda" or not bool(finite):
+    if gradients[0].device.type != "cpu" or not bool(finite):
         for gradient in gradients:
             torch.nan_to_num(gradient, nan=0.0, posinf=1e5, neginf=-1e5, out=gradient)
         norm = _norm(gradients)

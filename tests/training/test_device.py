@@ -1,0 +1,61 @@
+"""What a step asks of a device. Tensors on "meta" have no numbers, so whoever reads one is found; copies are watched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from edm_ray.config.load import configure
+from edm_ray.config.presets import tiny
+from edm_ray.data.manifest import open_dataset
+from edm_ray.data.reader import Pixels
+from edm_ray.training.device import to_device
+from edm_ray.training.engine import Place, Trainer
+
+META = torch.device("meta")
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Refuse copies from the host that would wait for the device's work (on a GPU: all but non_blocking ones)."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default:
+            there = torch.device(kwargs.get("device") or args[0].device)
+            assert there == args[0].device or kwargs.get("non_blocking"), f"{args[0].device} -> {there} waits"
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def pinned(monkeypatch):
+    """Memory is pinned by CUDA only."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+
+
+def test_the_watch_finds_what_waits(pinned):
+    x = torch.zeros(3, device=META)
+    for reads in (lambda: float(x.sum()), lambda: bool((x > 0).any()), x.cpu, x.nonzero, lambda: x[x > 0]):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            reads()
+    for waits in (lambda: torch.zeros(3).to(META), lambda: torch.tensor([1.0]).to(META)):
+        with pytest.raises(AssertionError, match="waits"), _NoWaiting():
+            waits()
+    with _NoWaiting():
+        assert to_device(torch.zeros(3), META).device == META
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_no_number_is_read_from_the_device_in_a_step_and_no_copy_waits(digits_dir, pinned, augmented):
+    """With dropout, label dropout, accumulation, loss scale, clipping, power-function averages."""
+    dataset = open_dataset(str(digits_dir / "train"))
+    settings = ["denoiser.network.augment_dim=9", "micro_batch=7", "loss_scale=100", "optimizer.grad_clip=1"]
+    settings += ["ema.sigma_rels=[0.05, 0.1]", "denoiser.network.label_dropout=0.1"]
+    config = configure(tiny(dataset.shape), None, [*settings, f"augment.probability={0.5 * augmented}"])
+    pixels, trainer = Pixels(dataset), Trainer(config, Place(device=str(META)))
+    for _ in range(2):
+        with _NoWaiting():
+            trainer.step(pixels)
+    assert trainer.parameters[0].device == META and trainer.images_seen == 48
