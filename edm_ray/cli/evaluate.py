@@ -1,12 +1,13 @@
-"""FID of a model with one sampler against a reference, with its standard error; beside it, optionally, real images.
+"""FID of a model with one sampler against a reference, with its error; KID, Inception Score, precision and recall too.
 
-Every number names its extractor, n and reference; only numbers that agree in all three are comparable."""
+Every number names its n, reference and extractor; only numbers that agree in all three are comparable."""
 
 from __future__ import annotations
 
 import json
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 from edm_ray.checkpoint import open_model
 from edm_ray.cli.console import Progress, duration, say
@@ -26,6 +27,11 @@ class Args:
     """Directory: evaluation.json and the chunk store."""
     num: int = 50_000
     """Number of images; FID depends on it."""
+    metrics: str = "fid"
+    """fid, kid, isc (Inception Score), prc (precision and recall), with commas between; all from one pass."""
+    protocol: Literal["interval", "paper"] = "interval"
+    """interval: --num images, with error bars. paper: three times --num, seeds from 0, as in the paper, which reports
+    the minimum; mean and interval are shown beside it."""
     labels: str = "random"
     """random (as in the paper), balanced, or a class number."""
     sampler: str | None = None
@@ -33,24 +39,37 @@ class Args:
     set: list[str] = field(default_factory=list)
     """Sampler settings, e.g. --set num_steps=40 s_churn=10"""
     real: str | None = None
-    """Data set of held-out real images: FID of its first --num images is reported beside."""
+    """Data set of held-out real images: the metrics of its first --num images are reported beside."""
     workers: int = 1
     """Sampling actors."""
     device: str = "cpu"
+    precision: str = "fp32"
+    """fp32 or bf16: of the network; the sampler's state stays float64."""
     dry_run: bool = False
     """Check what is given, say what would be done, and stop."""
 
 
 def run(args: Args) -> None:
-    from edm_ray.evaluation.reference import estimate_real, open_reference
+    from edm_ray.cli.tables import measured_table, protocol_table, show
+    from edm_ray.evaluation.measure import measure, over_sets, parse_metrics, plan_measurement
+    from edm_ray.evaluation.reference import open_reference, real_features
+    from edm_ray.orchestration.chunks import POOL_START
     from edm_ray.orchestration.evaluate import Bench, evaluate_on_ray
-    from edm_ray.orchestration.pool import NUM_GROUPS
+    from edm_ray.sampling.generate import PRECISIONS
 
     if args.num < 100:
         raise InputError(f"--num {args.num}: give 100 or more; FID of fewer images says nothing")
+    if args.precision not in PRECISIONS:
+        raise InputError(f"--precision {args.precision}: give {' or '.join(PRECISIONS)}")
+    metrics = parse_metrics(args.metrics)
     settings = choose_settings(args.sampler, args.set)
     model = open_model(uris.absolute(args.model))
-    reference, extractor = open_reference(uris.absolute(args.reference))
+    where = uris.absolute(args.reference)
+    reference, extractor = open_reference(where)
+    plan = plan_measurement(metrics, where, reference, extractor)
+    dataset = open_dataset(uris.absolute(args.real)) if args.real is not None else None
+    if dataset is not None and dataset.rows < args.num:
+        raise InputError(f"--real {args.real}: {dataset.rows} images, {args.num} are needed: compare at equal n only")
     store = uris.join(uris.absolute(args.out), "chunks")
     bench = Bench(
         model=model,
@@ -60,19 +79,38 @@ def run(args: Args) -> None:
         labels=args.labels,
         workers=args.workers,
         device=args.device,
+        precision=args.precision,
     )
+    paper = args.protocol == "paper"
+    starts = [0, args.num, 2 * args.num] if paper else [POOL_START["evaluate"]]
     if args.dry_run:
-        say(f"would sample {args.num:,} images on {args.workers} x {args.device} and measure them against")
+        times = f"{len(starts)} x {args.num:,}" if paper else f"{args.num:,}"
+        say(f"would sample {times} images on {args.workers} x {args.device} and measure {', '.join(metrics)} against")
         say(f"  {reference.describe()}; settings: {settings}; chunks: {store}")
         return
-    progress, started = Progress("images"), time.monotonic()
-    result = evaluate_on_ray(bench, settings, args.num, progress.update)
-    say(f"  samples: {result.describe()}")
-    content = {"model": args.model, "settings": str(settings), "labels": args.labels, "samples": result.to_dict()}
-    if args.real is not None:
-        real = estimate_real(open_dataset(uris.absolute(args.real)), args.num, reference, extractor, NUM_GROUPS)
-        say(f"  real:    {real.describe()}")
-        content["real"] = {"dataset": args.real, **real.to_dict()}
+    progress, started = Progress("chunks"), time.monotonic()
+    sets = evaluate_on_ray(bench, settings, starts, args.num, plan, progress.update)
+    content = {
+        "model": args.model,
+        "model_hash": model.hash,
+        "settings": str(settings),
+        "labels": args.labels,
+        "precision": args.precision,
+        "reference": reference.describe(),
+        "samples": sets[0].fid.to_dict(),
+        "metrics": [{"first_seed": first, **measured.to_dict()} for first, measured in zip(starts, sets, strict=True)],
+    }
+    if paper:
+        rows = over_sets(sets)
+        content["protocol"] = [row.to_dict() for row in rows]
+        show(protocol_table(rows, reference.describe(), args.num))
+    else:
+        show(measured_table(sets[0], f"samples against {reference.describe()}"))
+    if dataset is not None:
+        features, rank = real_features(dataset, args.num, extractor)
+        real = measure(features, rank, plan)
+        show(measured_table(real, f"real images of {dataset.name} against {reference.describe()}"))
+        content["real"] = {"dataset": args.real, **real.fid.to_dict(), "metrics": real.to_dict()}
     path = uris.join(args.out, "evaluation.json")
     uris.write_bytes(path, json.dumps(content, indent=1).encode())
     say(f"  {duration(time.monotonic() - started)}; written to {path}")

@@ -1,29 +1,31 @@
-"""Evaluate one sampler: images on the pool, features to the store, FID as a task."""
+"""Evaluate one sampler: images on the pool, features to the store, metrics as tasks."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import ray
 
 from edm_ray.checkpoint.model import Model
 from edm_ray.diffusion.samplers import SamplerSettings
-from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.evaluation.measure import Measured, Plan, measure
 from edm_ray.evaluation.reference import ExtractorSpec, Reference
-from edm_ray.orchestration.chunks import Chunk, Generator, chunks_of
-from edm_ray.orchestration.pool import SAMPLER_CPUS, fid_task, start_pool
+from edm_ray.orchestration.chunks import Chunk, Generator, read_chunk
+from edm_ray.orchestration.pool import SAMPLER_CPUS, start_pool
 from edm_ray.orchestration.session import require_cpus, require_gpus, session
 from edm_ray.sampling.generate import MICRO_BATCH
 
 
-def chunks_for(generator: Generator, settings: SamplerSettings, num_images: int) -> list[Chunk]:
-    """The first ``num_images`` of the "evaluate" pool in chunks of 500 (of 100 below 10,000, so that workers share)."""
+def chunks_for(generator: Generator, settings: SamplerSettings, first: int, num_images: int) -> list[Chunk]:
+    """Seeds from ``first`` in chunks of 500 (of 100 below 10,000 images, so that workers share)."""
     size = 500 if num_images >= 10_000 else 100
-    chunks = chunks_of(generator, settings, "evaluate", -(-num_images // size), size)
-    rest = num_images - size * (len(chunks) - 1)
-    return [*chunks[:-1], dataclasses.replace(chunks[-1], size=rest)]
+    starts = range(0, num_images, size)
+    return [
+        Chunk(generator=generator, settings=settings, first=first + start, size=min(size, num_images - start))
+        for start in starts
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,20 +59,35 @@ class Bench:
             require_cpus(self.workers, SAMPLER_CPUS, "sampling")
 
 
+@ray.remote(num_cpus=1, max_retries=2)
+def measure_task(store: str, chunks: list[Chunk], plan: Plan) -> Measured:
+    """All metrics of the chunks' images."""
+    features = np.concatenate([read_chunk(store, chunk) for chunk in chunks])
+    seeds = np.concatenate([chunk.seeds.numpy() for chunk in chunks])
+    return measure(features, seeds, plan)
+
+
 def evaluate_on_ray(
-    bench: Bench, settings: SamplerSettings, num_images: int, on_chunk: Callable[[int, int], None]
-) -> FidEstimate:
-    """FID of ``num_images`` images of the "evaluate" pool of seeds; ``on_chunk(done, total)`` tells how far it is."""
+    bench: Bench,
+    settings: SamplerSettings,
+    starts: Sequence[int],
+    num_images: int,
+    plan: Plan,
+    on_chunk: Callable[[int, int], None],
+) -> list[Measured]:
+    """Measure ``num_images`` images for each first seed in ``starts``; ``on_chunk(done, total)`` says how far it is."""
     with session():
         bench.require()
         queue = start_pool(bench.model, bench.extractor, bench.store, bench.workers, bench.device)
         effective = settings.effective(bench.model.denoiser())
-        chunks = chunks_for(bench.generator(), effective, num_images)
-        waiting = [queue.ensure.remote(chunk) for chunk in chunks]
+        sets = [chunks_for(bench.generator(), effective, first, num_images) for first in starts]
+        waiting = [queue.ensure.remote(chunk) for chunks in sets for chunk in chunks]
+        total = len(waiting)
         while waiting:
             done, waiting = ray.wait(waiting, num_returns=1)
             ray.get(done)
-            on_chunk(len(chunks) - len(waiting), len(chunks))
-        result: FidEstimate = ray.get(fid_task.remote(bench.store, chunks, bench.reference))
+            on_chunk(total - len(waiting), total)
+        # The pool holds all CPUs it asked for; nothing is left for it to do.
         ray.kill(queue)
-        return result
+        shared = ray.put(plan)
+        return list(ray.get([measure_task.remote(bench.store, chunks, shared) for chunks in sets]))

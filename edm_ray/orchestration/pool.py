@@ -36,7 +36,7 @@ class Sampler:
     def __init__(self, model: Model, extractor: ExtractorSpec, store: str, device: str) -> None:
         torch.set_num_threads(1)
         self.denoiser = model.denoiser(device)
-        self.extractor = extractor.load()
+        self.extractor = extractor.load(device)
         self.store = store
 
     def run(self, chunk: Chunk) -> None:

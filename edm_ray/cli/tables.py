@@ -1,0 +1,76 @@
+"""Tables of metrics for the terminal (rich)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from edm_ray.evaluation.measure import Measured, ProtocolRow
+
+PIPE_WIDTH = 120
+
+
+def show(table: Table) -> None:
+    """Print to standard output; as wide as it needs where that is not a terminal."""
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    Console(file=sys.stdout, width=width).print(table)
+
+
+def number(value: float | None) -> str:
+    """Three decimals as long as they mean something, otherwise four digits."""
+    if value is None:
+        return ""
+    return f"{value:.3f}" if 1 <= abs(value) < 1000 else f"{value:.4g}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{number(low)} to {number(high)}"
+
+
+def count(value: int | None) -> str:
+    return "not published" if value is None else f"{value:,}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("metric", "note") else "right")
+    return table
+
+
+def measured_table(measured: Measured, title: str) -> Table:
+    """One line a metric, with its interval, both numbers of images, and what else decides it."""
+    table = _table(title, "metric", "value", "95 % interval", "n", "n reference", "note")
+    for row in measured.rows():
+        alone = row.metric == "Inception Score"
+        table.add_row(
+            row.metric,
+            number(row.value),
+            interval(row.low, row.high),
+            count(row.n),
+            "-" if alone else count(row.n_reference),
+            row.note,
+        )
+    return table
+
+
+def protocol_table(rows: Sequence[ProtocolRow], reference: str, num: int) -> Table:
+    """Mean and interval over the sets; the paper's choice of the best of them in a column of its own."""
+    title = f"{len(rows[0].values)} sets of {num:,} images against {reference}"
+    table = _table(title, "metric", "mean", "95 % interval", "paper protocol", "of the sets", "n", "n reference")
+    for row in rows:
+        alone = row.metric == "Inception Score"
+        table.add_row(
+            row.metric,
+            number(row.mean),
+            interval(row.low, row.high),
+            f"{number(row.best)} ({'min' if row.best == min(row.values) else 'max'})",
+            ", ".join(number(value) for value in row.values),
+            count(row.n),
+            "-" if alone else count(row.n_reference),
+        )
+    return table
