@@ -174,16 +174,24 @@ def add_node(head: Head, cpus: int, host: str | None = None, prefix: Sequence[st
         )
     head.extra.append(process)
     deadline = time.monotonic() + 120
-    while alive_nodes(head) <= known:
+    while not alive_nodes(head) - known:
         assert process.poll() is None and time.monotonic() < deadline, Path(output.name).read_text()
         time.sleep(0.3)
     return process
 
 
-def alive_nodes(head: Head) -> int:
-    """How many nodes the head believes in."""
+def alive_nodes(head: Head) -> set[str]:
+    """Ids of the nodes the head believes in; one that was lost stays for some seconds."""
     nodes = head.get("/api/v0/nodes?detail=0")["data"]["result"]["result"]
-    return sum(node["state"] == "ALIVE" for node in nodes)
+    return {node["node_id"] for node in nodes if node["state"] == "ALIVE"}
+
+
+def wait_for_nodes(head: Head, count: int, seconds: float = 60) -> None:
+    """Until the head believes in so many nodes."""
+    deadline = time.monotonic() + seconds
+    while (alive := alive_nodes(head)) and len(alive) != count:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.3)
 
 
 def descendants(pid: int) -> dict[int, str]:
