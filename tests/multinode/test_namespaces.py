@@ -12,7 +12,7 @@ import pytest
 
 from edm_ray.checkpoint import open_model
 from edm_ray.training.run import checkpoint_store, model_uri
-from tests.jobs.heads import EDM_RAY, REPOSITORY, Head, add_node, alive_nodes, lose, running_head
+from tests.jobs.heads import EDM_RAY, REPOSITORY, Head, add_node, lose, running_head, wait_for_nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 BRIDGE, NETWORK = "edmbr0", "10.213.7"
@@ -107,7 +107,4 @@ def test_training_across_namespaces_survives_the_loss_of_a_node(cluster, digits_
         driver.kill()
     assert "SUCCEEDED" in log.read_text()
     assert open_model(model_uri(str(tmp_path / "calm"))).weights == open_model(model_uri(str(struck))).weights
-    deadline = time.monotonic() + 60
-    while alive_nodes(cluster) > 3 and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert alive_nodes(cluster) == 3
+    wait_for_nodes(cluster, 3)

@@ -18,7 +18,7 @@ import safetensors.torch
 from edm_ray.checkpoint import open_model
 from edm_ray.cli import main
 from edm_ray.training.run import checkpoint_store, read_metrics
-from tests.jobs.heads import Head, add_node, alive_nodes, descendants, lose, running_head
+from tests.jobs.heads import Head, add_node, descendants, lose, running_head, wait_for_nodes
 
 pytestmark = pytest.mark.ray
 STEPS = ["--set", "denoiser.network.dropout=0"]
@@ -79,17 +79,13 @@ def test_a_run_that_loses_a_node_goes_on_on_another_and_gives_the_same_bits(clus
     try:
         _wait_for_checkpoint(tmp_path / "struck", driver, log)
         victim = _node_with(cluster, "RayTrainWorker")
-        before = alive_nodes(cluster)
         lose(victim)
         assert not (tmp_path / "struck" / "model" / "manifest.json").exists(), "lost in mid-run, not after it"
         add_node(cluster, 1)  # as an autoscaler would
         assert driver.wait(400) == 0, log.read_text()
     finally:
         driver.kill()
-    deadline = time.monotonic() + 60
-    while alive_nodes(cluster) > before and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert alive_nodes(cluster) == before
+    wait_for_nodes(cluster, 3)
     assert (
         open_model(str(tmp_path / "calm" / "model")).weights == open_model(str(tmp_path / "struck" / "model")).weights
     )
