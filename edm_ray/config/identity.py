@@ -9,7 +9,10 @@ from typing import Any
 
 from edm_ray.config.schema import TrainingConfig
 
-_OUTSIDE = ("total_kimg", "tick_kimg", "checkpoint_kimg", "keep_checkpoints", "micro_batch", "compile")
+_OUTSIDE = (
+    *("total_kimg", "tick_kimg", "checkpoint_kimg", "keep_checkpoints", "micro_batch", "compile"),
+    *("ema.snapshot_kimg", "ema.snapshot_dtype"),
+)
 
 
 def identity_fields(config: TrainingConfig, dataset_hash: str) -> dict[str, Any]:

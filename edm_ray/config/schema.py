@@ -197,6 +197,8 @@ class EmaConfig:
     `edm-ray ema` makes any width in their range from their snapshots after training."""
     snapshot_kimg: float = 1000.0
     """How often the power-function averages are stored."""
+    snapshot_dtype: str = "float32"
+    """float32 | float16: half the bytes, at an error of 2e-4 of the parameters' norm."""
 
     def __post_init__(self) -> None:
         require(self.halflife_kimg > 0, "ema.halflife_kimg", self.halflife_kimg, "greater than 0")
@@ -205,6 +207,8 @@ class EmaConfig:
             require(0 < width < 0.28, "ema.sigma_rels", width, "greater than 0, less than 0.28")
         require(len(set(self.sigma_rels)) == len(self.sigma_rels), "ema.sigma_rels", self.sigma_rels, "each width once")
         require(self.snapshot_kimg > 0, "ema.snapshot_kimg", self.snapshot_kimg, "greater than 0")
+        dtype = self.snapshot_dtype
+        require(dtype in ("float32", "float16"), "ema.snapshot_dtype", dtype, "float32 or float16")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ They know nothing of the preconditioning: configuration D of the paper is EDM pr
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,8 +96,14 @@ class IDDPM(Objective):
     steps: int = 1000
 
     def sigma(self, draw: torch.Tensor) -> torch.Tensor:
-        grid = torch.tensor(schedules.iddpm_grid(self.steps, self.c_1, self.c_2, torch.float32)).to(draw)
+        grid = _iddpm_grid(self.steps, self.c_1, self.c_2, draw.device, draw.dtype)
         return grid[(draw * self.steps).long().clamp(0, self.steps - 1)]
+
+
+@functools.lru_cache(maxsize=16)
+def _iddpm_grid(steps: int, c_1: float, c_2: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """u_j in float32, then in ``dtype``, on the device: copied there once, since a copy makes the host wait."""
+    return torch.tensor(schedules.iddpm_grid(steps, c_1, c_2, torch.float32)).to(device, dtype)
 
 
 OBJECTIVES: dict[str, Callable[..., Any]] = {"edm": EDM, "vp": VP, "ve": VE, "iddpm": IDDPM}

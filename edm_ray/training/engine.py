@@ -243,7 +243,8 @@ def _snapshot(run_uri: str, trainer: Trainer) -> Callable[[], None]:
     """As `_checkpoint`, the power-function averages only."""
     images_seen = trainer.images_seen
     averages = {width: _copy(average.state_dict()) for width, average in trainer.powers.items()}
-    return lambda: save_snapshot(run_uri, images_seen, averages)
+    dtype = getattr(torch, trainer.config.ema.snapshot_dtype)
+    return lambda: save_snapshot(run_uri, images_seen, averages, dtype)
 
 
 def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ combination of the snapshots' parameters is the average wanted.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,18 +49,35 @@ def snapshot_uri(run_uri: str, images_seen: int | None = None) -> str:
     return folder if images_seen is None else uris.join(folder, f"nimg-{images_seen:012d}")
 
 
-def save_snapshot(run_uri: str, images_seen: int, averages: dict[float, dict[str, torch.Tensor]]) -> None:
-    """Commit the power-function averages of this moment: one file a width; the same call gives the same bytes."""
+def save_snapshot(
+    run_uri: str,
+    images_seen: int,
+    averages: Mapping[float, Mapping[str, torch.Tensor]],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Commit the power-function averages (sigma_rel -> named tensors) of this moment: one file a width.
+
+    float32 tensors are stored in ``dtype``, but where float16 cannot hold them. The same call gives the same bytes.
+    """
     files = [
         (
             f"sigma_rel-{width:g}.safetensors",
-            weights_bytes(average, {"sigma_rel": f"{width:g}"}),
+            weights_bytes(
+                {name: _narrow(tensor, dtype) for name, tensor in average.items()}, {"sigma_rel": f"{width:g}"}
+            ),
         )
         for width, average in averages.items()
     ]
     facts: dict[str, Any] = {"images_seen": images_seen, "sigma_rels": list(averages)}
     files.append(("about.json", json.dumps(facts).encode()))
     commit(snapshot_uri(run_uri, images_seen), files, kind=KIND, **facts)
+
+
+def _narrow(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if tensor.dtype != torch.float32:
+        return tensor
+    narrow = tensor.to(dtype)
+    return narrow if bool(torch.isfinite(narrow).all()) else tensor
 
 
 def synthesise(run_uri: str, sigma_rel: float, images_seen: int | None = None) -> tuple[dict[str, torch.Tensor], int]:
@@ -93,7 +110,8 @@ def synthesise(run_uri: str, sigma_rel: float, images_seen: int | None = None) -
     changes: set[str] = set()
     for (uri, manifest, _, width), weight in zip(found, weights.tolist(), strict=True):
         state = safetensors.torch.load(read_file(uri, f"sigma_rel-{width:g}.safetensors", manifest))
-        for name, tensor in state.items():
+        for name, stored in state.items():
+            tensor = stored.float() if stored.dtype == torch.float16 else stored
             total[name] = total.get(name, torch.zeros_like(tensor, dtype=torch.float64)) + weight * tensor.double()
             if name in kept and not torch.equal(kept[name], tensor):
                 changes.add(name)

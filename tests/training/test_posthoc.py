@@ -75,6 +75,26 @@ def test_an_average_made_afterwards_is_the_one_that_was_tracked(tmp_path):
     assert torch.equal(state["constant"], torch.tensor([1 / 3]))
 
 
+def test_float16_snapshots_take_half_the_bytes_and_change_little(tmp_path):
+    """Relative error of the parameters under 5e-4; what float16 cannot hold stays as it is."""
+    states, made = {}, {}
+    for moment in (100, 200):
+        generator = torch.Generator().manual_seed(moment)
+        weight = torch.randn(2000, generator=generator)
+        states[moment] = {w: {"weight": weight * (1 + w), "large": torch.full((1,), 1e6)} for w in (0.05, 0.10)}
+    for dtype in (torch.float32, torch.float16):
+        run = str(tmp_path / str(dtype))
+        for moment, averages in states.items():
+            save_snapshot(run, moment, averages, dtype)
+        made[dtype], _ = synthesise(run, 0.07)
+    full, half = made[torch.float32], made[torch.float16]
+    assert half["weight"].dtype == torch.float32 and torch.equal(half["large"], torch.full((1,), 1e6))
+    error = float((half["weight"] - full["weight"]).norm() / full["weight"].norm())
+    assert 0 < error < 5e-4
+    sizes = [sum(f.stat().st_size for f in (tmp_path / str(d)).rglob("*.safetensors")) for d in made]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
 def test_a_trained_run_gives_models_of_other_widths_and_the_stored_width_is_the_stored_average(digits_dir, tmp_path):
     dataset, run = open_dataset(str(digits_dir / "train")), str(tmp_path / "run")
     config = configure(tiny(dataset.shape), None, ["ema.sigma_rels=[0.05, 0.1]", "ema.snapshot_kimg=0.048"])
