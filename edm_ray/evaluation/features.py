@@ -58,6 +58,11 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if "TorchScript" in str(error):
+            raise IntegrityError(
+                f"{path}: a TorchScript archive holds a program; refused. Where you trust it, take out its tensors: "
+                "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
+            ) from error
         raise IntegrityError(f"{path}: not a plain file of tensors; refused: {_first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise IntegrityError(f"{path}: not a state dict (names and tensors)")
