@@ -58,6 +58,7 @@ class Head:
     host: str
     gcs_port: int
     dashboard_port: int
+    agent_port: int
     environment: dict[str, str]
     log: Path
     temp: Path
@@ -148,7 +149,7 @@ def running_head(
         process = subprocess.Popen(
             command, env=variables, cwd=folder, stdout=output, stderr=output, start_new_session=True
         )
-    head = Head(process, host, ports[0], ports[1], variables, log, temp)
+    head = Head(process, host, ports[0], ports[1], ports[2], variables, log, temp)
     try:
         _wait_for(head)
         yield head

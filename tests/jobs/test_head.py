@@ -39,9 +39,10 @@ def data(head, shared) -> Path:
     return shared / "data"
 
 
-def _bare_status(head: Head, path: str, body: bytes | None = None) -> int:
+def _bare_status(head: Head, path: str, body: bytes | None = None, port: int | None = None) -> int:
     """HTTP status without a token."""
-    request = urllib.request.Request(f"{head.address}{path}", data=body, headers={"Content-Type": "application/json"})
+    url = f"http://{head.host}:{port or head.dashboard_port}{path}"
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as answer:
             return answer.status
@@ -59,6 +60,15 @@ def test_a_job_runs_over_http_with_the_token_and_not_without(head, data, shared)
     refused = head.submit("--list", RAY_AUTH_TOKEN_PATH=str(other))
     assert refused.returncode == 2 and "token was refused" in refused.stderr and "f" * 64 not in refused.stderr
     assert not sentinel.exists()
+
+
+def test_the_health_probes_of_the_manifests_need_no_token(head):
+    """As the kubelet asks: head (job API's port) and worker (agent's port)."""
+    text = (REPOSITORY / "cluster" / "kuberay" / "raycluster.yaml").read_text()
+    paths = set(re.findall(r"path: (/api/\w+)", text))
+    assert paths == {"/api/gcs_healthz", "/api/local_raylet_healthz"}
+    assert _bare_status(head, "/api/gcs_healthz") == 200
+    assert _bare_status(head, "/api/local_raylet_healthz", port=head.agent_port) == 200
 
 
 def _train(out: Path, data: Path, *more: str) -> list[str]:
