@@ -97,7 +97,7 @@ def read() -> dict[str, list[float]]:
     """32x32 pictures decoded by one core, PNG and raw, from a set that `edm-ray prepare photographs` wrote."""
     from edm_ray.cli import main
     from edm_ray.data.manifest import open_dataset
-    from edm_ray.data.reader import Pixels
+    from edm_ray.data.reader import open_reader
 
     found = {}
     for encoding in ("png", "raw"):
@@ -108,7 +108,7 @@ def read() -> dict[str, list[float]]:
             )
             assert code == 0
             dataset = open_dataset(out)
-            rates = [dataset.rows / t for t in seconds(lambda dataset=dataset: Pixels(dataset), 3)]
+            rates = [dataset.rows / t for t in seconds(lambda dataset=dataset: open_reader(dataset), 3)]
             found[f"read_{encoding}_images_per_core_s"] = sorted(rates)
     return found
 

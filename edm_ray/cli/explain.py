@@ -15,7 +15,7 @@ from edm_ray.checkpoint import open_model
 from edm_ray.cli.console import say
 from edm_ray.data.codec import decode
 from edm_ray.data.manifest import open_dataset
-from edm_ray.data.reader import Pixels
+from edm_ray.data.reader import open_reader
 from edm_ray.diffusion.analytic import GaussianMixture
 from edm_ray.diffusion.objectives import EDM, OBJECTIVES, loss_by_sigma
 from edm_ray.diffusion.samplers import SamplerSettings, noise_levels
@@ -144,7 +144,7 @@ def model_loss(model: torch.nn.Module, data: str, num: int, sigmas: list[float],
     dataset = open_dataset(uris.absolute(data))
     if dataset.rows < num:
         raise InputError(f"{data}: {dataset.rows} images, --num {num} asks for more")
-    pixels = Pixels(dataset)
+    pixels = open_reader(dataset)
     images = decode(torch.from_numpy(np.ascontiguousarray(pixels.images[:num]))).double()
     network = model.model
     expected = (network.img_channels, network.img_resolution, network.img_resolution)

@@ -13,7 +13,7 @@ import torch
 
 from edm_ray.cli.console import Progress, say
 from edm_ray.data.manifest import open_dataset
-from edm_ray.data.reader import Pixels
+from edm_ray.data.reader import Reader, open_reader
 from edm_ray.errors import InputError
 from edm_ray.evaluation.extractor import Extractor
 from edm_ray.evaluation.features import load_extractor
@@ -65,7 +65,7 @@ def run(args: Args) -> None:
             raise InputError(f"--weights {args.weights}: no such file")
         say(f"would measure {dataset.rows:,} images of {dataset.name} with extractor {args.extractor} into {args.out}")
         return
-    pixels = Pixels(dataset)
+    pixels = open_reader(dataset)
     with tempfile.TemporaryDirectory() as folder:
         path = weights_file(args, pixels, Path(folder))
         extractor = load_extractor(args.extractor, path, args.sha256, args.device)
@@ -77,7 +77,7 @@ def run(args: Args) -> None:
         say(f"  the features of {len(kept.rows):,} images are kept for KID, precision and recall")
 
 
-def weights_file(args: Args, pixels: Pixels, folder: Path) -> Path | None:
+def weights_file(args: Args, pixels: Reader, folder: Path) -> Path | None:
     """A local file with the extractor's weights; the digits extractor is trained when none are given."""
     if args.weights is not None:
         if not uris.is_remote(args.weights):

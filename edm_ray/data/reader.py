@@ -1,55 +1,222 @@
-"""Read a data set: checked, decoded once, and served by position of the training order."""
+"""Read a data set: checked, decoded once a node, and served by position of the training order."""
 
 from __future__ import annotations
+
+import logging
+import math
+import threading
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from edm_ray.data.format import read_shard
-from edm_ray.data.manifest import DataSet
+from edm_ray.data.cache import Cache, Entry, Put, entry, open_cache
+from edm_ray.data.fetch import POLICIES, Lost, fetch
+from edm_ray.data.format import Labels, Pixels
+from edm_ray.data.manifest import DataSet, Shard
 from edm_ray.data.order import sample_indices
+from edm_ray.data.prefetch import Prefetch
+from edm_ray.data.verify import read_verified
 from edm_ray.errors import InputError, IntegrityError
-from edm_ray.storage import uris
-from edm_ray.storage.commit import read_file
+from edm_ray.storage.uris import NotFound
 
-MAX_DECODED_BYTES = 8 << 30
+logger = logging.getLogger(__name__)
+IN_MEMORY_BYTES = 16 << 20
+"""Data sets up to this size (decoded) are decoded into memory by every process and leave no file."""
+CHECK_AT_ONCE_BYTES = 256 << 20
+"""A cached data set up to this size is compared with its hashes before it is used; a larger one while it is used."""
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-class Pixels:
-    """All images of a data set in memory, as uint8 [N, C, H, W], with labels int64 [N].
+class Source(Protocol):
+    """Decoded rows of a data set."""
 
-    xflip: mirror images belong to the data set too (configurations A-E): an epoch has 2 N samples.
-    """
+    images: Pixels
+    labels: Labels
 
-    def __init__(self, dataset: DataSet, xflip: bool = False) -> None:
-        self.xflip = xflip
-        shape = (dataset.rows, dataset.channels, dataset.resolution, dataset.resolution)
-        if (size := int(np.prod(shape))) > MAX_DECODED_BYTES:
-            raise InputError(
-                f"{dataset.uri}: {size / 2**30:.1f} GiB decoded; a data set is held in memory and may be at most "
-                f"{MAX_DECODED_BYTES / 2**30:.0f} GiB"
-            )
-        self.dataset = dataset
-        self.images = np.empty(shape, np.uint8)
-        self.labels = np.empty(dataset.rows, np.int64)
-        for shard in dataset.shards:
-            where = uris.join(dataset.uri, shard.name)
-            content = read_file(dataset.uri, shard.name, {"files": dataset.files})
-            images, labels = read_shard(content, where, dataset.channels, dataset.resolution)
-            if len(images) != shard.rows:
-                raise IntegrityError(f"{where}: {len(images)} rows, the manifest says {shard.rows}")
-            top = max(1, len(dataset.class_names))
-            if labels.min() < 0 or labels.max() >= top:
-                row = int(np.argmax((labels < 0) | (labels >= top)))
-                raise IntegrityError(f"{where}: row {row}: label {labels[row]} is outside 0..{top - 1}")
-            part = slice(shard.first_row, shard.first_row + shard.rows)
-            self.images[part], self.labels[part] = images, labels
+    def take(self, rows: Labels) -> tuple[Pixels, Labels]:
+        """Copies of rows, in this order: uint8 [B, C, H, W], int64 [B]."""
 
-    def at(self, positions: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and labels at positions of the training order: uint8 [B, C, H, W], int64 [B]."""
-        samples = len(self.images) * (2 if self.xflip else 1)
-        mirrored, rows = np.divmod(sample_indices(positions, samples, seed), len(self.images))
-        images = self.images[rows]
+    def close(self) -> None: ...
+
+
+class InMemory:
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.images, self.labels = np.empty(shape, np.uint8), np.empty(shape[0], np.int64)
+
+    def take(self, rows: Labels) -> tuple[Pixels, Labels]:
+        return self.images[rows], self.labels[rows]
+
+    def put(self, first: int, images: Pixels, labels: Labels) -> None:
+        part = slice(first, first + len(images))
+        self.images[part], self.labels[part] = images, labels
+
+    def close(self) -> None:
+        pass
+
+
+class Reader:
+    """Images and labels by position of the training order. Made by `open_reader`; close it, or use it as a context."""
+
+    def __init__(self, dataset: DataSet, source: Source, xflip: bool, lost: Lost) -> None:
+        self.dataset, self.xflip, self.lost = dataset, xflip, lost
+        self._source, self._prefetch = source, Prefetch()
+        self._closed = threading.Event()
+        self._damage: Exception | None = None
+        self._checking: threading.Thread | None = None
+        if isinstance(source, Entry) and source.images.nbytes > CHECK_AT_ONCE_BYTES:
+            self._checking = threading.Thread(target=self._check, args=(source,), daemon=True, name="check-cache")
+            self._checking.start()
+
+    @property
+    def images(self) -> Pixels:
+        """All rows: uint8 [N, C, H, W], read-only where mapped."""
+        return self._source.images
+
+    @property
+    def labels(self) -> Labels:
+        """int64 [N]."""
+        return self._source.labels
+
+    def at(self, positions: np.ndarray, seed: int) -> Batch:
+        """Images and labels at positions of the training order: uint8 [B, C, H, W], int64 [B].
+
+        Pinned where CUDA is there. What `follow` announced is taken from its thread. Raises what went wrong there, or
+        IntegrityError when the cached pixels were found changed.
+        """
+        if self._closed.is_set():
+            raise ValueError(f"{self.dataset.uri}: the reader is closed")
+        if self._damage is not None:
+            raise self._damage
+        ready = self._prefetch.take(positions, seed)
+        return ready if ready is not None else self._read(positions, seed)
+
+    def follow(self, batches: Iterable[np.ndarray], seed: int, depth: int = 4) -> None:
+        """Read these batches of positions ahead, in a thread, at most ``depth`` of them.
+
+        `at` gives the same with or without; positions that were not announced are read on the spot.
+        """
+        self._prefetch.start(lambda positions: self._read(positions, seed), batches, seed, depth)
+
+    def close(self) -> None:
+        """End the threads and let go of the cache's file. Images already given out stay good."""
+        self._closed.set()
+        self._prefetch.stop()
+        if self._checking is not None:
+            self._checking.join()
+        self._source.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _read(self, positions: np.ndarray, seed: int) -> Batch:
+        samples = self.dataset.rows * (2 if self.xflip else 1)
+        mirrored, rows = np.divmod(sample_indices(positions, samples, seed), self.dataset.rows)
+        images, labels = self._source.take(rows)
         if self.xflip:
             images[mirrored == 1] = images[mirrored == 1, :, :, ::-1]
-        return torch.from_numpy(images), torch.from_numpy(self.labels[rows])
+        pixels, numbers = torch.from_numpy(images), torch.from_numpy(labels)
+        return (pixels.pin_memory(), numbers.pin_memory()) if torch.cuda.is_available() else (pixels, numbers)
+
+    def _check(self, source: Entry) -> None:
+        try:
+            source.check(self._closed.is_set)
+        except Exception as error:
+            self._damage = error
+
+
+def open_reader(
+    dataset: DataSet,
+    xflip: bool = False,
+    cache_dir: str | Path | None = None,
+    *,
+    cache_gib: float | None = None,
+    on_damage: str = "raise",
+    threads: int = 8,
+) -> Reader:
+    """Decode a data set, or map what a process of this node has decoded, and serve it.
+
+    xflip: mirror images belong to the data set too (configurations A-E): an epoch has 2 N samples.
+    cache_dir, cache_gib: where decoded pixels are kept and how many GiB in all (`open_cache`); a data set of up to
+    16 MiB stays in memory. threads: shards fetched and decoded at a time.
+    on_damage: "raise" (IntegrityError naming the first bad shard) or "skip": rows of a shard that is missing or damaged
+    are replaced by rows of the next good one; `Reader.lost` counts and names them. Nothing incomplete is cached.
+    """
+    if on_damage not in POLICIES:
+        raise InputError(f"on_damage={on_damage!r}: allowed are {', '.join(POLICIES)}")
+    lost = Lost()
+    if dataset.rows * _row_bytes(dataset) <= IN_MEMORY_BYTES:
+        memory = InMemory((dataset.rows, *_shape(dataset)))
+        _decode(dataset, memory.put, threads, lost if on_damage == "skip" else None)
+        return Reader(dataset, memory, xflip, lost)
+    cache = open_cache(None if cache_dir is None else str(cache_dir), cache_gib)
+    try:
+        source = _cached(dataset, cache, dataset.hash, threads, None)
+    except (IntegrityError, NotFound) as error:
+        if on_damage == "raise":
+            raise
+        logger.warning("%s: damaged shards are skipped: %s", dataset.uri, error)
+        source = _cached(dataset, cache, f"{dataset.hash}-{uuid.uuid4().hex[:8]}", threads, lost)
+        source.path.unlink()  # not whole: for this reader alone
+    return Reader(dataset, source, xflip, lost)
+
+
+def _shape(dataset: DataSet) -> tuple[int, int, int]:
+    return dataset.channels, dataset.resolution, dataset.resolution
+
+
+def _row_bytes(dataset: DataSet) -> int:
+    return math.prod(_shape(dataset))
+
+
+def _cached(dataset: DataSet, cache: Cache, key: str, threads: int, lost: Lost | None) -> Entry:
+    """The data set's entry of the cache, made when it is not there; made anew, once, when it was changed on disk."""
+    for again in (True, False):
+        found = entry(
+            cache,
+            key,
+            (dataset.rows, *_shape(dataset)),
+            f"data set {dataset.name} ({dataset.uri})",
+            lambda put: _decode(dataset, put, threads, lost),
+        )
+        if found.images.nbytes > CHECK_AT_ONCE_BYTES:
+            return found
+        try:
+            found.check()
+        except IntegrityError as error:
+            found.close()
+            if not again:
+                raise
+            logger.warning("%s", error)
+        else:
+            return found
+    raise AssertionError("unreachable")
+
+
+def _decode(dataset: DataSet, put: Put, threads: int, lost: Lost | None) -> None:
+    """Put every row; rows of a lost shard are those of the next good one, so no other row depends on what was lost."""
+    shards = dataset.shards
+    fetch(dataset, shards, lambda shard, images, labels: put(shard.first_row, images, labels), threads, lost)
+    if lost is None or not lost.shards:
+        return
+    logger.warning("%s: %d of %d shards are lost", dataset.uri, len(lost.shards), len(shards))
+    for number, shard in enumerate(shards):
+        if shard.name in lost.shards:
+            images, labels = read_verified(dataset, stand_in(dataset, number, lost))
+            rows = np.arange(shard.rows) % len(images)
+            put(shard.first_row, images[rows], labels[rows])
+
+
+def stand_in(dataset: DataSet, number: int, lost: Lost) -> Shard:
+    """The next shard after ``number`` that is not lost. Raises InputError when there is none."""
+    for step in range(1, len(dataset.shards)):
+        if (shard := dataset.shards[(number + step) % len(dataset.shards)]).name not in lost.shards:
+            return shard
+    raise InputError(f"{dataset.uri}: not one shard is whole; the first: {next(iter(lost.shards.values()))}")

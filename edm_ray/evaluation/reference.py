@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from edm_ray.data.manifest import DataSet
-from edm_ray.data.reader import Pixels
+from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
 from edm_ray.evaluation.extractor import Extractor
 from edm_ray.evaluation.features import load_extractor
@@ -151,7 +151,7 @@ def real_features(
     """Features [num, d] of the first ``num`` real images of a (held-out) data set, and what stands for their seeds."""
     if dataset.rows < num:
         raise InputError(f"{dataset.uri}: {dataset.rows} images, {num} are needed: FIDs are compared at equal n only")
-    pixels = Pixels(dataset)
+    pixels = open_reader(dataset)
     features = spec.load().extract(torch.from_numpy(pixels.images[:num]))
     # Dealt out class by class, so that every jackknife group holds all classes alike.
     rank = np.empty(num, np.int64)

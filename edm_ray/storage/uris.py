@@ -15,6 +15,10 @@ from pyarrow import fs as pafs
 from edm_ray.errors import InputError
 
 
+class NotFound(InputError):
+    """There is no such file."""
+
+
 @lru_cache(maxsize=32)
 def _remote(uri_root: str) -> pafs.FileSystem:
     filesystem, _ = pafs.FileSystem.from_uri(uri_root)
@@ -60,7 +64,7 @@ def read_bytes(uri: str) -> bytes:
         with filesystem.open_input_stream(path) as stream:
             return bytes(stream.read())
     except FileNotFoundError as error:
-        raise InputError(f"{uri}: no such file") from error
+        raise NotFound(f"{uri}: no such file") from error
 
 
 def write_bytes(uri: str, content: bytes) -> None:

@@ -19,7 +19,7 @@ from edm_ray.checkpoint.store import Checkpoint
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions
-from edm_ray.data.reader import Pixels
+from edm_ray.data.reader import Reader, open_reader
 from edm_ray.errors import InputError
 from edm_ray.networks.build import build_denoiser
 from edm_ray.training.device import set_precision
@@ -71,7 +71,7 @@ class Trainer:
                 self.wrapped, device_ids=ids, broadcast_buffers=False
             )
 
-    def step(self, pixels: Pixels) -> dict[str, float]:
+    def step(self, pixels: Reader) -> dict[str, float]:
         """One step on the next global batch; losses and norms go to the tally."""
         config, place = self.config, self.place
         positions = rank_positions(self.images_seen, config.batch_size, place.rank, place.world_size, config.lanes)
@@ -171,7 +171,7 @@ def train(
             f"batch_size={config.batch_size} with lanes={config.lanes} leaves some of {place.world_size} workers "
             "without images; use fewer workers or a larger batch"
         )
-    pixels = Pixels(dataset, config.xflip)
+    pixels = open_reader(dataset, config.xflip)
     trainer = Trainer(config, place)
     checkpoint = _agreed_checkpoint(checkpoint_store(run_uri), place)
     if checkpoint is not None:

@@ -9,7 +9,7 @@ import pytest
 from edm_ray.data.codec import decode, encode
 from edm_ray.data.importers.digits import load_digits, split_digits
 from edm_ray.data.manifest import open_dataset
-from edm_ray.data.reader import Pixels
+from edm_ray.data.reader import open_reader
 from edm_ray.data.write import write_dataset
 from edm_ray.errors import InputError, IntegrityError
 
@@ -25,7 +25,7 @@ def _write(path, rows=10, channels=3, **kw):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_is_written_is_read_back_pixel_for_pixel(tmp_path, channels):
     dataset, images, labels = _write(tmp_path / "d", channels=channels)
-    pixels = Pixels(dataset)
+    pixels = open_reader(dataset)
     assert np.array_equal(pixels.images, images) and np.array_equal(pixels.labels, labels)
     assert dataset.shards[0].name == "train-00000-of-00003.parquet"
     values = images.transpose(1, 0, 2, 3).reshape(channels, -1) / 127.5 - 1
@@ -63,7 +63,7 @@ def test_a_damaged_shard_is_named(tmp_path, damage):
     else:
         path.write_bytes(bytes(content) if damage == "flip" else bytes(content[:-20]))
     with pytest.raises(InputError, match=dataset.shards[1].name):
-        Pixels(dataset)
+        open_reader(dataset)
 
 
 def test_a_data_set_that_is_not_there_says_how_to_make_one(tmp_path):
@@ -94,7 +94,7 @@ def test_integrity_errors_are_input_errors():
 
 def test_with_xflip_an_epoch_holds_every_image_and_its_mirror_image_once(tmp_path):
     dataset, stored, _ = _write(tmp_path / "d")
-    both = Pixels(dataset, xflip=True)
+    both = open_reader(dataset, xflip=True)
     images, labels = both.at(np.arange(20, dtype=np.int64), seed=3)
     expected = {image.tobytes() for image in stored} | {image[:, :, ::-1].tobytes() for image in stored}
     assert len(expected) == 20 and {image.numpy().tobytes() for image in images} == expected

@@ -14,7 +14,7 @@ from edm_ray.data import plan as planning
 from edm_ray.data.importers.source import RecordError
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.plan import finish, prepare_here, prepare_shard
-from edm_ray.data.reader import Pixels
+from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
 from tests.data.sources import FOLDER_IMAGES as IMAGES
@@ -36,7 +36,7 @@ def _error(capsys, *arguments) -> str:
 def test_the_command_writes_what_the_source_holds(folder, tmp_path, capsys):
     assert main(["prepare", str(folder), str(tmp_path / "d"), "--encoding", "raw", "--shards", "3"]) == 0
     dataset = open_dataset(str(tmp_path / "d"))
-    pixels = Pixels(dataset)
+    pixels = open_reader(dataset)
     order = sorted(range(20), key=lambda i: ("ab"[i % 2], i))
     assert np.array_equal(pixels.images, IMAGES[order]) and pixels.labels.tolist() == [i % 2 for i in order]
     assert [s.name for s in dataset.shards] == [f"train-{i:05d}-of-00003.parquet" for i in range(3)]

@@ -17,7 +17,7 @@ from edm_ray.cli import main
 from edm_ray.data import plan as planning
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.plan import claim, prepare_here, prepare_shard
-from edm_ray.data.reader import Pixels
+from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
 from tests.data.sources import FOLDER_IMAGES as IMAGES
@@ -201,7 +201,7 @@ def test_records_that_cannot_be_used_are_named_or_skipped_and_listed(tmp_path, c
     assert dataset.rows == 18 and dataset.class_counts == (9, 9) and dataset.skipped.count == 2
     assert says in dataset.skipped.first[0] and dataset.skipped.first[1] == "b/007.png: the file is empty"
     assert "2 records were skipped" in capsys.readouterr().out
-    assert len(Pixels(dataset).images) == 18
+    assert len(open_reader(dataset).images) == 18
 
 
 def test_labels_that_are_null_or_out_of_range_are_named_or_skipped(tmp_path, capsys):
@@ -223,7 +223,7 @@ def test_at_most_a_hundred_skipped_records_are_listed_and_all_are_counted(tmp_pa
     assert main(["prepare", str(path), str(tmp_path / "d"), "--on-error", "skip", "--shards", "3"]) == 0
     dataset = open_dataset(str(tmp_path / "d"))
     assert dataset.rows == 4 and dataset.skipped.count == 150 and len(dataset.skipped.first) == 100
-    assert len(dataset.shards) == 1 and Pixels(dataset).images.shape[0] == 4
+    assert len(dataset.shards) == 1 and open_reader(dataset).images.shape[0] == 4
 
 
 def test_a_source_without_one_usable_record_is_refused(tmp_path, capsys):

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
-from edm_ray.data.reader import Pixels
+from edm_ray.data.reader import open_reader
 from edm_ray.training.device import to_device
 from edm_ray.training.engine import Place, Trainer
 
@@ -55,7 +55,7 @@ def test_no_number_is_read_from_the_device_in_a_step_and_no_copy_waits(digits_di
     settings += ["ema.sigma_rels=[0.05, 0.1]", "denoiser.network.label_dropout=0.1"]
     settings += [f"augment.probability={0.5 * augmented}", f"objective.kind={kind}"]
     config = configure(tiny(dataset.shape), None, [*settings, f"denoiser.preconditioning.kind={kind}"])
-    pixels, trainer = Pixels(dataset), Trainer(config, Place(device=str(META)))
+    pixels, trainer = open_reader(dataset), Trainer(config, Place(device=str(META)))
     trainer.step(pixels)  # constants are copied once
     with _NoWaiting():
         trainer.step(pixels)

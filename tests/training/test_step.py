@@ -18,7 +18,7 @@ from edm_ray.checkpoint import open_model
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
-from edm_ray.data.reader import Pixels
+from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
 from edm_ray.training import engine
 from edm_ray.training.engine import Place, Trainer, train
@@ -62,7 +62,7 @@ def test_every_parameter_has_a_gradient_also_where_the_augmentation_is_off(digit
     dataset = open_dataset(str(digits_dir / "train"))
     config = configure(tiny(dataset.shape), None, AUGMENTED[1:])
     trainer = Trainer(config, ALONE)
-    trainer.step(Pixels(dataset))
+    trainer.step(open_reader(dataset))
     assert all(parameter.grad is not None for parameter in trainer.parameters)
 
 

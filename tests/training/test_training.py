@@ -15,7 +15,7 @@ from edm_ray.config.presets import tiny
 from edm_ray.config.schema import EmaConfig, OptimizerConfig
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.order import rank_positions
-from edm_ray.data.reader import Pixels
+from edm_ray.data.reader import open_reader
 from edm_ray.diffusion.objectives import OBJECTIVES
 from edm_ray.errors import InputError
 from edm_ray.training import engine, writer
@@ -84,7 +84,7 @@ def test_resume_is_bit_exact_after_a_kill_at_any_step(dataset, config, tmp_path,
 def test_gradients_of_shares_add_up_to_the_gradient_of_the_batch_for_any_world_size(dataset, config):
     """With dropout: what DDP would average, times the world size, is the whole batch's gradient."""
     config = configure(config, None, ["denoiser.network.dropout=0.2", "augment.probability=0.5", AUGMENT_DIM])
-    pixels, objective = Pixels(dataset), make_objective(config)
+    pixels, objective = open_reader(dataset), make_objective(config)
 
     def gradient(world_size):
         trainer = Trainer(config, Place())

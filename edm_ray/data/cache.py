@@ -1,0 +1,313 @@
+"""Decoded images of a node in memory-mapped files: decoded once, by one process, and shared by all of the node.
+
+One file an entry: pixels uint8 [N, C, H, W], labels int64 [N], a JSON trailer with the sha256 of each part. It appears
+whole by rename, so a process that is killed leaves nothing that anyone would read; what it leaves is cleared by the
+next writer. File locks (flock), which the kernel releases when a process dies: exclusive on ``.KEY.lock`` while an
+entry is made, shared on the entry itself while it is mapped, so that eviction leaves it alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from edm_ray.data.format import Labels, Pixels
+from edm_ray.errors import InputError, IntegrityError
+
+logger = logging.getLogger(__name__)
+DEFAULT_GIB = 64.0
+STALL_S = 600.0
+"""A writer that has not written for so long is taken for stuck, and those who wait for it give up."""
+RESIDENT_BYTES = 8 << 20
+"""Mapped pages are let go after so many bytes were served: they stay in the page cache, not in this process."""
+_MAGIC = b"edmcache"
+_POLL_S = 0.02
+Put = Callable[[int, Pixels, Labels], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """A folder on a local disk, and how many bytes it may hold."""
+
+    folder: Path
+    limit: int
+
+
+def open_cache(cache_dir: str | None = None, cache_gib: float | None = None) -> Cache:
+    """The node's cache: the arguments, else EDM_RAY_CACHE and EDM_RAY_CACHE_GIB, else ~/.cache/edm_ray and 64 GiB.
+
+    Raises InputError when the folder cannot be written or the limit is not a positive number.
+    """
+    said = cache_gib if cache_gib is not None else os.environ.get("EDM_RAY_CACHE_GIB", DEFAULT_GIB)
+    try:
+        gib = float(said)
+    except ValueError:
+        gib = -1.0
+    if not 0 < gib < float("inf"):
+        raise InputError(f"EDM_RAY_CACHE_GIB (cache_gib) = {said!r}: a number of GiB above 0 is expected")
+    folder = Path(cache_dir or os.environ.get("EDM_RAY_CACHE") or "~/.cache/edm_ray").expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "not writable")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be the cache: {error.strerror}; set EDM_RAY_CACHE to a folder") from error
+    return Cache(folder=folder, limit=int(gib * 2**30))
+
+
+class Entry:
+    """One mapped file. Its shared lock lasts until `close`, or until the process ends."""
+
+    def __init__(self, path: Path, handle: IO[bytes], shape: tuple[int, ...], parts: list[dict[str, object]]) -> None:
+        self.path, self._handle, self._parts, self._served = path, handle, parts, 0
+        size = int(np.prod(shape))
+        self._map = mmap.mmap(handle.fileno(), 0, prot=mmap.PROT_READ)
+        self.images: Pixels = np.frombuffer(self._map, np.uint8, size).reshape(shape)
+        self.labels: Labels = np.frombuffer(self._map, np.int64, shape[0], _labels_at(size))
+
+    def take(self, rows: Labels) -> tuple[Pixels, Labels]:
+        """Copies of these rows; what was mapped for them does not stay in this process's memory."""
+        images, labels = self.images[rows], self.labels[rows]
+        self._served += images.nbytes
+        if self._served >= RESIDENT_BYTES:
+            self._served = 0
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return images, labels
+
+    def check(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Read it all and compare with the hashes. Raises IntegrityError naming the file; it is deleted."""
+        row_bytes, base = int(np.prod(self.images.shape[1:])), _labels_at(self.images.size)
+        fd = os.dup(self._handle.fileno())
+        try:
+            for part in self._parts:
+                first, rows = int(str(part["first"])), int(str(part["rows"]))
+                digest = hashlib.sha256()
+                for start, length in ((first * row_bytes, rows * row_bytes), (base + 8 * first, 8 * rows)):
+                    for offset in range(start, start + length, 1 << 20):
+                        if stop():
+                            return
+                        digest.update(os.pread(fd, min(1 << 20, start + length - offset), offset))
+                if digest.hexdigest() != part["sha256"]:
+                    self.path.unlink(missing_ok=True)
+                    raise IntegrityError(
+                        f"{self.path}: rows {first}..{first + rows - 1} were changed on disk; this file of the cache "
+                        "was deleted, run the same command again"
+                    )
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        if not self._handle.closed:
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
+            self._handle.close()
+
+
+def entry(cache: Cache, key: str, shape: tuple[int, ...], what: str, fill: Callable[[Put], None]) -> Entry:
+    """Map the entry ``key``; when it is not there, one process of the node makes it and the others wait.
+
+    shape: (N, C, H, W). ``fill`` is given ``put(first_row, images, labels)``, which any thread may call, and puts every
+    row once. ``what`` names the data set in messages. Raises InputError: no room in the cache or on its disk.
+    """
+    path = cache.folder / f"{key}.pixels"
+    waited, lock = time.monotonic(), cache.folder / f".{key}.lock"
+    while True:
+        if (found := _open(path, shape)) is not None:
+            return found
+        with lock.open("a+b") as held:
+            if _try_lock(held):
+                # Another process may have finished between the look and the lock.
+                if (found := _open(path, shape)) is None:
+                    _make(cache, key, path, shape, what, fill)
+                    found = _open(path, shape)
+                if found is None:
+                    raise IntegrityError(f"{path}: vanished or changed as soon as it was written: is the disk sound?")
+                return found
+        last = max([waited, *(time.monotonic() - (time.time() - t) for t in _written(cache, key))])
+        if time.monotonic() - last > STALL_S:
+            raise InputError(
+                f"{path}: another process of this node holds {lock.name} and has written nothing for {STALL_S:.0f} s; "
+                "end that process and run this one again"
+            )
+        time.sleep(_POLL_S)
+
+
+def _labels_at(pixel_bytes: int) -> int:
+    return -(-pixel_bytes // 8) * 8
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    """Bytes of an entry, without its trailer."""
+    return _labels_at(int(np.prod(shape))) + 8 * shape[0]
+
+
+def _try_lock(handle: IO[bytes], kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _written(cache: Cache, key: str) -> Iterator[float]:
+    for part in cache.folder.glob(f".{key}.*.part"):
+        with suppress(FileNotFoundError):
+            yield part.stat().st_mtime
+
+
+def _open(path: Path, shape: tuple[int, ...]) -> Entry | None:
+    """The entry when it is there and whole in form; a file that is not is named and not used."""
+    try:
+        handle = path.open("rb")
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        status = os.fstat(handle.fileno())
+        if status.st_nlink == 0:  # evicted between open and lock
+            handle.close()
+            return None
+        trailer = os.pread(handle.fileno(), 16, max(0, status.st_size - 16))
+        length = int.from_bytes(trailer[:8], "little")
+        if trailer[8:] != _MAGIC or status.st_size != _size(shape) + length + 16:
+            raise ValueError("of another size, or cut")
+        about = json.loads(os.pread(handle.fileno(), length, _size(shape)))
+        if about["shape"] != list(shape):
+            raise ValueError(f"of shape {about['shape']}")
+        os.utime(handle.fileno())  # when it was last used
+        return Entry(path, handle, shape, about["parts"])
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s: not a whole entry of the cache (%s); it is made anew", path, error)
+        handle.close()
+        return None
+    except BaseException:
+        handle.close()
+        raise
+
+
+def _make(cache: Cache, key: str, path: Path, shape: tuple[int, ...], what: str, fill: Callable[[Put], None]) -> None:
+    """Write the entry under another name, make it durable, rename it. The caller holds the writer's lock."""
+    part = cache.folder / f".{key}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part"
+    size, row_bytes = _size(shape), int(np.prod(shape[1:]))
+    for old in cache.folder.glob(f".{key}.*.part"):
+        old.unlink(missing_ok=True)
+    parts: list[dict[str, object]] = []
+    guard = threading.Lock()
+    try:
+        with _space_is_said(cache, size, what), part.open("x+b") as handle:
+            _reserve(cache, handle, size, what)
+            fd = handle.fileno()
+
+            def put(first: int, images: Pixels, labels: Labels) -> None:
+                pixels = memoryview(np.ascontiguousarray(images).reshape(-1).data)
+                numbers = memoryview(np.ascontiguousarray(labels, np.int64).tobytes())
+                digest = hashlib.sha256(pixels)
+                digest.update(numbers)
+                _pwrite(fd, pixels, first * row_bytes)
+                _pwrite(fd, numbers, _labels_at(shape[0] * row_bytes) + 8 * first)
+                with guard:
+                    parts.append({"first": first, "rows": len(images), "sha256": digest.hexdigest()})
+
+            fill(put)
+            assert sum(int(str(p["rows"])) for p in parts) == shape[0], "every row is put once"
+            about = json.dumps({"what": what, "shape": list(shape), "parts": parts}).encode()
+            _pwrite(fd, memoryview(about + len(about).to_bytes(8, "little") + _MAGIC), size)
+            os.fsync(fd)
+        part.replace(path)
+        _sync_folder(cache.folder)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _pwrite(fd: int, content: memoryview, offset: int) -> None:
+    """All of it: pwrite may write a part, and 2 GiB at most."""
+    while content:
+        written = os.pwrite(fd, content[: 1 << 26], offset)
+        content, offset = content[written:], offset + written
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _space_is_said(cache: Cache, size: int, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        status = os.statvfs(cache.folder)
+        raise InputError(
+            f"{cache.folder}: no space left to cache {what}: {size / 2**30:.2f} GiB are needed, "
+            f"{status.f_bavail * status.f_frsize / 2**30:.2f} GiB are free; free some, or set EDM_RAY_CACHE to a "
+            "larger local disk"
+        ) from error
+
+
+def _reserve(cache: Cache, handle: IO[bytes], size: int, what: str) -> None:
+    """Room for ``size`` bytes below the limit, on disk at once: entries not in use go, least recently used first."""
+    if size > cache.limit:
+        raise InputError(
+            f"{what}: {size / 2**30:.2f} GiB decoded, the cache {cache.folder} may hold {cache.limit / 2**30:.2f} GiB; "
+            'raise cache_gib (EDM_RAY_CACHE_GIB), or read it with order="blocks"'
+        )
+    with (cache.folder / ".evict.lock").open("a+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        _clear_dead_parts(cache, Path(handle.name))
+        used = {path: path.stat() for path in cache.folder.iterdir() if path.suffix in (".pixels", ".part")}
+        total = sum(status.st_size for status in used.values())
+        for path, status in sorted(used.items(), key=lambda item: item[1].st_mtime_ns):
+            if total + size <= cache.limit:
+                break
+            if path.suffix == ".pixels" and _evict(path):
+                total -= status.st_size
+        if total + size > cache.limit:
+            raise InputError(
+                f"{cache.folder}: holds {total / 2**30:.2f} GiB that are in use; {what} needs {size / 2**30:.2f} GiB "
+                f"and the limit is {cache.limit / 2**30:.2f} GiB: raise cache_gib (EDM_RAY_CACHE_GIB), or wait"
+            )
+        if hasattr(os, "posix_fallocate"):  # so that a full disk is seen now, not after an hour of decoding
+            os.posix_fallocate(handle.fileno(), 0, size)
+        else:
+            os.truncate(handle.fileno(), size)
+
+
+def _evict(path: Path) -> bool:
+    """Delete an entry unless a process has it mapped."""
+    with suppress(FileNotFoundError), path.open("rb") as handle:
+        if not _try_lock(handle):
+            return False
+        path.unlink()
+        logger.info("%s: left the cache to make room", path)
+    return True
+
+
+def _clear_dead_parts(cache: Cache, own: Path) -> None:
+    """Parts whose writer is dead: nobody holds its lock."""
+    for part in cache.folder.glob(".*.part"):
+        match = re.fullmatch(r"\.(.+)\.\d+\.[0-9a-f]+\.part", part.name)
+        if part == own or match is None:
+            continue
+        with (cache.folder / f".{match[1]}.lock").open("a+b") as held:
+            if _try_lock(held):
+                part.unlink(missing_ok=True)

@@ -1,0 +1,67 @@
+"""Shards of a data set, fetched and decoded by several threads, every byte checked; what to do with a damaged one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from edm_ray.data.format import Labels, Pixels
+from edm_ray.data.manifest import DataSet, Shard
+from edm_ray.data.verify import read_verified
+from edm_ray.errors import IntegrityError
+from edm_ray.storage.uris import NotFound
+
+POLICIES = ("raise", "skip")
+
+
+@dataclass
+class Lost:
+    """Shards that could not be used, with the reason: what policy "skip" has left out."""
+
+    shards: dict[str, str] = field(default_factory=dict)
+    rows: int = 0
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, shard: Shard, error: Exception) -> None:
+        with self._guard:
+            if shard.name not in self.shards:
+                self.shards[shard.name] = str(error)
+                self.rows += shard.rows
+
+
+def fetch(
+    dataset: DataSet,
+    shards: Sequence[Shard],
+    receive: Callable[[Shard, Pixels, Labels], None],
+    threads: int = 8,
+    lost: Lost | None = None,
+) -> None:
+    """Give every shard to ``receive``, from several threads at once; at most ``threads`` shards are in memory.
+
+    A shard that is missing, truncated, changed or replaced raises InputError (IntegrityError where its bytes are
+    not the manifest's) naming it, and nothing more is started; with ``lost`` it is noted there instead. What else
+    storage raises (no permission, no answer) is raised under either policy.
+    """
+
+    def one(shard: Shard) -> None:
+        try:
+            images, labels = read_verified(dataset, shard)
+        except (IntegrityError, NotFound) as error:
+            if lost is None:
+                raise
+            lost.add(shard, error)
+            return
+        receive(shard, images, labels)
+
+    with ThreadPoolExecutor(max(1, min(threads, len(shards))), thread_name_prefix="fetch") as pool:
+        waiting = {pool.submit(one, shard) for shard in shards}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
