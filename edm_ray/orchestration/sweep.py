@@ -129,6 +129,8 @@ def sweep_on_ray(
                 name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}",
                 storage_path=uris.join(out, "log"),
                 verbose=0,
+                # A trial whose node is lost starts again, on chunks that are kept.
+                failure_config=ray.tune.FailureConfig(max_failures=5),
                 callbacks=[JsonLoggerCallback(), CSVLoggerCallback()],
             ),
         )
