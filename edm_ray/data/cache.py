@@ -258,8 +258,8 @@ def _space_is_said(cache: Cache, size: int, what: str) -> Iterator[None]:
             raise
         status = os.statvfs(cache.folder)
         raise InputError(
-            f"{cache.folder}: no space left to cache {what}: {size / 2**30:.2f} GiB are needed, "
-            f"{status.f_bavail * status.f_frsize / 2**30:.2f} GiB are free; free some, or set EDM_RAY_CACHE to a "
+            f"{cache.folder}: no space left to cache {what}: {size / 2**30:.3g} GiB are needed, "
+            f"{status.f_bavail * status.f_frsize / 2**30:.3g} GiB are free; free some, or set EDM_RAY_CACHE to a "
             "larger local disk"
         ) from error
 
@@ -268,7 +268,7 @@ def _reserve(cache: Cache, handle: IO[bytes], size: int, what: str) -> None:
     """Room for ``size`` bytes below the limit, on disk at once: entries not in use go, least recently used first."""
     if size > cache.limit:
         raise InputError(
-            f"{what}: {size / 2**30:.2f} GiB decoded, the cache {cache.folder} may hold {cache.limit / 2**30:.2f} GiB; "
+            f"{what}: {size / 2**30:.3g} GiB decoded, the cache {cache.folder} may hold {cache.limit / 2**30:.3g} GiB; "
             'raise cache_gib (EDM_RAY_CACHE_GIB), or read it with order="blocks"'
         )
     with (cache.folder / ".evict.lock").open("a+b") as held:
@@ -283,8 +283,8 @@ def _reserve(cache: Cache, handle: IO[bytes], size: int, what: str) -> None:
                 total -= status.st_size
         if total + size > cache.limit:
             raise InputError(
-                f"{cache.folder}: holds {total / 2**30:.2f} GiB that are in use; {what} needs {size / 2**30:.2f} GiB "
-                f"and the limit is {cache.limit / 2**30:.2f} GiB: raise cache_gib (EDM_RAY_CACHE_GIB), or wait"
+                f"{cache.folder}: holds {total / 2**30:.3g} GiB that are in use; {what} needs {size / 2**30:.3g} GiB "
+                f"and the limit is {cache.limit / 2**30:.3g} GiB: raise cache_gib (EDM_RAY_CACHE_GIB), or wait"
             )
         if hasattr(os, "posix_fallocate"):  # so that a full disk is seen now, not after an hour of decoding
             os.posix_fallocate(handle.fileno(), 0, size)
