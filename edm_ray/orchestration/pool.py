@@ -14,7 +14,7 @@ import numpy as np
 import ray
 import torch
 from ray.exceptions import RayActorError
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from edm_ray.checkpoint.model import Model
 from edm_ray.errors import IntegrityError
@@ -128,4 +128,7 @@ OUTSIDE = PlacementGroupSchedulingStrategy(placement_group=None)
 
 def start_pool(model: Model, extractor: ExtractorSpec, store: str, size: int, device: str):  # type: ignore[no-untyped-def]
     """The queue's actor handle; the pool lives as long as the handle's owner."""
-    return ray.remote(Queue).options(num_cpus=0, max_concurrency=1000).remote(model, extractor, store, size, device)
+    # Beside the driver: on a node of its own the queue could be lost without the driver, and the sweep with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Queue).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
+    return actor.remote(model, extractor, store, size, device)
