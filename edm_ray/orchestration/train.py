@@ -19,6 +19,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError
+from edm_ray.orchestration.network import NodeNetwork
 from edm_ray.orchestration.session import require_cpus, require_gpus, session
 from edm_ray.storage import uris
 from edm_ray.training.engine import Metrics, Place, train
@@ -84,6 +85,7 @@ def train_on_ray(
         trainer = ray.train.torch.TorchTrainer(
             _worker,
             train_loop_config={"config": config, "dataset": dataset, "run_uri": run_uri, "about": about},
+            torch_config=NodeNetwork(),
             scaling_config=ScalingConfig(num_workers=most if least == most else workers, use_gpu=use_gpu),
             run_config=RunConfig(
                 name="ray_train",

@@ -223,9 +223,9 @@ def _wait_for(head: Head, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert head.process.poll() is None, head.log.read_text()
-        with contextlib.suppress(OSError, urllib.error.URLError):
-            head.get("/api/version", 5)
-            return
+        with contextlib.suppress(OSError, urllib.error.URLError, KeyError, TypeError):
+            if alive_nodes(head):
+                return
         time.sleep(0.2)
     raise TimeoutError(head.log.read_text())
 

@@ -1,0 +1,57 @@
+"""Which network the workers of a run talk over.
+
+gloo takes the address that the machine's own name resolves to; where that is loopback (Debian's 127.0.1.1, containers,
+network namespaces), workers on two nodes look for each other on themselves and fail. The interface that carries the
+node's Ray address is the one by which nodes do reach each other, so it is named before the process group is made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+
+VARIABLE = "GLOO_SOCKET_IFNAME"
+_SIOCGIFADDR = 0x8915
+"""Linux: ask for an interface's IPv4 address."""
+
+
+def interface_of(address: str) -> str | None:
+    """Name of the interface that has this IPv4 address, or None."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:
+                continue  # an interface without an address
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None
+
+
+def use_own_interface() -> None:
+    """In a worker: gloo listens where Ray reaches this node, unless the user has named an interface."""
+    if VARIABLE not in os.environ and (name := interface_of(ray.util.get_node_ip_address())):
+        os.environ[VARIABLE] = name
+
+
+class _Backend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(use_own_interface)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class NodeNetwork(TorchConfig):
+    """`TorchConfig` whose workers find each other by their nodes' addresses."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _Backend
