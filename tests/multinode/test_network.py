@@ -14,7 +14,8 @@ def test_an_interface_is_found_by_its_address():
 
 def test_gloo_listens_where_ray_reaches_the_node_unless_told_otherwise(monkeypatch):
     monkeypatch.setattr(network.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
-    monkeypatch.delenv(network.VARIABLE, raising=False)
+    monkeypatch.setenv(network.VARIABLE, "x")  # so that all is undone at the end
+    monkeypatch.delenv(network.VARIABLE)
     network.use_own_interface()
     assert os.environ[network.VARIABLE] == "lo"
     monkeypatch.setenv(network.VARIABLE, "mine")
