@@ -1,23 +1,38 @@
-"""Sample images from a model: a grid (OUT.png) or a folder of PNG files (any other OUT)."""
+"""Sample images from a model: a grid (OUT.png), a zip (OUT.zip), a folder of PNG files or a data set (any other OUT).
+
+Pictures that look closer, as OUT.png: samples beside the training images nearest to them (--neighbours), real images
+turned into latents and back (--invert), and paths between the latents of two seeds (--interpolate)."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 
 from edm_ray.checkpoint import open_model
+from edm_ray.checkpoint.model import Model
 from edm_ray.cli.console import Progress, duration, say
 from edm_ray.cli.sampler import choose_settings
+from edm_ray.data.manifest import DataSet, open_dataset
+from edm_ray.data.reader import open_reader
+from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.errors import InputError
+from edm_ray.evaluation.extractor import Extractor
 from edm_ray.evaluation.grids import save_grid
-from edm_ray.sampling.generate import MICRO_BATCH, generate
+from edm_ray.evaluation.neighbours import pixel_rows
+from edm_ray.evaluation.reference import open_reference
+from edm_ray.sampling.figures import Figure, interpolation_figure, inversion_figure, neighbour_figure
+from edm_ray.sampling.generate import BALANCED_RUN, MICRO_BATCH, PRECISIONS, generate, labels_of
+from edm_ray.sampling.outputs import Output, ParquetSet, PngFolder, PngZip, Writing
 from edm_ray.storage import uris
 
 GAP = 6
 """Pixels between the images of a grid."""
+FIGURE_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -25,9 +40,9 @@ class Args:
     model: str
     """Model directory."""
     out: str
-    """A .png file for a grid, or a folder for one PNG an image."""
-    num: int = 100
-    """Number of images."""
+    """A .png file for a grid, a .zip file as NVlabs lay theirs out, or a folder."""
+    num: int | None = None
+    """Number of images (100), or of rows of the grid with --neighbours and --invert (8)."""
     first_seed: int = 0
     """Seeds are first_seed, first_seed + 1, ...; an image depends on its seed alone."""
     labels: str = "balanced"
@@ -36,37 +51,179 @@ class Args:
     """best-sampler.yaml of a sweep."""
     set: list[str] = field(default_factory=list)
     """Sampler settings, e.g. --set num_steps=40 s_churn=10"""
+    format: Literal["png", "parquet"] = "png"
+    """Of a folder: one PNG an image, or a data set like those of `edm-ray prepare`."""
+    neighbours: str | None = None
+    """Data set: a grid of samples, each with its nearest images of this (training) data set: is it a copy? With
+    balanced labels every tenth seed is drawn, so that each row is of another class."""
+    nearest: int = 7
+    """With --neighbours: how many."""
+    reference: str | None = None
+    """With --neighbours: nearest in the features of this reference's extractor, instead of in pixels."""
+    invert: str | None = None
+    """Data set: a grid of its first images, their latents, and the images made from those."""
+    interpolate: list[str] = field(default_factory=list)
+    """A grid of paths between the latents of two seeds, e.g. --interpolate 3:17 4:18"""
     columns: int = 10
     scale: int | None = None
     """Grid only: enlarge pixels by this whole number; by default images become about 64 pixels wide."""
     device: str = "cpu"
+    precision: str = "fp32"
+    """fp32 or bf16: of the network; the sampler's state stays float64."""
     dry_run: bool = False
     """Check what is given, say what would be done, and stop."""
 
 
 def run(args: Args) -> None:
-    if args.num < 1 or args.columns < 1 or (args.scale is not None and args.scale < 1) or args.first_seed < 0:
-        raise InputError("--num, --columns and --scale must be 1 or more, --first-seed 0 or more")
+    is_grid = Path(args.out).suffix.lower() == ".png"
+    figures = [
+        name
+        for name, asked in (
+            ("--neighbours", args.neighbours),
+            ("--invert", args.invert),
+            ("--interpolate", args.interpolate),
+        )
+        if asked
+    ]
+    num = args.num if args.num is not None else FIGURE_ROWS if figures else 100
+    _check(args, num, figures, is_grid)
     settings = choose_settings(args.sampler, args.set)
-    denoiser = open_model(uris.absolute(args.model)).denoiser(args.device)
+    model = open_model(uris.absolute(args.model))
+    denoiser = model.denoiser(args.device)
     if args.dry_run:
-        say(f"would sample {args.num:,} images, seeds from {args.first_seed}, to {args.out}; settings: {settings}")
+        what = figures[0] if figures else f"{num:,} images, seeds from {args.first_seed},"
+        say(f"would sample {what} to {args.out}; settings: {settings}")
         return
-    seeds = torch.arange(args.first_seed, args.first_seed + args.num, dtype=torch.int64)
-    progress, started, parts = Progress("images"), time.monotonic(), []
-    for first in range(0, args.num, MICRO_BATCH):
-        parts.append(generate(denoiser, seeds[first : first + MICRO_BATCH], settings, args.labels))
-        progress.update(min(first + MICRO_BATCH, args.num), args.num)
-    images = torch.cat(parts).numpy()
-    out = Path(args.out)
-    about = {"model": args.model, "settings": str(settings), "labels": args.labels}
-    if out.suffix.lower() == ".png":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        last = args.first_seed + args.num - 1
-        scale = args.scale or max(1, 64 // images.shape[-1])
-        save_grid(out, images, args.columns, {**about, "seeds": f"{args.first_seed}..{last}"}, scale, GAP)
+    started = time.monotonic()
+    if figures:
+        _save_figure(args, _figure(args, num, model, denoiser, settings))
+        say(f"{figures[0]} in {duration(time.monotonic() - started)}: {args.out}")
+        return
+    if is_grid:
+        seeds, images = _sample(args, _seeds(args, num), denoiser, settings, None)
+        about = {**_about(args, settings), "seeds": f"{seeds[0]}..{seeds[-1]}"}
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        save_grid(Path(args.out), images, args.columns, about, _scale(args, images), GAP)
     else:
-        out.mkdir(parents=True, exist_ok=True)
-        for seed, image in zip(seeds.tolist(), images, strict=True):
-            save_grid(out / f"seed{seed:08d}.png", image[None], 1, {**about, "seed": str(seed)}, 1)
-    say(f"{args.num} images in {duration(time.monotonic() - started)}: {out}")
+        with Writing(_output(args, num, model, settings)) as output:
+            _sample(args, _seeds(args, num), denoiser, settings, output)
+    say(f"{num} images in {duration(time.monotonic() - started)}: {args.out}")
+
+
+def _check(args: Args, num: int, figures: list[str], is_grid: bool) -> None:
+    if num < 1 or args.columns < 1 or (args.scale is not None and args.scale < 1) or args.first_seed < 0:
+        raise InputError("--num, --columns and --scale must be 1 or more, --first-seed 0 or more")
+    if args.precision not in PRECISIONS:
+        raise InputError(f"--precision {args.precision}: give {' or '.join(PRECISIONS)}")
+    if len(figures) > 1:
+        raise InputError(f"{' and '.join(figures)}: one picture at a time")
+    if figures and not is_grid:
+        raise InputError(f"--out {args.out}: {figures[0]} draws a picture; give a .png file")
+    if args.reference is not None and args.neighbours is None:
+        raise InputError("--reference says in which features --neighbours looks; give --neighbours DATASET too")
+    if args.format == "parquet" and Path(args.out).suffix.lower() in (".png", ".zip"):
+        raise InputError(f"--format parquet makes a directory; --out {args.out} is a file's name")
+
+
+def _about(args: Args, settings: SamplerSettings) -> dict[str, str]:
+    about = {"model": args.model, "settings": str(settings), "labels": args.labels}
+    return about if args.precision == "fp32" else {**about, "precision": args.precision}
+
+
+def _scale(args: Args, images: np.ndarray) -> int:
+    return args.scale or max(1, 64 // images.shape[-1])
+
+
+def _output(args: Args, num: int, model: Model, settings: SamplerSettings) -> Output:
+    about = _about(args, settings)
+    classes = model.config.network.label_dim
+    if Path(args.out).suffix.lower() == ".zip":
+        return PngZip(Path(args.out), classes > 0, about)
+    if args.format == "png":
+        return PngFolder(Path(args.out), about)
+    names = model.about.get("class_names") or []
+    return ParquetSet(args.out, num, names if len(names) == classes else [str(i) for i in range(classes)], about)
+
+
+def _seeds(args: Args, num: int, step: int = 1) -> torch.Tensor:
+    return torch.arange(args.first_seed, args.first_seed + num * step, step, dtype=torch.int64)
+
+
+def _sample(
+    args: Args, seeds: torch.Tensor, denoiser: torch.nn.Module, settings: SamplerSettings, output: Output | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seeds and images; with an ``output`` the images go there as they come, and the last part alone is returned."""
+    progress, parts = Progress("images"), []
+    num, classes = len(seeds), denoiser.model.label_dim
+    for first in range(0, num, MICRO_BATCH):
+        part = seeds[first : first + MICRO_BATCH]
+        images = generate(denoiser, part, settings, args.labels, precision=args.precision).numpy()
+        if output is not None:
+            labels = labels_of(part, classes, args.labels) if classes else torch.zeros_like(part)
+            output.add(part.numpy(), labels.numpy(), images)
+            parts.clear()
+        parts.append(images)
+        progress.update(min(first + MICRO_BATCH, num), num)
+    return seeds.numpy(), np.concatenate(parts)
+
+
+def _figure(args: Args, num: int, model: Model, denoiser: torch.nn.Module, settings: SamplerSettings) -> Figure:
+    if args.interpolate:
+        pairs = [_pair(text) for text in args.interpolate]
+        return interpolation_figure(denoiser, pairs, args.columns, settings, args.labels, MICRO_BATCH)
+    place = args.invert or args.neighbours
+    assert place is not None
+    dataset = open_dataset(uris.absolute(place))
+    _require_like(dataset, model, "--invert" if args.invert else "--neighbours")
+    pixels = open_reader(dataset)
+    if args.invert:
+        return inversion_figure(denoiser, pixels.images[:num], pixels.labels[:num], settings, MICRO_BATCH)
+    # Read first: a bad reference should not cost the time of sampling.
+    spec = open_reference(uris.absolute(args.reference))[1] if args.reference is not None else None
+    step = BALANCED_RUN if args.labels == "balanced" and model.config.network.label_dim else 1
+    seeds, samples = _sample(args, _seeds(args, num, step), denoiser, settings, None)
+    training = pixels.images
+    if spec is None:
+        rows = [pixel_rows(samples), pixel_rows(training)]
+        return neighbour_figure(samples, seeds, training, rows[0], rows[1], args.nearest, "pixels, 0 to 255")
+    extractor = spec.load(args.device)
+    rows = [_features(extractor, images) for images in (samples, training)]
+    space, unit = f"features of {spec.name}", 2.0**extractor.scale_bits
+    return neighbour_figure(samples, seeds, training, rows[0], rows[1], args.nearest, space, unit)
+
+
+def _features(extractor: Extractor, images: np.ndarray) -> np.ndarray:
+    progress, parts = Progress("features of images"), []
+    for first in range(0, len(images), 500):
+        parts.append(extractor.extract(torch.from_numpy(images[first : first + 500])))
+        progress.update(min(first + 500, len(images)), len(images))
+    return np.concatenate(parts)
+
+
+def _pair(text: str) -> tuple[int, int]:
+    parts = text.split(":")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise InputError(f"--interpolate {text}: give two seeds, e.g. 3:17")
+    return int(parts[0]), int(parts[1])
+
+
+def _require_like(dataset: DataSet, model: Model, flag: str) -> None:
+    network = model.config.network
+    found = (dataset.channels, dataset.resolution)
+    wanted = (network.img_channels, network.img_resolution)
+    if found != wanted:
+        raise InputError(
+            f"{flag} {dataset.uri}: images of {found[1]}x{found[1]}x{found[0]}, the model makes "
+            f"{wanted[1]}x{wanted[1]}x{wanted[0]}"
+        )
+    if flag == "--invert" and network.label_dim and len(dataset.class_names) != network.label_dim:
+        raise InputError(f"{flag} {dataset.uri}: {len(dataset.class_names)} classes, the model has {network.label_dim}")
+
+
+def _save_figure(args: Args, figure: Figure) -> None:
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    scale = _scale(args, figure.images)
+    about = {"model": args.model, "first seed": str(args.first_seed), "labels": args.labels, **figure.text}
+    save_grid(Path(args.out), figure.images, figure.columns, about, scale, GAP, figure.lead)
+    for line in figure.lines:
+        say(f"  {line}")
