@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import time
@@ -15,11 +16,11 @@ from edm_ray.training.run import checkpoint_store, model_uri
 from tests.jobs.heads import EDM_RAY, REPOSITORY, Head, add_node, lose, running_head, wait_for_nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-BRIDGE, NETWORK = "edmbr0", "10.213.7"
-# The head, two nodes, and one to come.
-NAMES = {
-    name: f"{NETWORK}.{last}" for name, last in (("edm-head", 10), ("edm-one", 11), ("edm-two", 12), ("edm-new", 13))
-}
+# Names of this process alone, of at most 15 characters; an address range meant for tests like this (RFC 2544).
+TAG = f"edm{os.getpid() % 100_000}"
+NETWORK = "198.18.7"
+ADDRESSES = {f"{TAG}-{role}": f"{NETWORK}.{10 + number}" for number, role in enumerate(("head", "one", "two", "new"))}
+HEAD, ONE, TWO, NEW = ADDRESSES
 
 
 def _ip(*words: str) -> None:
@@ -37,31 +38,34 @@ def network() -> Iterator[None]:
         pytest.skip("iproute2 is not installed")
     with contextlib.ExitStack() as stack:
         try:
-            _ip("link", "add", BRIDGE, "type", "bridge")
-            stack.callback(subprocess.run, ["ip", "link", "del", BRIDGE], capture_output=True)
-            _ip("addr", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
-            _ip("link", "set", BRIDGE, "up")
-            for number, (name, address) in enumerate(NAMES.items()):
-                _ip("netns", "add", name)
-                stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True)
-                _ip("link", "add", f"edmv{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
-                _ip("link", "set", f"edmv{number}", "master", BRIDGE, "up")
-                _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
-                _ip("-n", name, "link", "set", "eth0", "up")
-                _ip("-n", name, "link", "set", "lo", "up")
+            _ip("link", "add", TAG, "type", "bridge")
         except subprocess.CalledProcessError as error:
-            pytest.skip(f"network namespaces are not permitted here: {error.stderr.strip()}")
+            pytest.skip(f"networks may not be made here: {error.stderr.strip()}")
+        stack.callback(subprocess.run, ["ip", "link", "del", TAG], capture_output=True)
+        _ip("addr", "add", f"{NETWORK}.1/24", "dev", TAG)
+        _ip("link", "set", TAG, "up")
+        for number, (name, address) in enumerate(ADDRESSES.items()):
+            try:
+                _ip("netns", "add", name)
+            except subprocess.CalledProcessError as error:
+                pytest.skip(f"network namespaces are not permitted here: {error.stderr.strip()}")
+            stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True)
+            cable = f"{TAG}v{number}"
+            _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
+            stack.callback(subprocess.run, ["ip", "link", "del", cable], capture_output=True)
+            _ip("link", "set", cable, "master", TAG, "up")
+            _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+            _ip("-n", name, "link", "set", "eth0", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
         yield
 
 
 @pytest.fixture(scope="module")
 def cluster(network, tmp_path_factory) -> Iterator[Head]:
     """A head without CPUs and two nodes with one each, three addresses."""
-    with running_head(
-        tmp_path_factory.mktemp("netns"), host=NAMES["edm-head"], prefix=_inside("edm-head"), cpus=0
-    ) as head:
-        for name in ("edm-one", "edm-two"):
-            add_node(head, 1, host=NAMES[name], prefix=_inside(name))
+    with running_head(tmp_path_factory.mktemp("netns"), host=ADDRESSES[HEAD], prefix=_inside(HEAD), cpus=0) as head:
+        for name in (ONE, TWO):
+            add_node(head, 1, host=ADDRESSES[name], prefix=_inside(name))
         yield head
 
 
@@ -73,7 +77,7 @@ def test_nodes_have_addresses_of_their_own_and_the_doctor_is_content(cluster, tm
     """From outside, over the bridge: the address is not loopback, so the token is asked for and needed."""
     nodes = cluster.get("/api/v0/nodes?detail=0")["data"]["result"]["result"]
     assert {node["node_ip"] for node in nodes if node["state"] == "ALIVE"} == {
-        NAMES[name] for name in ("edm-head", "edm-one", "edm-two")
+        ADDRESSES[name] for name in (HEAD, ONE, TWO)
     }
     refused = cluster.submit("--list", RAY_AUTH_MODE="disabled")
     assert refused.returncode == 2 and "no token would be sent" in refused.stderr
@@ -98,10 +102,10 @@ def test_training_across_namespaces_survives_the_loss_of_a_node(cluster, digits_
         while not checkpoint_store(str(struck)).committed():
             assert driver.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        _ip("-n", "edm-two", "link", "set", "eth0", "down")
+        _ip("-n", TWO, "link", "set", "eth0", "down")
         lose(cluster.extra[1])
         assert not (struck / "model" / "manifest.json").exists(), "lost in mid-run, not after it"
-        add_node(cluster, 1, host=NAMES["edm-new"], prefix=_inside("edm-new"))
+        add_node(cluster, 1, host=ADDRESSES[NEW], prefix=_inside(NEW))
         assert driver.wait(400) == 0, log.read_text()
     finally:
         driver.kill()
