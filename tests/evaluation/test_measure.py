@@ -1,0 +1,114 @@
+"""All metrics of one set together, their table, and the paper's protocol beside mean and interval. No Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from edm_ray.cli.tables import measured_table, protocol_table, show
+from edm_ray.evaluation.fid import FidReference, fid_reference, interval_95
+from edm_ray.evaluation.kept import KeptFeatures
+from edm_ray.evaluation.kid import kid
+from edm_ray.evaluation.measure import Plan, measure, over_sets
+from edm_ray.evaluation.moments import Moments
+from edm_ray.evaluation.precision_recall import precision_recall
+from edm_ray.evaluation.reference import Reference, estimate_fid
+
+BITS, N = 14, 300
+
+
+def _features(seed, n=N, std=1.0):
+    return np.rint(np.random.default_rng(seed).normal(size=(n, 6)) * std * 2**BITS).astype(np.int32)
+
+
+class _Head:
+    """Stands for an extractor that knows classes."""
+
+    def load(self):
+        return self
+
+    def logits(self, features):
+        return features[:, :4] / 2.0**BITS
+
+
+@pytest.fixture(scope="module")
+def plan():
+    real = _features(99, 500)
+    reference = Reference(
+        moments=Moments.of(real, "x", BITS), dataset="d", dataset_hash="h", extractor_name="x", weights_sha256="w"
+    )
+    kept = KeptFeatures(features=real[:200], rows=np.arange(200))
+    return Plan(metrics=("fid", "kid", "isc", "prc"), reference=reference, kept=kept, head=_Head())
+
+
+@pytest.fixture(scope="module")
+def sets(plan):
+    return [measure(_features(seed, std=1.2), np.arange(seed * N, seed * N + N), plan) for seed in range(3)]
+
+
+def test_one_pass_gives_what_each_metric_gives_alone(plan, sets):
+    features, seeds, kept = _features(1, std=1.2), np.arange(N, 2 * N), plan.kept.features
+    assert sets[1].fid == estimate_fid(features, seeds, plan.reference, 10)
+    assert sets[1].kid == kid(features, seeds, kept, BITS, 10)
+    assert sets[1].prc == precision_recall(features, kept)
+    assert measure(features, seeds, dataclasses.replace(plan, metrics=("fid",))).kid is None
+
+
+def test_every_number_says_its_n_and_that_of_the_reference(sets):
+    rows = {row.metric: row for row in sets[0].rows()}
+    assert list(rows) == ["FID", "FID, bias removed", "KID, all pairs", "KID", "Inception Score", "Precision", "Recall"]
+    assert all(row.n == N for row in rows.values())
+    assert [row.n_reference for row in rows.values()] == [500, 500, 200, 200, None, 200, 200]
+    fid = sets[0].fid
+    assert (rows["FID"].low, rows["FID"].high) == interval_95(fid.fid, fid.se, 10)
+    assert rows["FID"].high - rows["FID"].value == pytest.approx(2.2622 * fid.se, rel=1e-4)  # t of 9 degrees, 97.5 %
+    assert json.loads(json.dumps(sets[0].to_dict()))["kid"]["subset_size"] == 200
+
+
+def test_the_papers_protocol_is_the_best_of_the_sets_beside_mean_and_interval(sets):
+    rows = {row.metric: row for row in over_sets(sets)}
+    fids = [measured.fid.fid for measured in sets]
+    assert rows["FID"].values == tuple(fids) and rows["FID"].best == min(fids) < rows["FID"].mean
+    assert rows["FID"].mean == pytest.approx(np.mean(fids)) and rows["FID"].low < rows["FID"].mean < rows["FID"].high
+    halves = [interval_95(0.0, measured.fid.se, 10)[1] for measured in sets]
+    assert rows["FID"].high - rows["FID"].mean == pytest.approx(np.linalg.norm(halves) / 3)
+    assert rows["Inception Score"].best == max(rows["Inception Score"].values)
+    assert rows["Precision"].low is None
+
+
+def test_tables_show_the_columns_apart(capsys, sets):
+    show(measured_table(sets[0], "samples against d (n=500), extractor x"))
+    show(protocol_table(over_sets(sets), "d (n=500), extractor x", N))
+    text = capsys.readouterr().out
+    for part in (
+        "extractor x",
+        "95 % interval",
+        "n reference",
+        "paper protocol",
+        "(min)",
+        "(max)",
+        "k = 3",
+        "3 sets of",
+    ):
+        assert part in text
+    assert max(len(line) for line in text.splitlines()) <= 120
+
+
+def test_a_reference_is_decomposed_once_a_process(monkeypatch, plan):
+    moments, made = plan.reference.moments, []
+    again = Moments.from_bytes(moments.to_bytes(), "f")
+    first = fid_reference(moments)
+    monkeypatch.setattr(FidReference, "__init__", lambda self, moments: made.append(moments))
+    assert fid_reference(again) is first and not made
+
+
+def test_fid_of_a_rank_deficient_reference_is_that_of_the_full_root():
+    """20 images of 64 features: the root has 19 columns."""
+    rng = np.random.default_rng(0)
+    a, b = (np.rint(rng.normal(size=(n, 64)) * 2**BITS).astype(np.int32) for n in (20, 200))
+    few, many = Moments.of(a, "x", BITS), Moments.of(b, "x", BITS)
+    assert FidReference(few).root.shape == (64, 19)
+    assert FidReference(few).distance(many) == pytest.approx(FidReference(many).distance(few), rel=1e-7)
