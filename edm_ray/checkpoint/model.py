@@ -62,7 +62,7 @@ def save_model(uri: str, config: DenoiserConfig, state: dict[str, torch.Tensor],
     weights = weights_bytes(state, {"edm_ray.denoiser": canonical_json(dataclasses.asdict(config))})
     card = model_card(config, about)
     files = [("config.json", text.encode()), ("model.safetensors", weights), ("README.md", card.encode())]
-    commit(uri, files, kind=KIND)
+    commit(uri, files, replace=True, kind=KIND)  # a longer run has a newer model
 
 
 def open_model(uri: str) -> Model:

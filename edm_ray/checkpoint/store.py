@@ -54,12 +54,22 @@ class CheckpointStore:
             for stem, part in tensors.items()
         ]
         files.append(("state.json", json.dumps(dict(state), sort_keys=True, allow_nan=False).encode()))
-        commit(self._path(images_seen), files, kind=KIND, images_seen=images_seen)
+        commit(self._path(images_seen), files, self._is_damaged(images_seen), kind=KIND, images_seen=images_seen)
         for old in self.committed()[: -self.keep]:
             try:
                 uris.delete_directory(self._path(old))
             except OSError as error:
                 logger.warning("%s: could not delete an old checkpoint: %s", self._path(old), error)
+
+    def _is_damaged(self, images_seen: int) -> bool:
+        """Whether the checkpoint of this name was passed over by `latest`: then, and only then, it is replaced."""
+        if not uris.exists(uris.join(self._path(images_seen), MANIFEST)):
+            return False
+        try:
+            self.load(images_seen)
+        except IntegrityError:
+            return True
+        return False
 
     def load(self, images_seen: int) -> Checkpoint:
         """One checkpoint, every file checked. Raises IntegrityError."""

@@ -10,8 +10,6 @@ import urllib.request
 from dataclasses import dataclass
 from typing import IO
 
-from pyarrow import fs as pafs
-
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage import uris
 
@@ -54,13 +52,11 @@ def public(source: str) -> str:
 
 
 def _read(source: str, max_bytes: int) -> bytes:
-    filesystem, path = uris.resolve(source)
-    info = filesystem.get_file_info(path)
-    if info.type != pafs.FileType.File:
+    size = uris.file_size(source)
+    if size is None:
         raise InputError(f"{source}: no such file")
-    _check_size(source, info.size, max_bytes)
-    content: bytes = uris.read_bytes(source)
-    return content
+    _check_size(source, size, max_bytes)
+    return uris.read_bytes(source)
 
 
 def _check_size(source: str, size: int, max_bytes: int) -> None:

@@ -2,19 +2,25 @@
 
 Data sets, checkpoints, model directories and references are all kept so. What a dead writer left behind has no
 manifest, is ignored by readers and overwritten by the next writer.
+
+Of two writers at one place one wins: a manifest is put only where there is none (a conditional put on S3, a hard link
+locally). The same content may be committed again. Files that two writers mixed before either had its manifest are found
+by the hashes when they are read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from edm_ray.errors import IntegrityError
+from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage import uris
 
 MANIFEST = "manifest.json"
+logger = logging.getLogger(__name__)
 
 
 def canonical_json(value: object) -> str:
@@ -26,9 +32,36 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def commit(uri: str, files: Iterable[tuple[str, bytes]], **facts: Any) -> dict[str, Any]:
-    """Write the files one at a time, then the manifest: ``facts`` plus name, size and sha256 of every file."""
-    return publish(uri, write_files(uri, files), **facts)
+def commit(uri: str, files: Iterable[tuple[str, bytes]], replace: bool = False, **facts: Any) -> dict[str, Any]:
+    """Write the files one at a time, then the manifest: ``facts`` plus name, size and sha256 of every file.
+
+    Raises InputError, before a file is changed, when other content is committed there; ``replace`` overwrites it.
+    """
+    there = None if replace else _committed(uri)
+
+    def checked() -> Iterator[tuple[str, bytes]]:
+        for name, content in files:
+            if there is not None and there["files"].get(name, {}).get("sha256") != sha256(content):
+                raise _taken(uri, name)
+            yield name, content
+
+    return publish(uri, write_files(uri, checked()), replace, **facts)
+
+
+def _committed(uri: str) -> dict[str, Any] | None:
+    """The manifest of what is there; a damaged one commits nothing and may be overwritten."""
+    try:
+        return read_manifest(uri)
+    except IntegrityError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def _taken(uri: str, what: str) -> InputError:
+    return InputError(
+        f"{uris.join(uri, MANIFEST)}: other content is committed there already ({what} differs), perhaps by another "
+        "writer a moment ago; nothing of it was replaced: choose another place, or delete that directory first"
+    )
 
 
 def write_files(uri: str, files: Iterable[tuple[str, bytes]]) -> dict[str, dict[str, Any]]:
@@ -40,11 +73,19 @@ def write_files(uri: str, files: Iterable[tuple[str, bytes]]) -> dict[str, dict[
     return entries
 
 
-def publish(uri: str, entries: Mapping[str, Mapping[str, Any]], **facts: Any) -> dict[str, Any]:
-    """Write the manifest: from here on the directory exists."""
+def publish(uri: str, entries: Mapping[str, Mapping[str, Any]], replace: bool = False, **facts: Any) -> dict[str, Any]:
+    """Write the manifest: from here on the directory exists. Raises InputError when another one is there."""
     manifest = {**facts, "files": {name: dict(entry) for name, entry in entries.items()}}
     text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
-    uris.write_bytes(uris.join(uri, MANIFEST), text.encode())
+    path = uris.join(uri, MANIFEST)
+    if replace:
+        uris.write_bytes(path, text.encode())
+    elif not uris.create_bytes(path, text.encode()):
+        there, new = _committed(uri), json.loads(text)
+        if there is None:
+            uris.write_bytes(path, text.encode())
+        elif there != new:
+            raise _taken(uri, ", ".join(key for key in sorted({*there, *new}) if there.get(key) != new.get(key)))
     return manifest
 
 

@@ -1,46 +1,50 @@
-"""Paths and ``s3://`` URIs behind one set of functions (pyarrow file systems).
-
-S3 takes its credentials, region and endpoint from the standard AWS variables (AWS_PROFILE, AWS_ENDPOINT_URL, ...).
-"""
+"""Paths and ``s3://`` URIs behind one set of functions. S3 goes through `edm_ray.storage.s3` and nothing else."""
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import shutil
 import uuid
-from functools import lru_cache
+from collections.abc import Iterator
 from pathlib import Path
-
-from pyarrow import fs as pafs
+from typing import IO
 
 from edm_ray.errors import InputError
+from edm_ray.storage import s3
+from edm_ray.storage.s3 import NotFound, StorageError
 
-
-class NotFound(InputError):
-    """There is no such file."""
-
-
-@lru_cache(maxsize=32)
-def _remote(uri_root: str) -> pafs.FileSystem:
-    filesystem, _ = pafs.FileSystem.from_uri(uri_root)
-    return filesystem
+__all__ = [
+    "NotFound",
+    "StorageError",
+    "absolute",
+    "create_bytes",
+    "delete_directory",
+    "download",
+    "exists",
+    "file_size",
+]
+__all__ += ["is_folder", "is_remote", "join", "list_names", "list_tree", "read_bytes", "resolve", "write_bytes"]
+logger = logging.getLogger(__name__)
 
 
 def is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith("file://")
 
 
-def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
-    """URI or local path -> (file system, path in it). Raises InputError for schemes other than s3 and file."""
+def resolve(uri: str) -> str:
+    """URI or local path -> absolute local path, or ``s3://bucket/key``. Raises InputError for other schemes."""
     if not is_remote(uri):
-        return pafs.LocalFileSystem(), str(Path(uri.removeprefix("file://")).expanduser().absolute())
+        return str(Path(uri.removeprefix("file://")).expanduser().absolute())
     scheme, rest = uri.split("://", 1)
     if scheme != "s3":
         raise InputError(f"{uri}: scheme {scheme!r} is not supported; give a local path or s3://bucket/key")
     if "@" in rest.split("/", 1)[0]:
         raise InputError("an s3:// URI with credentials in it is refused; use AWS_PROFILE or an instance role instead")
-    if not rest.strip("/"):
+    if not rest.split("/", 1)[0]:
         raise InputError(f"{uri}: the bucket is missing; give s3://bucket/key")
-    return _remote(f"s3://{rest.split('/', 1)[0]}"), rest.rstrip("/")
+    return f"s3://{rest.rstrip('/')}"
 
 
 def join(uri: str, *parts: str) -> str:
@@ -49,52 +53,118 @@ def join(uri: str, *parts: str) -> str:
 
 def absolute(uri: str) -> str:
     """The same place, whatever the working directory (Ray workers have another one)."""
-    return uri if is_remote(uri) else resolve(uri)[1]
+    return uri if is_remote(uri) else resolve(uri)
 
 
 def exists(uri: str) -> bool:
-    filesystem, path = resolve(uri)
-    return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+    """Whether there is a file or a folder."""
+    path = resolve(uri)
+    if not is_remote(uri):
+        return Path(path).exists()
+    return file_size(uri) is not None or s3.is_folder(path)
+
+
+def is_folder(uri: str) -> bool:
+    path = resolve(uri)
+    return s3.is_folder(path) if is_remote(uri) else Path(path).is_dir()
+
+
+def file_size(uri: str) -> int | None:
+    """Bytes of a file; None when there is no file."""
+    path = resolve(uri)
+    if is_remote(uri):
+        return s3.size(path) if s3.split(path)[1] else None
+    return Path(path).stat().st_size if Path(path).is_file() else None
 
 
 def read_bytes(uri: str) -> bytes:
-    """Whole file. Raises InputError naming the path when it is not there."""
-    filesystem, path = resolve(uri)
+    """Whole file. Raises NotFound (an InputError) naming the path when it is not there."""
+    path = resolve(uri)
+    if is_remote(uri):
+        return s3.read(path)
     try:
-        with filesystem.open_input_stream(path) as stream:
-            return bytes(stream.read())
-    except FileNotFoundError as error:
+        return Path(path).read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise NotFound(f"{uri}: no such file") from error
+
+
+def download(uri: str, sink: IO[bytes]) -> None:
+    """A whole S3 object into a file, without holding it in memory."""
+    s3.download(resolve(uri), sink)
 
 
 def write_bytes(uri: str, content: bytes) -> None:
     """Write a file so that a reader sees the old bytes or the new ones, never a part (S3 puts are so by themselves)."""
-    filesystem, path = resolve(uri)
+    path = resolve(uri)
     if is_remote(uri):
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(content)
+        s3.write(path, content)
         return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        with part.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    with _part(Path(path), content) as part:
+        part.replace(path)
+
+
+def create_bytes(uri: str, content: bytes) -> bool:
+    """As `write_bytes`, but only where there is no file: of several writers one wins. False: there is one already."""
+    path = resolve(uri)
+    if is_remote(uri):
+        return s3.write(path, content, only_new=True)
+    with _part(Path(path), content) as part:
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            logger.warning("%s: no hard links here, so two writers at the same moment are not kept apart", uri)
+            if Path(path).exists():
+                return False
+            part.replace(path)
+    return True
+
+
+class _part:
+    """Content in a file beside its target, durable; what is left of it goes at the end."""
+
+    def __init__(self, target: Path, content: bytes) -> None:
+        self.path, self.content = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part"), content
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.path.open("wb") as handle:
+                handle.write(self.content)
+                handle.flush()
+                os.fsync(handle.fileno())
+        except BaseException:
+            self.path.unlink(missing_ok=True)
+            raise
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.path.unlink(missing_ok=True)
 
 
 def list_names(uri: str) -> list[str]:
     """Names directly under a directory, sorted; empty when there is none. Parts of interrupted writes are left out."""
-    filesystem, path = resolve(uri)
-    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in infos if not info.base_name.startswith("."))
+    path = resolve(uri)
+    if is_remote(uri):
+        names: Iterator[str] = (name for name, _ in s3.listing(path))
+    else:
+        names = (item.name for item in Path(path).iterdir()) if Path(path).is_dir() else iter(())
+    return sorted({name for name in names if not name.startswith(".")})
+
+
+def list_tree(uri: str) -> list[tuple[str, int]]:
+    """(relative path, bytes) of every file below an S3 prefix."""
+    return [(name, size or 0) for name, size in s3.listing(resolve(uri), deep=True)]
 
 
 def delete_directory(uri: str) -> None:
-    filesystem, path = resolve(uri)
-    if exists(uri):
-        filesystem.delete_dir(path)
+    path = resolve(uri)
+    if is_remote(uri):
+        s3.delete_below(path)
+    elif Path(path).exists():
+        for manifest in Path(path).rglob("manifest.json"):  # a half-deleted directory does not exist
+            manifest.unlink()
+        shutil.rmtree(path)

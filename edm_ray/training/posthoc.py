@@ -70,7 +70,7 @@ def save_snapshot(
     ]
     facts: dict[str, Any] = {"images_seen": images_seen, "sigma_rels": list(averages)}
     files.append(("about.json", json.dumps(facts).encode()))
-    commit(snapshot_uri(run_uri, images_seen), files, kind=KIND, **facts)
+    commit(snapshot_uri(run_uri, images_seen), files, replace=True, kind=KIND, **facts)
 
 
 def _narrow(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

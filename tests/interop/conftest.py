@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from edm_ray.storage import uris
-
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
@@ -26,9 +24,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     }.items():
         monkeypatch.setenv(name, value)
     try:
-        uris._remote.cache_clear()
         boto3.client("s3").create_bucket(Bucket="models")
         yield "s3://models"
     finally:
-        uris._remote.cache_clear()
         server.stop()

@@ -91,5 +91,4 @@ def test_commit_and_read_work_over_the_s3_protocol(monkeypatch):
         uris.delete_directory(uri)
         assert read_manifest(uri) is None
     finally:
-        uris._remote.cache_clear()
         server.stop()

@@ -11,8 +11,6 @@ import zlib
 from pathlib import Path
 from typing import IO, Any
 
-from pyarrow import fs as pafs
-
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
 
@@ -20,14 +18,13 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 
 def is_folder(uri: str) -> bool:
-    filesystem, path = uris.resolve(uri)
-    return bool(filesystem.get_file_info(path).type == pafs.FileType.Directory)
+    return uris.is_folder(uri)
 
 
 def list_tree(uri: str) -> dict[str, int]:
     """Relative path -> size of every file below a folder, in sorted order; hidden ones are left out. Links to folders
     are followed locally, each folder once."""
-    sizes = dict(_walk(uri)) if not uris.is_remote(uri) else dict(_remote(uri))
+    sizes = dict(_walk(uri)) if not uris.is_remote(uri) else dict(uris.list_tree(uri))
     return {name: sizes[name] for name in sorted(sizes) if not is_hidden(name)}
 
 
@@ -37,7 +34,7 @@ def is_hidden(name: str) -> bool:
 
 
 def _walk(uri: str) -> list[tuple[str, int]]:
-    root = Path(uris.resolve(uri)[1])
+    root = Path(uris.resolve(uri))
     found, seen = [], set()
     for folder, below, names in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
@@ -52,30 +49,26 @@ def _walk(uri: str) -> list[tuple[str, int]]:
     return found
 
 
-def _remote(uri: str) -> list[tuple[str, int]]:
-    filesystem, path = uris.resolve(uri)
-    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    prefix = len(path.rstrip("/")) + 1
-    return [(info.path[prefix:], info.size) for info in infos if info.type == pafs.FileType.File]
-
-
 def open_local(uri: str) -> IO[bytes]:
     """A file to seek in. One on S3 is fetched into a temporary file without a name, which goes with its handle."""
     if not uris.is_remote(uri):
-        path = uris.resolve(uri)[1]
+        path = uris.resolve(uri)
         try:
             return Path(path).open("rb")
         except FileNotFoundError as error:
             raise InputError(f"{uri}: no such file (on this node)") from error
         except (IsADirectoryError, PermissionError) as error:
             raise InputError(f"{uri}: cannot be opened as a file: {error.strerror}") from error
-    filesystem, path = uris.resolve(uri)
+    temporary = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the source
     try:
-        stream = filesystem.open_input_stream(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{uri}: no such file") from error
-    with stream:
-        return to_temporary(stream, uri)
+        uris.download(uri, temporary)
+        temporary.flush()
+    except OSError as error:
+        temporary.close()
+        _no_space(error, uri)
+        raise
+    temporary.seek(0)
+    return temporary
 
 
 def open_unpacked(uri: str) -> IO[bytes]:
@@ -100,9 +93,13 @@ def to_temporary(stream: Any, uri: str) -> IO[bytes]:
         temporary.flush()
     except OSError as error:
         temporary.close()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            folder = tempfile.gettempdir()
-            raise InputError(f"{uri}: no space left in {folder} to unpack it; set TMPDIR to a larger disk") from error
+        _no_space(error, uri)
         raise
     temporary.seek(0)
     return temporary
+
+
+def _no_space(error: OSError, uri: str) -> None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        folder = tempfile.gettempdir()
+        raise InputError(f"{uri}: no space left in {folder} to unpack it; set TMPDIR to a larger disk") from error

@@ -1,0 +1,283 @@
+"""S3 with boto3, the one way to it in this package (pyarrow's client has no conditional put and no resumed reads).
+
+Credentials, region and endpoint come from the standard AWS variables and files. Every call is tried again by the one
+loop here (botocore's own is off): throttling, server errors, slow and cut connections, with waits that grow and jitter.
+What another try cannot mend stops at once: no permission, no bucket, no key.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from typing import IO, Any, TypeVar
+
+from edm_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
+TRIES, FIRST_WAIT_S, LONGEST_WAIT_S = 8, 0.2, 20.0
+CONNECT_S, READ_S = 10.0, 30.0
+"""How long a connection may take to open, and to bring the next bytes."""
+MULTIPART_BYTES = 64 << 20
+"""Larger objects are uploaded in parts; what fails is aborted, so no parts stay behind to be paid for."""
+PART_BYTES, MOST_PARTS, PART_THREADS = 16 << 20, 10_000, 4
+_BLOCK = 1 << 20
+_AGAIN = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError", "ServiceUnavailable"}
+_AGAIN |= {"ConditionalRequestConflict", "OperationAborted", "RequestLimitExceeded", "TooManyRequestsException"}
+_MISSING = {"NoSuchKey", "404", "NotFound"}
+Value = TypeVar("Value")
+
+
+class NotFound(InputError):
+    """There is no such file."""
+
+
+class StorageError(OSError):
+    """Storage did not do it, however often it was asked."""
+
+
+_guard = threading.Lock()
+
+
+def client() -> Any:
+    """The process's client for the endpoint and credentials that the environment names now."""
+    names: tuple[str, ...] = (
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_PROFILE",
+    )
+    names += ("AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
+    with _guard:  # making a client is not thread-safe, using one is
+        return _client(os.getpid(), tuple(os.environ.get(name) for name in names))
+
+
+@lru_cache(maxsize=8)
+def _client(pid: int, settings: tuple[str | None, ...]) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    config = Config(
+        connect_timeout=CONNECT_S,
+        read_timeout=READ_S,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=64,
+        tcp_keepalive=True,
+    )
+    return boto3.session.Session(region_name=region).client("s3", config=config)
+
+
+def split(uri: str) -> tuple[str, str]:
+    """``s3://bucket/key`` -> (bucket, key)."""
+    bucket, _, key = uri.removeprefix("s3://").rstrip("/").partition("/")
+    return bucket, key
+
+
+def read(uri: str) -> bytes:
+    """A whole object, as `download`."""
+    sink = io.BytesIO()
+    download(uri, sink)
+    return sink.getvalue()
+
+
+def download(uri: str, sink: IO[bytes]) -> None:
+    """A whole object into a file. A cut or slow connection is taken up where it broke, if the object is still the same.
+
+    Raises NotFound, InputError (no permission, no bucket, replaced while it was read), StorageError; what writing to
+    ``sink`` raises goes through.
+    """
+    bucket, key = split(uri)
+    got, tag, size = 0, "", -1
+    trouble: list[OSError] = []
+
+    def go_on() -> None:
+        nonlocal got, tag, size
+        more = {"Range": f"bytes={got}-", "IfMatch": tag} if got else {}
+        answer = client().get_object(Bucket=bucket, Key=key, **more)
+        if not got:
+            tag, size = answer["ETag"], answer["ContentLength"]
+        elif answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
+            got = 0  # a store that does not know ranges sends all of it again
+            sink.seek(0)
+        with answer["Body"] as body:
+            while block := body.read(_BLOCK):
+                try:
+                    sink.write(block)
+                except OSError as error:
+                    trouble.append(error)
+                    return
+                got += len(block)
+        if got != size:
+            raise ConnectionError(f"{got:,} of {size:,} bytes arrived")
+
+    _persist(go_on, uri, "s3:GetObject", progress=lambda: got)
+    if trouble:
+        raise trouble[0]
+
+
+def size(uri: str) -> int | None:
+    """Bytes of an object; None when there is none."""
+    bucket, key = split(uri)
+    try:
+        answer = _persist(lambda: client().head_object(Bucket=bucket, Key=key), uri, "s3:GetObject")
+    except NotFound:
+        return None
+    return int(answer["ContentLength"])
+
+
+def write(uri: str, content: bytes, only_new: bool = False) -> bool:
+    """Put an object, whole or not at all. only_new: not over another one, even if both are put at the same moment;
+    False when there is one."""
+    bucket, key = split(uri)
+    if len(content) > MULTIPART_BYTES and not only_new:
+        _multipart(uri, bucket, key, memoryview(content))
+        return True
+    condition = {"IfNoneMatch": "*"} if only_new else {}
+    try:
+        _persist(lambda: client().put_object(Bucket=bucket, Key=key, Body=content, **condition), uri, "s3:PutObject")
+    except _Exists:
+        return False
+    return True
+
+
+def _multipart(uri: str, bucket: str, key: str, content: memoryview) -> None:
+    part_bytes = max(PART_BYTES, -(-len(content) // MOST_PARTS))
+    start = _persist(lambda: client().create_multipart_upload(Bucket=bucket, Key=key), uri, "s3:PutObject")
+    upload = {"Bucket": bucket, "Key": key, "UploadId": start["UploadId"]}
+    stop = threading.Event()
+
+    def put(number: int) -> dict[str, Any]:
+        if stop.is_set():
+            raise StorageError(f"{uri}: the upload was given up")
+        body = bytes(content[(number - 1) * part_bytes : number * part_bytes])
+        answer = _persist(
+            lambda: client().upload_part(**upload, PartNumber=number, Body=body), uri, "s3:PutObject", stop=stop.is_set
+        )
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    try:
+        numbers = range(1, -(-len(content) // part_bytes) + 1)
+        with ThreadPoolExecutor(PART_THREADS, thread_name_prefix="upload") as pool:
+            try:
+                parts = list(pool.map(put, numbers))
+            except BaseException:
+                stop.set()
+                raise
+        done = {"Parts": parts}
+        _persist(lambda: client().complete_multipart_upload(**upload, MultipartUpload=done), uri, "s3:PutObject")
+    except BaseException:
+        try:
+            _persist(lambda: client().abort_multipart_upload(**upload), uri, "s3:AbortMultipartUpload", tries=3)
+        except (OSError, InputError) as error:
+            logger.warning("%s: parts of a failed upload may stay behind (%s)", uri, error)
+        raise
+
+
+def listing(uri: str, deep: bool = False) -> Iterator[tuple[str, int | None]]:
+    """(name, bytes) of what lies below a prefix; without ``deep``, directly below: folders have None for bytes."""
+    bucket, key = split(uri)
+    prefix, token = f"{key}/" if key else "", None
+    while True:
+        more = {"ContinuationToken": token} if token else {}
+        if not deep:
+            more["Delimiter"] = "/"
+        page = _persist(partial(client().list_objects_v2, Bucket=bucket, Prefix=prefix, **more), uri, "s3:ListBucket")
+        for folder in page.get("CommonPrefixes", ()):
+            yield folder["Prefix"][len(prefix) : -1], None
+        for item in page.get("Contents", ()):
+            if (name := item["Key"][len(prefix) :]) and not name.endswith("/"):
+                yield name, item["Size"]
+        token = page.get("NextContinuationToken")
+        if not token:
+            return
+
+
+def is_folder(uri: str) -> bool:
+    """Whether anything lies below."""
+    bucket, key = split(uri)
+    prefix = f"{key}/" if key else ""
+    page = _persist(lambda: client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1), uri, "s3:ListBucket")
+    return bool(page.get("KeyCount", len(page.get("Contents", ()))))
+
+
+def delete_below(uri: str) -> None:
+    """Delete every object below a prefix; manifests first, so that a half-deleted directory does not exist."""
+    assert split(uri)[1], "a whole bucket is never deleted"
+    names = [name for name, _ in listing(uri, deep=True)]
+    for name in sorted(names, key=lambda name: not name.endswith("manifest.json")):
+        delete(f"{uri.rstrip('/')}/{name}")
+
+
+def delete(uri: str) -> None:
+    bucket, key = split(uri)
+    _persist(lambda: client().delete_object(Bucket=bucket, Key=key), uri, "s3:DeleteObject")
+
+
+class _Exists(InputError):
+    """A conditional put found an object there."""
+
+
+def _persist(
+    call: Callable[[], Value],
+    uri: str,
+    permission: str,
+    tries: int = TRIES,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[], int] = lambda: 0,
+) -> Value:
+    """Call until it works. Tries count from the last one that brought ``progress``, so long reads may break often."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+    from urllib3.exceptions import HTTPError
+
+    failed, reached = 0, 0
+    while True:
+        try:
+            return call()
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise InputError(
+                f"{uri}: no AWS credentials ({error}); set AWS_PROFILE, the AWS_ variables or an instance role"
+            ) from error
+        except ClientError as error:
+            _stop_at_once(error, uri, permission)
+            why: Exception = error
+        except (BotoCoreError, HTTPError, OSError) as error:
+            why = error
+        if (now := progress()) > reached:
+            failed, reached = 0, now
+        failed += 1
+        if failed >= tries or stop():
+            raise StorageError(f"{uri}: failed {failed} times: {why}") from why
+        wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (failed - 1)) * random.uniform(0.5, 1.0)
+        logger.warning("%s: %s; trying again in %.1f s", uri, why, wait)
+        time.sleep(wait)
+
+
+def _stop_at_once(error: Any, uri: str, permission: str) -> None:
+    """Raise what another try cannot mend; return for what it may."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    bucket = split(uri)[0]
+    if code in _AGAIN or status >= 500 or status == 429:
+        return
+    if code == "NoSuchBucket":
+        raise InputError(f"{uri}: there is no bucket {bucket!r} (at this endpoint)") from error
+    if code in _MISSING or status == 404:
+        raise NotFound(f"{uri}: no such file") from error
+    if status == 412 and permission == "s3:PutObject":
+        raise _Exists(uri) from error
+    if status == 412:
+        raise InputError(f"{uri}: was replaced while it was read; run the same command again") from error
+    if status in (401, 403):
+        hint = "" if permission != "s3:GetObject" else f" (or s3:ListBucket on {bucket}, if the key is not there)"
+        raise InputError(
+            f"{uri}: access denied ({code}): the credentials lack {permission} on this key{hint}; not tried again"
+        ) from error
+    raise InputError(f"{uri}: S3 refused: {error}") from error
