@@ -106,23 +106,30 @@ def check_weights(weights: str, sha256: str | None) -> str:
     return ""
 
 
-def probe(question: Question, token: str, temp_dir: str) -> Answer:
-    """Everything about the node this runs on."""
+def versions() -> dict[str, str]:
+    """What must be the same on all nodes."""
     import torch
 
     from edm_ray import __version__
+
+    return {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "ray": ray.__version__,
+        "torch": str(torch.__version__),  # torch's own type of string would have the reader import torch
+        "edm_ray": f"{__version__} ({source_hash()})",
+    }
+
+
+def probe(question: Question, token: str, temp_dir: str) -> Answer:
+    """Everything about the node this runs on."""
+    import torch
 
     node = ray.util.get_node_ip_address()
     devices = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     place = temp_dir if Path(temp_dir).is_dir() else "/tmp"
     return Answer(
         node=f"{node}/{ray.get_runtime_context().get_node_id()[:6]}",
-        versions={
-            "python": ".".join(map(str, sys.version_info[:3])),
-            "ray": ray.__version__,
-            "torch": torch.__version__,
-            "edm_ray": f"{__version__} ({source_hash()})",
-        },
+        versions=versions(),
         gpus=devices,
         cpus=float(os.cpu_count() or 0),
         memory=_free_memory(),

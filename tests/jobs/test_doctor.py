@@ -155,3 +155,16 @@ def test_a_healthy_machine_and_a_sick_one(ray_session, tmp_path, capsys):
     assert out.count("FAIL") == 3 == out.count("fix:") and "3 of 14 checks failed" in out
     for word in ("FAIL  storage", "FAIL  extractor weights", "FAIL  devices"):
         assert word in out
+
+
+def test_an_answer_travels_without_torch():
+    """Reading it must not import torch, nor anything else that the asking side has not got."""
+    import pickle
+    import subprocess
+    import sys
+
+    from edm_ray.orchestration.probe import versions
+
+    content = pickle.dumps(versions())
+    script = f"import pickle, sys; pickle.loads({content!r}); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
