@@ -41,6 +41,10 @@ _POLL_S = 0.02
 Put = Callable[[int, Pixels, Labels], None]
 
 
+class CacheFull(InputError):
+    """What is in use leaves no room."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cache:
     """A folder on a local disk, and how many bytes it may hold."""
@@ -80,6 +84,9 @@ class Entry:
         self._map = mmap.mmap(handle.fileno(), 0, prot=mmap.PROT_READ)
         self.images: Pixels = np.frombuffer(self._map, np.uint8, size).reshape(shape)
         self.labels: Labels = np.frombuffer(self._map, np.int64, shape[0], _labels_at(size))
+
+    def announce(self, rows: Labels) -> None:
+        """All of it is there."""
 
     def take(self, rows: Labels) -> tuple[Pixels, Labels]:
         """Copies of these rows; what was mapped for them does not stay in this process's memory."""
@@ -145,6 +152,27 @@ def entry(cache: Cache, key: str, shape: tuple[int, ...], what: str, fill: Calla
                 "end that process and run this one again"
             )
         time.sleep(_POLL_S)
+
+
+def sound_entry(
+    cache: Cache, key: str, shape: tuple[int, ...], what: str, fill: Callable[[Put], None], check_up_to: int
+) -> Entry:
+    """As `entry`, compared with its hashes when it is not larger than ``check_up_to`` bytes; made anew, once, when it
+    was changed on disk."""
+    for again in (True, False):
+        found = entry(cache, key, shape, what, fill)
+        if found.images.nbytes > check_up_to:
+            return found
+        try:
+            found.check()
+        except IntegrityError as error:
+            found.close()
+            if not again:
+                raise InputError(f"{error} (twice in a row: is the disk sound?)") from error
+            logger.warning("%s", error)
+        else:
+            return found
+    raise AssertionError("unreachable")
 
 
 def _labels_at(pixel_bytes: int) -> int:
@@ -274,7 +302,7 @@ def _reserve(cache: Cache, handle: IO[bytes], size: int, what: str) -> None:
     with (cache.folder / ".evict.lock").open("a+b") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         _clear_dead_parts(cache, Path(handle.name))
-        used = {path: path.stat() for path in cache.folder.iterdir() if path.suffix in (".pixels", ".part")}
+        used = _files(cache)
         total = sum(status.st_size for status in used.values())
         for path, status in sorted(used.items(), key=lambda item: item[1].st_mtime_ns):
             if total + size <= cache.limit:
@@ -282,7 +310,7 @@ def _reserve(cache: Cache, handle: IO[bytes], size: int, what: str) -> None:
             if path.suffix == ".pixels" and _evict(path):
                 total -= status.st_size
         if total + size > cache.limit:
-            raise InputError(
+            raise CacheFull(
                 f"{cache.folder}: holds {total / 2**30:.3g} GiB that are in use; {what} needs {size / 2**30:.3g} GiB "
                 f"and the limit is {cache.limit / 2**30:.3g} GiB: raise cache_gib (EDM_RAY_CACHE_GIB), or wait"
             )
@@ -290,6 +318,14 @@ def _reserve(cache: Cache, handle: IO[bytes], size: int, what: str) -> None:
             os.posix_fallocate(handle.fileno(), 0, size)
         else:
             os.truncate(handle.fileno(), size)
+
+
+def _files(cache: Cache) -> dict[Path, os.stat_result]:
+    """Entries and parts. Looked at again when one was renamed or deleted meanwhile, so that none is missed."""
+    while True:
+        paths = [path for path in cache.folder.iterdir() if path.suffix in (".pixels", ".part")]
+        with suppress(FileNotFoundError):
+            return {path: path.stat() for path in paths}
 
 
 def _evict(path: Path) -> bool:

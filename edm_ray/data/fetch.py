@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from edm_ray.data.format import Labels, Pixels
 from edm_ray.data.manifest import DataSet, Shard
 from edm_ray.data.verify import read_verified
-from edm_ray.errors import IntegrityError
+from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage.uris import NotFound
 
 POLICIES = ("raise", "skip")
@@ -65,3 +65,11 @@ def fetch(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def stand_in(dataset: DataSet, number: int, lost: Lost) -> int:
+    """This shard, or when it is lost the next one that is not. Raises InputError when there is none."""
+    for step in range(len(dataset.shards)):
+        if dataset.shards[other := (number + step) % len(dataset.shards)].name not in lost.shards:
+            return other
+    raise InputError(f"{dataset.uri}: not one shard is whole; the first: {next(iter(lost.shards.values()))}")

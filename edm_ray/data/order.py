@@ -6,6 +6,8 @@ Nothing is stored and nothing is iterated, so resuming at any image count with a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -34,21 +36,30 @@ def _feistel(x: Words, keys: Words, half_bits: int) -> Words:
     return (left << shift) | right
 
 
-def sample_indices(positions: Positions, num_rows: int, seed: int) -> Positions:
+def permute(items: Positions, sizes: Positions, bound: int, keys: Positions, purpose: str, seed: int) -> Positions:
+    """A keyed permutation of [0, sizes[i]) for each item: int64 [B] in [0, sizes) -> int64 [B] in [0, sizes).
+
+    Items with the same key are permuted among each other, whichever of them are asked for; ``bound`` is at least as
+    large as every size, and decides, with key and seed, which permutation it is: a Feistel bijection on the next power
+    of four, walked until it lands inside.
+    """
+    half_bits = max(1, ((bound - 1).bit_length() + 1) // 2)
+    with np.errstate(over="ignore"):
+        mixed = _mix(keys.astype(np.uint64), np.uint64(stream_key(purpose, seed)))
+        result, limits = _feistel(items.astype(np.uint64), mixed, half_bits), sizes.astype(np.uint64)
+        while (outside := result >= limits).any():
+            result[outside] = _feistel(result[outside], mixed[outside], half_bits)
+    return result.astype(np.int64)
+
+
+def sample_indices(positions: Positions, num_rows: int, seed: int, purpose: str = "order") -> Positions:
     """Which row of the data set stands at each position.
 
-    positions: int64 [B] >= 0 -> int64 [B] in [0, num_rows). Every epoch is a permutation of the rows, each another one:
-    a keyed Feistel bijection on the next power of four, walked until it lands inside [0, num_rows).
+    positions: int64 [B] >= 0 -> int64 [B] in [0, num_rows). Every epoch is a permutation of the rows, each another one.
     """
     assert num_rows >= 1 and positions.dtype == np.int64
     epoch, sample = np.divmod(positions, num_rows)
-    half_bits = max(1, ((num_rows - 1).bit_length() + 1) // 2)
-    with np.errstate(over="ignore"):
-        keys = _mix(epoch.astype(np.uint64), np.uint64(stream_key("order", seed)))
-        result = _feistel(sample.astype(np.uint64), keys, half_bits)
-        while (outside := result >= num_rows).any():
-            result[outside] = _feistel(result[outside], keys[outside], half_bits)
-    return result.astype(np.int64)
+    return permute(sample, np.full_like(sample, num_rows), num_rows, epoch, purpose, seed)
 
 
 def rank_positions(images_seen: int, batch_size: int, rank: int, world_size: int, lanes: int) -> Positions:
@@ -60,3 +71,20 @@ def rank_positions(images_seen: int, batch_size: int, rank: int, world_size: int
     positions = np.arange(images_seen, images_seen + batch_size, dtype=np.int64)
     mine: Positions = positions[(positions % lanes) % world_size == rank]
     return mine
+
+
+def shares(
+    images_seen: int,
+    total: int,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    lanes: int,
+    micro_batch: int | None = None,
+) -> Iterator[Positions]:
+    """This rank's positions from ``images_seen`` up to ``total``, batch by batch, each in parts of ``micro_batch``."""
+    for first in range(images_seen, total, batch_size):
+        mine = rank_positions(first, batch_size, rank, world_size, lanes)
+        size = micro_batch or max(1, len(mine))
+        for start in range(0, len(mine), size):
+            yield mine[start : start + size]

@@ -6,7 +6,8 @@ import logging
 import math
 import threading
 import uuid
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -14,12 +15,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from edm_ray.data.cache import Cache, Entry, Put, entry, open_cache
-from edm_ray.data.fetch import POLICIES, Lost, fetch
+from edm_ray.data.blocks import BlockOrder
+from edm_ray.data.cache import Cache, Entry, Put, open_cache, sound_entry
+from edm_ray.data.fetch import POLICIES, Lost, fetch, stand_in
 from edm_ray.data.format import Labels, Pixels
-from edm_ray.data.manifest import DataSet, Shard
+from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import sample_indices
 from edm_ray.data.prefetch import Prefetch
+from edm_ray.data.stream import Stream
 from edm_ray.data.verify import read_verified
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage.uris import NotFound
@@ -29,14 +32,23 @@ IN_MEMORY_BYTES = 16 << 20
 """Data sets up to this size (decoded) are decoded into memory by every process and leave no file."""
 CHECK_AT_ONCE_BYTES = 256 << 20
 """A cached data set up to this size is compared with its hashes before it is used; a larger one while it is used."""
+ORDERS = ("rows", "blocks")
+ANNOUNCED_BATCHES = 32
+"""With order "blocks", shards are asked for so many batches before their rows are."""
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Source(Protocol):
     """Decoded rows of a data set."""
 
-    images: Pixels
-    labels: Labels
+    @property
+    def images(self) -> Pixels: ...
+
+    @property
+    def labels(self) -> Labels: ...
+
+    def announce(self, rows: Labels) -> None:
+        """These rows will be asked for soon."""
 
     def take(self, rows: Labels) -> tuple[Pixels, Labels]:
         """Copies of rows, in this order: uint8 [B, C, H, W], int64 [B]."""
@@ -55,6 +67,9 @@ class InMemory:
         part = slice(first, first + len(images))
         self.images[part], self.labels[part] = images, labels
 
+    def announce(self, rows: Labels) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -62,8 +77,10 @@ class InMemory:
 class Reader:
     """Images and labels by position of the training order. Made by `open_reader`; close it, or use it as a context."""
 
-    def __init__(self, dataset: DataSet, source: Source, xflip: bool, lost: Lost) -> None:
-        self.dataset, self.xflip, self.lost = dataset, xflip, lost
+    def __init__(
+        self, dataset: DataSet, source: Source, xflip: bool, lost: Lost, order: BlockOrder | None = None
+    ) -> None:
+        self.dataset, self.xflip, self.lost, self._order = dataset, xflip, lost, order
         self._source, self._prefetch = source, Prefetch()
         self._closed = threading.Event()
         self._damage: Exception | None = None
@@ -100,7 +117,7 @@ class Reader:
 
         `at` gives the same with or without; positions that were not announced are read on the spot.
         """
-        self._prefetch.start(lambda positions: self._read(positions, seed), batches, seed, depth)
+        self._prefetch.start(lambda positions: self._read(positions, seed), self._announced(batches, seed), seed, depth)
 
     def close(self) -> None:
         """End the threads and let go of the cache's file. Images already given out stay good."""
@@ -117,13 +134,33 @@ class Reader:
         self.close()
 
     def _read(self, positions: np.ndarray, seed: int) -> Batch:
-        samples = self.dataset.rows * (2 if self.xflip else 1)
-        mirrored, rows = np.divmod(sample_indices(positions, samples, seed), self.dataset.rows)
+        rows, mirrored = self._locate(positions, seed)
         images, labels = self._source.take(rows)
         if self.xflip:
             images[mirrored == 1] = images[mirrored == 1, :, :, ::-1]
         pixels, numbers = torch.from_numpy(images), torch.from_numpy(labels)
         return (pixels.pin_memory(), numbers.pin_memory()) if torch.cuda.is_available() else (pixels, numbers)
+
+    def _locate(self, positions: Labels, seed: int) -> tuple[Labels, Labels]:
+        if self._order is not None:
+            return self._order.locate(positions, seed)
+        mirrored, rows = np.divmod(
+            sample_indices(positions, self.dataset.rows * (1 + self.xflip), seed), self.dataset.rows
+        )
+        return rows, mirrored
+
+    def _announced(self, batches: Iterable[np.ndarray], seed: int) -> Iterator[np.ndarray]:
+        """The batches; those to come are announced, so that their shards are fetched while others are served."""
+        if self._order is None:
+            yield from batches
+            return
+        ahead: deque[np.ndarray] = deque()
+        for positions in batches:
+            self._source.announce(self._order.locate(positions, seed)[0])
+            ahead.append(positions)
+            if len(ahead) > ANNOUNCED_BATCHES:
+                yield ahead.popleft()
+        yield from ahead
 
     def _check(self, source: Entry) -> None:
         try:
@@ -140,6 +177,9 @@ def open_reader(
     cache_gib: float | None = None,
     on_damage: str = "raise",
     threads: int = 8,
+    order: str = "rows",
+    lanes: int = 24,
+    block_shards: int = 2,
 ) -> Reader:
     """Decode a data set, or map what a process of this node has decoded, and serve it.
 
@@ -148,10 +188,20 @@ def open_reader(
     16 MiB stays in memory. threads: shards fetched and decoded at a time.
     on_damage: "raise" (IntegrityError naming the first bad shard) or "skip": rows of a shard that is missing or damaged
     are replaced by rows of the next good one; `Reader.lost` counts and names them. Nothing incomplete is cached.
+    order: "rows" (a perfect permutation; the decoded data set must fit the cache) or "blocks" (`BlockOrder`, with
+    ``lanes``, which must be those of `rank_positions`, and ``block_shards``; only the shards in use must fit). They are
+    two different orders, so the size of a cache never chooses between them.
     """
+    if order not in ORDERS:
+        raise InputError(f"order={order!r}: allowed are {', '.join(ORDERS)}")
     if on_damage not in POLICIES:
         raise InputError(f"on_damage={on_damage!r}: allowed are {', '.join(POLICIES)}")
     lost = Lost()
+    if order == "blocks":
+        blocks = BlockOrder(tuple(shard.rows for shard in dataset.shards), lanes, xflip, block_shards)
+        cache = open_cache(None if cache_dir is None else str(cache_dir), cache_gib)
+        stream = Stream(dataset, cache, threads, lost if on_damage == "skip" else None)
+        return Reader(dataset, stream, xflip, lost, blocks)
     if dataset.rows * _row_bytes(dataset) <= IN_MEMORY_BYTES:
         memory = InMemory((dataset.rows, *_shape(dataset)))
         _decode(dataset, memory.put, threads, lost if on_damage == "skip" else None)
@@ -177,27 +227,10 @@ def _row_bytes(dataset: DataSet) -> int:
 
 
 def _cached(dataset: DataSet, cache: Cache, key: str, threads: int, lost: Lost | None) -> Entry:
-    """The data set's entry of the cache, made when it is not there; made anew, once, when it was changed on disk."""
-    for again in (True, False):
-        found = entry(
-            cache,
-            key,
-            (dataset.rows, *_shape(dataset)),
-            f"data set {dataset.name} ({dataset.uri})",
-            lambda put: _decode(dataset, put, threads, lost),
-        )
-        if found.images.nbytes > CHECK_AT_ONCE_BYTES:
-            return found
-        try:
-            found.check()
-        except IntegrityError as error:
-            found.close()
-            if not again:
-                raise
-            logger.warning("%s", error)
-        else:
-            return found
-    raise AssertionError("unreachable")
+    """The data set's entry of the cache, made when it is not there."""
+    what = f"data set {dataset.name} ({dataset.uri})"
+    shape = (dataset.rows, *_shape(dataset))
+    return sound_entry(cache, key, shape, what, lambda put: _decode(dataset, put, threads, lost), CHECK_AT_ONCE_BYTES)
 
 
 def _decode(dataset: DataSet, put: Put, threads: int, lost: Lost | None) -> None:
@@ -209,14 +242,6 @@ def _decode(dataset: DataSet, put: Put, threads: int, lost: Lost | None) -> None
     logger.warning("%s: %d of %d shards are lost", dataset.uri, len(lost.shards), len(shards))
     for number, shard in enumerate(shards):
         if shard.name in lost.shards:
-            images, labels = read_verified(dataset, stand_in(dataset, number, lost))
+            images, labels = read_verified(dataset, shards[stand_in(dataset, number, lost)])
             rows = np.arange(shard.rows) % len(images)
             put(shard.first_row, images[rows], labels[rows])
-
-
-def stand_in(dataset: DataSet, number: int, lost: Lost) -> Shard:
-    """The next shard after ``number`` that is not lost. Raises InputError when there is none."""
-    for step in range(1, len(dataset.shards)):
-        if (shard := dataset.shards[(number + step) % len(dataset.shards)]).name not in lost.shards:
-            return shard
-    raise InputError(f"{dataset.uri}: not one shard is whole; the first: {next(iter(lost.shards.values()))}")
