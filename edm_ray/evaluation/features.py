@@ -14,6 +14,7 @@ import torch
 
 from edm_ray.errors import InputError, IntegrityError, nearest
 from edm_ray.evaluation.digits_classifier import DIM, DigitsClassifier
+from edm_ray.evaluation.dinov2 import INPUT, MEAN, STD, dinov2_from_state
 from edm_ray.evaluation.extractor import Extractor
 from edm_ray.evaluation.torchvision_shim import ensure_torchvision
 
@@ -155,8 +156,26 @@ def _clip(path: Path, digest: str, device: str) -> Extractor:
     return Extractor("clip", lambda x: module(x)[0], dim, 14, 25, digest, three_channels("clip"), None, device)
 
 
+def _dinov2(path: Path, digest: str, device: str) -> Extractor:
+    """FD-DINOv2 (Stein et al. 2023): class token of DINOv2, images resized and normalised as in torch-fidelity."""
+    network = dinov2_from_state(read_state(path), str(path)).to(device)
+    ensure_torchvision()
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
+
+    mean, std = (255.0 * torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        large = resize(images.to(torch.float32), size=(INPUT, INPUT), align_corners=False)
+        values: torch.Tensor = network((large - mean) / std)
+        return values
+
+    dim = network.cls_token.shape[-1]
+    return Extractor("dinov2", features, dim, 14, 25, digest, three_channels("dinov2"), None, device)
+
+
 EXTRACTORS: dict[str, Callable[[Path, str, str], Extractor]] = {
     "inception": _inception,
     "digits": _digits,
     "clip": _clip,
+    "dinov2": _dinov2,
 }
