@@ -8,30 +8,27 @@ entry is made, shared on the entry itself while it is mapped, so that eviction l
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import logging
 import mmap
 import os
-import re
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from edm_ray.data.format import Labels, Pixels
+from edm_ray.data.room import Cache, reserve, space_is_said, try_lock
 from edm_ray.errors import InputError, IntegrityError
 
 logger = logging.getLogger(__name__)
-DEFAULT_GIB = 64.0
 STALL_S = 600.0
 """A writer that has not written for so long is taken for stuck, and those who wait for it give up."""
 RESIDENT_BYTES = 8 << 20
@@ -39,40 +36,6 @@ RESIDENT_BYTES = 8 << 20
 _MAGIC = b"edmcache"
 _POLL_S = 0.02
 Put = Callable[[int, Pixels, Labels], None]
-
-
-class CacheFull(InputError):
-    """What is in use leaves no room."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cache:
-    """A folder on a local disk, and how many bytes it may hold."""
-
-    folder: Path
-    limit: int
-
-
-def open_cache(cache_dir: str | None = None, cache_gib: float | None = None) -> Cache:
-    """The node's cache: the arguments, else EDM_RAY_CACHE and EDM_RAY_CACHE_GIB, else ~/.cache/edm_ray and 64 GiB.
-
-    Raises InputError when the folder cannot be written or the limit is not a positive number.
-    """
-    said = cache_gib if cache_gib is not None else os.environ.get("EDM_RAY_CACHE_GIB", DEFAULT_GIB)
-    try:
-        gib = float(said)
-    except ValueError:
-        gib = -1.0
-    if not 0 < gib < float("inf"):
-        raise InputError(f"EDM_RAY_CACHE_GIB (cache_gib) = {said!r}: a number of GiB above 0 is expected")
-    folder = Path(cache_dir or os.environ.get("EDM_RAY_CACHE") or "~/.cache/edm_ray").expanduser().absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, "not writable")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be the cache: {error.strerror}; set EDM_RAY_CACHE to a folder") from error
-    return Cache(folder=folder, limit=int(gib * 2**30))
 
 
 class Entry:
@@ -137,14 +100,9 @@ def entry(cache: Cache, key: str, shape: tuple[int, ...], what: str, fill: Calla
         if (found := _open(path, shape)) is not None:
             return found
         with lock.open("a+b") as held:
-            if _try_lock(held):
+            if try_lock(held):
                 # Another process may have finished between the look and the lock.
-                if (found := _open(path, shape)) is None:
-                    _make(cache, key, path, shape, what, fill)
-                    found = _open(path, shape)
-                if found is None:
-                    raise IntegrityError(f"{path}: vanished or changed as soon as it was written: is the disk sound?")
-                return found
+                return _open(path, shape) or _make(cache, key, path, shape, what, fill)
         last = max([waited, *(time.monotonic() - (time.time() - t) for t in _written(cache, key))])
         if time.monotonic() - last > STALL_S:
             raise InputError(
@@ -184,14 +142,6 @@ def _size(shape: tuple[int, ...]) -> int:
     return _labels_at(int(np.prod(shape))) + 8 * shape[0]
 
 
-def _try_lock(handle: IO[bytes], kind: int = fcntl.LOCK_EX) -> bool:
-    try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _written(cache: Cache, key: str) -> Iterator[float]:
     for part in cache.folder.glob(f".{key}.*.part"):
         with suppress(FileNotFoundError):
@@ -228,7 +178,7 @@ def _open(path: Path, shape: tuple[int, ...]) -> Entry | None:
         raise
 
 
-def _make(cache: Cache, key: str, path: Path, shape: tuple[int, ...], what: str, fill: Callable[[Put], None]) -> None:
+def _make(cache: Cache, key: str, path: Path, shape: tuple[int, ...], what: str, fill: Callable[[Put], None]) -> Entry:
     """Write the entry under another name, make it durable, rename it. The caller holds the writer's lock."""
     part = cache.folder / f".{key}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part"
     size, row_bytes = _size(shape), int(np.prod(shape[1:]))
@@ -237,8 +187,8 @@ def _make(cache: Cache, key: str, path: Path, shape: tuple[int, ...], what: str,
     parts: list[dict[str, object]] = []
     guard = threading.Lock()
     try:
-        with _space_is_said(cache, size, what), part.open("x+b") as handle:
-            _reserve(cache, handle, size, what)
+        with space_is_said(cache, size, what), part.open("x+b") as handle:
+            reserve(cache, handle, size, what)
             fd = handle.fileno()
 
             def put(first: int, images: Pixels, labels: Labels) -> None:
@@ -256,8 +206,12 @@ def _make(cache: Cache, key: str, path: Path, shape: tuple[int, ...], what: str,
             about = json.dumps({"what": what, "shape": list(shape), "parts": parts}).encode()
             _pwrite(fd, memoryview(about + len(about).to_bytes(8, "little") + _MAGIC), size)
             os.fsync(fd)
-        part.replace(path)
-        _sync_folder(cache.folder)
+            fcntl.flock(handle, fcntl.LOCK_SH)  # so that it is not evicted between here and its use
+            part.replace(path)
+            _sync_folder(cache.folder)
+            if (made := _open(path, shape)) is None:
+                raise IntegrityError(f"{path}: vanished or changed as soon as it was written: is the disk sound?")
+            return made
     finally:
         part.unlink(missing_ok=True)
 
@@ -275,75 +229,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-@contextmanager
-def _space_is_said(cache: Cache, size: int, what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        status = os.statvfs(cache.folder)
-        raise InputError(
-            f"{cache.folder}: no space left to cache {what}: {size / 2**30:.3g} GiB are needed, "
-            f"{status.f_bavail * status.f_frsize / 2**30:.3g} GiB are free; free some, or set EDM_RAY_CACHE to a "
-            "larger local disk"
-        ) from error
-
-
-def _reserve(cache: Cache, handle: IO[bytes], size: int, what: str) -> None:
-    """Room for ``size`` bytes below the limit, on disk at once: entries not in use go, least recently used first."""
-    if size > cache.limit:
-        raise InputError(
-            f"{what}: {size / 2**30:.3g} GiB decoded, the cache {cache.folder} may hold {cache.limit / 2**30:.3g} GiB; "
-            'raise cache_gib (EDM_RAY_CACHE_GIB), or read it with order="blocks"'
-        )
-    with (cache.folder / ".evict.lock").open("a+b") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        _clear_dead_parts(cache, Path(handle.name))
-        used = _files(cache)
-        total = sum(status.st_size for status in used.values())
-        for path, status in sorted(used.items(), key=lambda item: item[1].st_mtime_ns):
-            if total + size <= cache.limit:
-                break
-            if path.suffix == ".pixels" and _evict(path):
-                total -= status.st_size
-        if total + size > cache.limit:
-            raise CacheFull(
-                f"{cache.folder}: holds {total / 2**30:.3g} GiB that are in use; {what} needs {size / 2**30:.3g} GiB "
-                f"and the limit is {cache.limit / 2**30:.3g} GiB: raise cache_gib (EDM_RAY_CACHE_GIB), or wait"
-            )
-        if hasattr(os, "posix_fallocate"):  # so that a full disk is seen now, not after an hour of decoding
-            os.posix_fallocate(handle.fileno(), 0, size)
-        else:
-            os.truncate(handle.fileno(), size)
-
-
-def _files(cache: Cache) -> dict[Path, os.stat_result]:
-    """Entries and parts. Looked at again when one was renamed or deleted meanwhile, so that none is missed."""
-    while True:
-        paths = [path for path in cache.folder.iterdir() if path.suffix in (".pixels", ".part")]
-        with suppress(FileNotFoundError):
-            return {path: path.stat() for path in paths}
-
-
-def _evict(path: Path) -> bool:
-    """Delete an entry unless a process has it mapped."""
-    with suppress(FileNotFoundError), path.open("rb") as handle:
-        if not _try_lock(handle):
-            return False
-        path.unlink()
-        logger.info("%s: left the cache to make room", path)
-    return True
-
-
-def _clear_dead_parts(cache: Cache, own: Path) -> None:
-    """Parts whose writer is dead: nobody holds its lock."""
-    for part in cache.folder.glob(".*.part"):
-        match = re.fullmatch(r"\.(.+)\.\d+\.[0-9a-f]+\.part", part.name)
-        if part == own or match is None:
-            continue
-        with (cache.folder / f".{match[1]}.lock").open("a+b") as held:
-            if _try_lock(held):
-                part.unlink(missing_ok=True)

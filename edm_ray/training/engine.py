@@ -18,7 +18,7 @@ from edm_ray.checkpoint import save_model
 from edm_ray.checkpoint.store import Checkpoint
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
-from edm_ray.data.order import rank_positions
+from edm_ray.data.order import rank_positions, shares
 from edm_ray.data.reader import Reader, open_reader
 from edm_ray.errors import InputError
 from edm_ray.networks.build import build_denoiser
@@ -177,6 +177,8 @@ def train(
     if checkpoint is not None:
         trainer.restore(checkpoint)
     total = math.ceil(config.total_kimg * 1000 / config.batch_size) * config.batch_size
+    where = (config.batch_size, place.rank, place.world_size, config.lanes, config.micro_batch)
+    pixels.follow(shares(trainer.images_seen, total, *where), config.seed)
     log = MetricsLog(run_uri, trainer.images_seen) if place.rank == 0 else None
     writer = BackgroundWriter()
     watch = Stopwatch(trainer.images_seen)
@@ -213,6 +215,7 @@ def train(
             if stop:
                 raise Stopped(f"{run_uri}: stopped at {trainer.images_seen:,} images, checkpoint written")
     finally:
+        pixels.close()
         writer.close()
     if place.rank == 0:
         about = {**about, "images_seen": trainer.images_seen}

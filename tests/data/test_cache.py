@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from edm_ray.data import cache as caching
-from edm_ray.data.cache import Cache, entry, open_cache
+from edm_ray.data.cache import entry
+from edm_ray.data.room import Cache, open_cache
 from edm_ray.errors import InputError, IntegrityError
 
 SHAPE = (60, 3, 8, 8)
