@@ -28,7 +28,9 @@ class FidReference:
         self.moments, self.hash = moments, moments.hash
         self.mean, covariance = moments.mean, moments.covariance
         values, vectors = np.linalg.eigh(covariance)
-        kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+        # Largest first: eigvalsh reduces L^T S L from its end, and would lose small eigenvalues that lie at its top.
+        values, vectors = values[::-1], vectors[:, ::-1]
+        kept = values > values[0] * len(values) * np.finfo(np.float64).eps
         self.root: Array = np.ascontiguousarray(vectors[:, kept] * np.sqrt(values[kept]))
         self.trace = float(np.trace(covariance))
 

@@ -124,3 +124,18 @@ def test_moments_survive_their_file():
     assert Moments.from_bytes(a.to_bytes(), "f").hash == a.hash
     with pytest.raises(InputError, match="not a file of moments"):
         Moments.from_bytes(b"nonsense", "f")
+
+
+def test_small_eigenvalues_are_not_lost():
+    """Spread over eleven orders of magnitude, against the singular values of the product of two triangular roots."""
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(64, 64)) * np.logspace(0, -3.5, 64)[:, None]
+    a, b = (
+        Moments.of(np.rint(rng.normal(size=(4000, 64)) @ mix * scale * 2**16).astype(np.int32), "x", 16)
+        for scale in (1.0, 1.2)
+    )
+    s, r = a.covariance, b.covariance
+    cross = np.linalg.svd(np.linalg.cholesky(s).T @ np.linalg.cholesky(r), compute_uv=False).sum()
+    gap = a.mean - b.mean
+    expected = gap @ gap + np.trace(s) + np.trace(r) - 2 * cross
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
