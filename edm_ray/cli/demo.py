@@ -18,12 +18,14 @@ from edm_ray.errors import InputError
 FULL = {
     "train": "",
     "num": "500",  # as many as there are held-out digits: FIDs are compared at equal n
-    "sweep": "--chunk-size 100 --initial-chunks 3 --max-chunks 6 --num-line 5 --num-global 8 --confirm-chunks 5",
+    "sweep": "--chunk-size 100 --initial-chunks 3 --max-chunks 6 --num-line 5 --num-global 8 --num-model 2 "
+    "--confirm-chunks 5 --budget-images 8000",
 }
 QUICK = {
     "train": " --set total_kimg=1.28 tick_kimg=0.64 checkpoint_kimg=0.64",
     "num": "200",
-    "sweep": "--chunk-size 100 --initial-chunks 1 --max-chunks 2 --num-line 2 --num-global 2 --confirm-chunks 2",
+    "sweep": "--chunk-size 100 --initial-chunks 1 --max-chunks 2 --num-line 2 --num-global 2 --num-model 0 "
+    "--confirm-chunks 2",
 }
 
 

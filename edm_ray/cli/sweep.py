@@ -1,4 +1,4 @@
-"""Find the best sampler for a model: S_churn, S_tmin, S_tmax and S_noise, with error bars, as Ray Tune trials.
+"""Find the best sampler for a model, with error bars, as Ray Tune trials: what is searched is said by --space.
 
 Writes OUT/report.html, OUT/best-sampler.yaml and OUT/sweep.json. The same command resumes: chunks of images that were
 evaluated are kept and never generated again."""
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import shlex
 import time
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from edm_ray.errors import InputError
 from edm_ray.evaluation.grids import image_grid
 from edm_ray.report.html import Context, render_report
 from edm_ray.sampling.generate import generate
-from edm_ray.search.controller import Evaluation, SweepController, SweepPlan
+from edm_ray.search.plan import StrategyName, SweepPlan
 from edm_ray.search.result import best_sampler_yaml, result_of
 from edm_ray.search.space import load_space
+from edm_ray.search.strategies import make_strategy
+from edm_ray.search.strategy import Evaluation
 from edm_ray.storage import uris
 
 
@@ -45,18 +48,33 @@ class Args:
     device: str = "cpu"
     labels: str = "random"
     """random (as in the paper), balanced, or a class number."""
+    strategy: StrategyName = "race"
+    """How to search: race (looks everywhere a little, then races the best), or grid, random, optuna (TPE) and asha
+    (successive halving) to compare with."""
+    objective: str = "fid"
+    """fid, or fid,nfe: the front of FID and network evaluations, where the space searches num_steps."""
+    within: float = 2.0
+    """Percent: with fid,nfe the cheapest sampler within so much of the best FID is named."""
+    budget_images: int | None = None
+    """Stop in good order at so many images, confirmation included."""
+    budget_gpu_hours: float | None = None
+    """Stop in good order at so many hours of all workers together; the speed is measured on the first looks."""
     chunk_size: int = 500
     """Images a chunk."""
-    initial_chunks: int = 10
+    initial_chunks: int = SweepPlan.initial_chunks
     """Chunks of a setting's first look."""
-    max_chunks: int = 60
-    """Chunks of the finalists of the race."""
-    num_line: int = 5
-    """Settings on the line of S_churn alone."""
-    num_global: int = 30
-    """Settings over the whole space."""
-    confirm_chunks: int = 100
+    max_chunks: int = SweepPlan.max_chunks
+    """Chunks of the finalists of the race; of every setting of grid, random and optuna."""
+    num_line: int = SweepPlan.num_line
+    """race: settings on the line of S_churn alone."""
+    num_global: int = SweepPlan.num_global
+    """race: settings spread evenly over the space. random, optuna, asha: settings in all."""
+    num_model: int = SweepPlan.num_model
+    """race: settings that a model of the FID proposes."""
+    confirm_chunks: int = SweepPlan.confirm_chunks
     """Chunks of fresh seeds that confirm the winner."""
+    grid_points: int = SweepPlan.grid_points
+    """grid: values that a range of the space is cut into."""
     seed: int = 0
     """Of the search's own choices."""
     real: str | None = None
@@ -75,13 +93,21 @@ def run(args: Args) -> None:
 
     space = load_space(args.space)
     plan = SweepPlan(
+        strategy=args.strategy,
+        objective=tuple(part.strip() for part in args.objective.split(",")),
+        within=args.within,
+        budget_images=args.budget_images,
         chunk_size=args.chunk_size,
         initial_chunks=args.initial_chunks,
         max_chunks=args.max_chunks,
         num_line=args.num_line,
         num_global=args.num_global,
+        num_model=args.num_model,
         confirm_chunks=args.confirm_chunks,
+        grid_points=args.grid_points,
     )
+    if args.budget_gpu_hours is not None and not 0 < args.budget_gpu_hours < math.inf:
+        raise InputError(f"--budget-gpu-hours {args.budget_gpu_hours} is not allowed: greater than 0, finite")
     if args.workers < 1 or args.concurrent < 1:
         raise InputError("--workers and --concurrent must be 1 or more")
     out = uris.absolute(args.out)
@@ -92,8 +118,8 @@ def run(args: Args) -> None:
         n = plan.confirm_chunks * plan.chunk_size
         real = estimate_real(open_dataset(uris.absolute(args.real)), n, reference, extractor, NUM_GROUPS)
     denoiser = model.denoiser()
-    controller = SweepController(space, plan, args.seed, denoiser)
-    say(f"sweep of {space.name}: {plan.describe(len(space.starts))}")
+    strategy = make_strategy(space, plan, args.seed, denoiser)
+    say(f"sweep of {space.name}: {strategy.describe()}")
     if args.dry_run:
         return
     bench = Bench(
@@ -106,8 +132,16 @@ def run(args: Args) -> None:
         device=args.device,
     )
     started = time.monotonic()
-    sweep_on_ray(bench, controller, args.chunk_size, out, TrialLines(), concurrent=args.concurrent)
-    result = result_of(controller)
+    sweep_on_ray(
+        bench,
+        strategy,
+        args.chunk_size,
+        out,
+        TrialLines(),
+        concurrent=args.concurrent,
+        budget_hours=args.budget_gpu_hours,
+    )
+    result = result_of(strategy)
     uris.write_bytes(uris.join(out, "sweep.json"), json.dumps(result.to_dict(), indent=1).encode())
     found = result.of(result.found) or result.require_best()
     say("  sample grids for the report")

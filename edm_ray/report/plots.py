@@ -8,8 +8,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from edm_ray.evaluation.fid import FidEstimate
-from edm_ray.search.controller import DETERMINISTIC
 from edm_ray.search.result import SweepResult
+from edm_ray.search.strategy import DETERMINISTIC
 
 matplotlib.rcParams["svg.hashsalt"] = "edm_ray"
 _INK, _ACCENT, _MUTED = "#24304a", "#c2410c", "#8a94a6"
@@ -24,7 +24,8 @@ def _svg(figure: Figure) -> str:
 
 def fid_against_churn(result: SweepResult, where: str) -> str:
     """FID of the line over S_churn alone, and of deterministic sampling, with 95 % intervals, all at one n."""
-    answers = [t for t in result.trials if t.estimate and t.evaluation.stage in ("line", "baseline")]
+    first = [t for t in result.trials if t.evaluation.seeds == "search" and t.evaluation.chunks == result.first_chunks]
+    answers = [t for t in first if t.estimate]
     line = [t for t in answers if t.evaluation.label in (*result.line, DETERMINISTIC)]
     line.sort(key=lambda t: t.evaluation.settings.s_churn)
     figure = Figure(figsize=(7.2, 3.8))
@@ -53,13 +54,13 @@ def fid_against_churn(result: SweepResult, where: str) -> str:
 
 def fid_of_all(result: SweepResult, where: str) -> str:
     """First look at every sampler, sorted, with 95 % intervals."""
-    first = min((t.evaluation.chunks for t in result.trials if t.evaluation.seeds == "search"), default=0)
+    first = result.first_chunks
     shown: list[tuple[str, FidEstimate]] = [
         (t.evaluation.label, t.estimate)
         for t in result.trials
         if t.estimate and t.evaluation.seeds == "search" and t.evaluation.chunks == first
     ]
-    shown.sort(key=lambda item: -item[1].fid)
+    shown = sorted(shown, key=lambda item: -item[1].fid)[-80:]
     figure = Figure(figsize=(7.2, 0.8 + 0.27 * len(shown)))
     axes = figure.subplots()
     for row, (label, estimate) in enumerate(shown):

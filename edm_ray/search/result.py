@@ -12,8 +12,10 @@ import yaml
 from edm_ray.config.load import merge, parse_yaml, validate
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.errors import InputError
-from edm_ray.evaluation.fid import FidEstimate, paired_difference
-from edm_ray.search.controller import DETERMINISTIC, Answer, SweepController
+from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.search.ledger import Cost, costs
+from edm_ray.search.statistics import Difference, Noise, difference, probability_best
+from edm_ray.search.strategy import DETERMINISTIC, Answer, Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,11 @@ class Confirmed:
     estimate: FidEstimate
     gain: tuple[float, float] | None
     """Debiased FID minus that of deterministic sampling, and the standard error of this paired difference."""
+    against_deterministic: Difference | None
+    against_paper: Difference | None
+    """Minus that of the paper's setting, where the space names one."""
+    probability_best: float
+    """Of having the lowest FID among the confirmed (bootstrap of the groups they share)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +39,30 @@ class SweepResult:
     """The outcome of a sweep; `to_dict` is what sweep.json holds."""
 
     space: str
+    strategy: str
     trials: tuple[Answer, ...]
+    first_chunks: int
+    """Chunks at which most settings were first looked at."""
     line: tuple[str, ...]
     found: str | None
     """The winner of the search."""
     best: str | None
     """What is recommended: the winner, unless fresh seeds show no gain over deterministic sampling; then that."""
+    paper: str | None
+    """The paper's setting, where the space names one."""
     tied: tuple[str, ...]
     confirmed: tuple[Confirmed, ...]
+    front: tuple[str, ...]
+    """With objective nfe: those that nothing cheaper was found to beat, cheapest first."""
+    cheapest: str | None
+    """With objective nfe: the one of fewest evaluations within ``within`` percent of the best FID (by the search)."""
+    within: float
+    noise: Noise | None
     decisions: tuple[str, ...]
+    stopped: str
+    """Why the search ended early; empty if it did not."""
+    costs: tuple[Cost, ...]
+    """By stage, in the order of the stages."""
     images: int
     evaluations: int
     """Network evaluations: images times NFE of their sampler."""
@@ -56,7 +78,7 @@ class SweepResult:
         return entry
 
     def summary(self) -> list[str]:
-        """What was found, in two sentences."""
+        """What was found, in a few sentences."""
         best, found = self.require_best(), self.of(self.found)
         assert found is not None
         tried, chosen, n = len({trial.evaluation.label for trial in self.trials}), found.settings, found.estimate.n
@@ -65,20 +87,37 @@ class SweepResult:
             f"S_tmax {chosen.s_tmax:.3g}, S_noise {chosen.s_noise:.4g}, "
             f"with FID {found.estimate.fid:.3f} +- {found.estimate.se:.3f} on {n} fresh images."
         )
+        return [*self._against_deterministic(best, found, first), *self._more(found)]
+
+    def _against_deterministic(self, best: Confirmed, found: Confirmed, first: str) -> list[str]:
         if found.label == DETERMINISTIC:
             return [first, "Deterministic sampling itself is best here: churn did not help this model on this data."]
-        if found.gain is None:
+        gain = found.against_deterministic
+        if gain is None:
             return [first, "Deterministic sampling could not be evaluated, so there is nothing to compare with."]
-        gap, se = found.gain
-        interval = f"difference {gap:+.3f}, 95 % interval {gap - 2 * se:+.3f} to {gap + 2 * se:+.3f}"
+        interval = _interval(gain)
         if best.label != found.label:
             return [
                 first.replace("Best of", "The search found, of", 1),
                 f"Fresh seeds show no gain over deterministic sampling ({interval}), so that is what is recommended: "
                 f"FID {best.estimate.fid:.3f} +- {best.estimate.se:.3f}.",
             ]
-        verdict = "lower" if gap + 2 * se < 0 else "not clearly different"
+        verdict = "lower" if gain.high < 0 else "not clearly different"
         return [first, f"That is {verdict} against deterministic sampling on the same seeds: {interval}."]
+
+    def _more(self, found: Confirmed) -> list[str]:
+        lines = []
+        if found.against_paper is not None and self.paper != found.label:
+            lines.append(f"Against the paper's setting ({self.paper}): {_interval(found.against_paper)}.")
+        cheapest = self.of(self.cheapest)
+        if cheapest is not None and cheapest.label != found.label:
+            lines.append(
+                f"With {cheapest.settings.nfe} network evaluations instead of {found.settings.nfe} ({cheapest.label}): "
+                f"FID {cheapest.estimate.fid:.3f} +- {cheapest.estimate.se:.3f}; chosen to be within {self.within:g} %."
+            )
+        if self.stopped:
+            lines.append(f"The search ended early: {self.stopped}.")
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; infinities as strings, since JSON has none."""
@@ -94,73 +133,112 @@ class SweepResult:
         return content
 
 
-def result_of(controller: SweepController) -> SweepResult:
-    """Read the result off a controller (finished or not: what there is so far)."""
-    trials = tuple(controller.answers[key] for key in controller.answers)
-    baseline = controller.estimate(DETERMINISTIC, controller.plan.confirm_chunks, "confirm")
-    confirmed = []
-    for answer in trials:
-        if answer.evaluation.stage != "confirm" or answer.estimate is None:
-            continue
-        label = answer.evaluation.label
-        compare = baseline is not None and label != DETERMINISTIC
-        gain = paired_difference(answer.estimate, baseline) if compare and baseline is not None else None
-        confirmed.append(
-            Confirmed(label=label, settings=answer.evaluation.settings, estimate=answer.estimate, gain=gain)
-        )
-    best = controller.best
+def _interval(gain: Difference) -> str:
+    return f"difference {gain.gap:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}"
+
+
+def result_of(strategy: Strategy) -> SweepResult:
+    """Read the result off a strategy (finished or not: what there is so far)."""
+    trials = tuple(strategy.trials)
+    confirmed = _confirmed(strategy)
+    best = strategy.best
     winner = next((entry for entry in confirmed if entry.label == best), None)
     if winner is not None and winner.gain is not None and winner.gain[0] >= 0:
         # A rule fixed beforehand, not a choice among the confirmed: without a gain the simplest sampler is the answer.
         best = DETERMINISTIC
-    images, evaluations = _cost(trials, controller.plan.chunk_size)
+    ledger = costs(trials, strategy.plan.chunk_size)
     return SweepResult(
-        space=controller.space.name,
+        space=strategy.space.name,
+        strategy=strategy.name,
         trials=trials,
-        line=tuple(controller.line),
-        found=controller.best,
+        first_chunks=strategy.first_chunks,
+        line=tuple(strategy.line),
+        found=strategy.best,
         best=best,
-        tied=tuple(controller.tied),
+        paper=strategy.paper,
+        tied=tuple(strategy.tied),
         confirmed=tuple(confirmed),
-        decisions=tuple(controller.decisions),
-        images=images,
-        evaluations=evaluations,
+        front=tuple(strategy.front),
+        cheapest=strategy.cheapest,
+        within=strategy.plan.within,
+        noise=strategy.noise,
+        decisions=tuple(strategy.decisions),
+        stopped=strategy.stopped,
+        costs=ledger,
+        images=sum(cost.images for cost in ledger),
+        evaluations=sum(cost.evaluations for cost in ledger),
     )
 
 
-def _cost(trials: tuple[Answer, ...], chunk_size: int) -> tuple[int, int]:
-    """Images and network evaluations: a longer look at a setting takes in the chunks of the shorter one."""
-    chunks: dict[tuple[str, str], int] = {}
-    nfe: dict[tuple[str, str], int] = {}
-    for trial in trials:
-        key = (trial.evaluation.label, trial.evaluation.seeds)
-        chunks[key] = max(chunks.get(key, 0), trial.evaluation.chunks)
-        nfe[key] = trial.evaluation.settings.nfe
-    return (
-        sum(chunks.values()) * chunk_size,
-        sum(count * nfe[key] for key, count in chunks.items()) * chunk_size,
-    )
+def _confirmed(strategy: Strategy) -> list[Confirmed]:
+    answers = {
+        trial.evaluation.label: trial.estimate
+        for trial in strategy.trials
+        if trial.evaluation.seeds == "confirm" and trial.estimate is not None
+    }
+    chances = probability_best(answers, strategy.seed)
+
+    def against(label: str, other: str | None) -> Difference | None:
+        known = other in answers and other is not None and other != label
+        return difference(answers[label], answers[other]) if known and other is not None else None
+
+    entries = []
+    for label, estimate in answers.items():
+        gain = against(label, DETERMINISTIC)
+        entries.append(
+            Confirmed(
+                label=label,
+                settings=strategy.settings[label],
+                estimate=estimate,
+                gain=None if gain is None else (gain.gap, gain.se),
+                against_deterministic=gain,
+                against_paper=against(label, strategy.paper),
+                probability_best=chances[label],
+            )
+        )
+    return entries
 
 
 def best_sampler_yaml(result: SweepResult, **source: str) -> str:
-    """The winner's settings, and where they come from; `settings_from_yaml` reads it back."""
+    """The winner's settings, where they come from, and alternatives; `settings_from_yaml` reads the winner back."""
     best = result.require_best()
-    estimate = best.estimate
-    content = {
+    content: dict[str, Any] = {
         "sampler": dataclasses.asdict(best.settings),
-        "found_by": {
-            "space": result.space,
-            **source,
-            "extractor": estimate.extractor,
-            "reference": estimate.reference,
-            "n": estimate.n,
-            "fid": round(float(estimate.fid), 4),
-            "standard_error": round(float(estimate.se), 4),
-        },
+        "found_by": {"space": result.space, "strategy": result.strategy, **source, **_about(best)},
     }
-    return "# The best sampler a sweep found. Use: edm-ray generate --sampler THIS_FILE ...\n" + yaml.safe_dump(
-        content, sort_keys=False
-    )
+    others = [entry for entry in result.confirmed if entry.label in (*result.front, result.cheapest)]
+    others = sorted((entry for entry in others if entry.label != best.label), key=lambda entry: entry.settings.nfe)
+    if others:
+        content["alternatives"] = [
+            {
+                "label": entry.label,
+                "nfe": entry.settings.nfe,
+                "cheapest_within_percent": result.within if entry.label == result.cheapest else None,
+                **_about(entry),
+                "sampler": dataclasses.asdict(entry.settings),
+            }
+            for entry in others
+        ]
+    text = yaml.safe_dump(_lists(content), sort_keys=False)
+    return "# The best sampler a sweep found. Use: edm-ray generate --sampler THIS_FILE ...\n" + text
+
+
+def _lists(value: Any) -> Any:
+    """YAML knows no tuples."""
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _about(entry: Confirmed) -> dict[str, Any]:
+    estimate = entry.estimate
+    return {
+        "extractor": estimate.extractor,
+        "reference": estimate.reference,
+        "n": estimate.n,
+        "fid": round(float(estimate.fid), 4),
+        "standard_error": round(float(estimate.se), 4),
+    }
 
 
 def settings_from_yaml(text: str, source: str = "sampler file") -> SamplerSettings:

@@ -1,44 +1,30 @@
-"""Tune spaces: which sampler settings a sweep may try, as data (`tune_spaces/*.yaml`)."""
+"""Tune spaces: which sampler settings a sweep may try, as data (`tune_spaces/*.yaml`).
+
+Any field of `SamplerSettings` can be searched. S_churn is searched as ``churn_fraction``, the share of its cap
+num_steps * (sqrt(2) - 1), above which it changes nothing (or as a grid of ``s_churn``, as in the paper);
+``churn_bins.0`` is the same share within the first bin.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edm_ray.config.load import configure, merge, parse_yaml, validate
+from edm_ray.config.load import merge, parse_yaml, validate
 from edm_ray.diffusion.samplers import SamplerSettings
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, nearest
+from edm_ray.search.dimensions import Choice, Grid, Range
 
-Point = Mapping[str, float]
-"""Value of each dimension; churn as a fraction of its cap."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dimension:
-    """One searched setting: [low, high] on a linear or logarithmic scale."""
-
-    low: float
-    high: float
-    scale: str = "linear"
-    """linear or log."""
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise InputError(f"low={self.low}, high={self.high} is not allowed: finite, low < high")
-        if self.scale not in ("linear", "log"):
-            raise InputError(f"scale={self.scale!r} is not allowed: linear or log")
-        if self.scale == "log" and self.low <= 0:
-            raise InputError(f"low={self.low} is not allowed on a log scale: greater than 0")
-
-    def at(self, share: float) -> float:
-        """share in [0, 1] -> value."""
-        if self.scale == "log":
-            return float(self.low * (self.high / self.low) ** share)
-        return self.low + (self.high - self.low) * share
+Point = Mapping[str, Any]
+"""Value of each searched setting; churn as a share of its cap."""
+CHURN = "churn_fraction"
+_FIELDS = {entry.name: entry.type for entry in dataclasses.fields(SamplerSettings)}
+_TAKES_CHURN = ("heun", "euler")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,48 +32,188 @@ class Space:
     """What a sweep searches."""
 
     name: str
+    about: str = ""
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     """Settings that are not searched; without churn: this is the deterministic baseline."""
-    churn_fraction: Dimension = field(default_factory=lambda: Dimension(low=0.0, high=1.0))
-    """S_churn as a fraction of num_steps * (sqrt(2) - 1), above which it changes nothing."""
-    s_tmin: Dimension = field(default_factory=lambda: Dimension(low=0.01, high=1.0, scale="log"))
-    s_tmax: Dimension = field(default_factory=lambda: Dimension(low=1.0, high=80.0, scale="log"))
-    s_noise: Dimension = field(default_factory=lambda: Dimension(low=1.0, high=1.01))
+    search: dict[str, Range | Grid | Choice] = field(default_factory=dict)
+    """Setting -> where it may lie: {low, high, scale, integer}, {grid} or {choices}."""
     starts: dict[str, SamplerSettings] = field(default_factory=dict)
-    """Named settings to evaluate first, such as those of the paper."""
+    """Named settings to evaluate first."""
+    paper: str | None = None
+    """The start that is the paper's choice: the confirmation compares with it."""
 
     def settings(self, point: Point) -> SamplerSettings:
-        """A point -> sampler settings."""
-        values: dict[str, Any] = {key: value for key, value in point.items() if key != "churn_fraction"}
-        return dataclasses.replace(self.sampler, s_churn=point["churn_fraction"] * self.sampler.churn_cap, **values)
+        """A point -> sampler settings; what is missing from it is that of ``sampler``.
 
-    def at(self, shares: tuple[float, float, float, float]) -> SamplerSettings:
-        """Shares in [0, 1] of (churn fraction, s_tmin, s_tmax, s_noise) -> settings."""
-        names = ("churn_fraction", "s_tmin", "s_tmax", "s_noise")
-        return self.settings({name: getattr(self, name).at(share) for name, share in zip(names, shares, strict=True)})
+        A window with s_tmin > s_tmax holds no noise level, and a solver that takes no churn gets none: both are plain
+        deterministic settings. Raises InputError for combinations that no sampler allows.
+        """
+        values = {key: value for key, value in point.items() if key in _FIELDS}
+        base = dataclasses.replace(self.sampler, **{k: v for k, v in values.items() if k in ("num_steps",)})
+        fraction = point.get(CHURN, 0.0)
+        bins = {int(key.partition(".")[2]): share for key, share in point.items() if key.startswith("churn_bins.")}
+        if bins:
+            given = values.get("churn_bins", self.sampler.churn_bins)
+            values["churn_bins"] = tuple(
+                (low, high, bins.get(i, 0.0) * base.churn_cap) for i, (low, high, _) in enumerate(given)
+            )
+        if CHURN in point:
+            values["s_churn"] = fraction * base.churn_cap
+        if values.get("s_tmin", base.s_tmin) > values.get("s_tmax", base.s_tmax):
+            values |= {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf}
+        if values.get("solver", base.solver) not in _TAKES_CHURN:
+            values |= {"s_churn": 0.0, "churn_bins": (), "restarts": ()}
+        return dataclasses.replace(self.sampler, **values)
+
+    def at(self, shares: Sequence[float]) -> Point:
+        """Shares in [0, 1], one a dimension -> point."""
+        return {name: where.at(share) for (name, where), share in zip(self.search.items(), shares, strict=True)}
+
+    def with_churn(self, share: float) -> SamplerSettings | None:
+        """``sampler`` with this share of the cap of S_churn at every noise level; None if churn is not searched so."""
+        for name, amount in ((CHURN, share), ("s_churn", share * self.sampler.churn_cap)):
+            if name in self.search:
+                return self.settings({name: self.search[name].nearest(amount)})
+        return None
+
+    def features(self, point: Point) -> list[float]:
+        """What a model of the FID sees of a point: numbers in [0, 1]; a choice is one-hot."""
+        return [number for name, where in self.search.items() for number in where.features(point[name])]
+
+    def point_of(self, settings: SamplerSettings) -> Point:
+        """The nearest point of the space."""
+        point: dict[str, Any] = {}
+        for name, where in self.search.items():
+            if name == CHURN:
+                value: Any = min(settings.s_churn / settings.churn_cap, 1.0)
+            elif name.startswith("churn_bins."):
+                index = int(name.partition(".")[2])
+                churn = settings.churn_bins[index][2] if index < len(settings.churn_bins) else 0.0
+                value = min(churn / settings.churn_cap, 1.0)
+            else:
+                value = getattr(settings, name)
+            point[name] = where.nearest(value)
+        return point
+
+    def count(self, points: int | None = None) -> int | None:
+        """Points of the space, ranges cut into ``points`` values; None: infinitely many."""
+        sizes = [where.size(points) for where in self.search.values()]
+        return None if None in sizes else math.prod(size for size in sizes if size is not None)
+
+    def every(self, points: int | None = None) -> list[Point]:
+        """All points, ranges cut into ``points`` values, in the order of the file."""
+        values = [where.values(points) for where in self.search.values()]
+        return [dict(zip(self.search, row, strict=True)) for row in itertools.product(*values)]
 
 
 def load_space(path: str) -> Space:
     """Read a tune space. Raises InputError naming the file, the key, what was got and what is allowed."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such tune space; the repository has some in tune_spaces/")
-    given = parse_yaml(Path(path).read_text(), path)
+    return space_of(parse_yaml(Path(path).read_text(), path), path)
+
+
+def space_of(given: Mapping[str, Any], path: str) -> Space:
+    """A mapping as in a file -> Space."""
+    known = {entry.name for entry in dataclasses.fields(Space)}
+    for key in given:
+        if key not in known:
+            raise InputError(f"{path}: unknown key {key!r}{nearest(str(key), known)}; known here: {', '.join(known)}")
     if not given.get("name"):
         raise InputError(f"{path}: key 'name' is missing")
+    sampler = _sampler(SamplerSettings(), given.get("sampler") or {}, f"{path}: sampler")
+    if sampler.s_churn or any(churn for _, _, churn in sampler.churn_bins):
+        raise InputError(f"{path}: sampler.s_churn={sampler.s_churn} is not allowed: 0, it is what is searched")
+    search = given.get("search") or {}
+    if not isinstance(search, dict) or not search:
+        raise InputError(f"{path}: search must name the settings to search, for example churn_fraction; got nothing")
     starts = given.get("starts") or {}
     if not isinstance(starts, dict) or not all(isinstance(value, dict) for value in starts.values()):
         raise InputError(f"{path}: starts must be a mapping of names to sampler settings")
-    known = dataclasses.asdict(Space(name=str(given["name"])))
-    rest = {key: value for key, value in given.items() if key != "starts"}
-    space = validate(Space, {**merge({**known, "name": ""}, rest, path), "starts": {}}, path)
-    if space.sampler.s_churn != 0:
-        raise InputError(f"{path}: sampler.s_churn={space.sampler.s_churn} is not allowed: 0, it is what is searched")
-    if not space.s_tmin.high <= space.s_tmax.low:
+    named = {str(key): _sampler(sampler, value, f"{path}: starts.{key}") for key, value in starts.items()}
+    paper = given.get("paper")
+    if paper is not None and paper not in named:
+        raise InputError(f"{path}: paper={paper!r} is not allowed: the name of a start{nearest(str(paper), named)}")
+    dimensions = {str(key): _dimension(sampler, str(key), value, path) for key, value in search.items()}
+    space = Space(
+        name=str(given["name"]),
+        about=str(given.get("about") or ""),
+        sampler=sampler,
+        search=dimensions,
+        starts=named,
+        paper=paper,
+    )
+    _require_something(space, path)
+    return space
+
+
+def _sampler(base: SamplerSettings, changes: Mapping[str, Any], where: str) -> SamplerSettings:
+    if not isinstance(changes, Mapping):
+        raise InputError(f"{where}: a mapping of sampler settings is expected, got {changes!r}")
+    return validate(SamplerSettings, merge(dataclasses.asdict(base), changes, where), where)
+
+
+def _dimension(sampler: SamplerSettings, name: str, given: Any, path: str) -> Range | Grid | Choice:
+    """One entry of ``search``; every bound, grid value and choice must make a sampler."""
+    where = f"{path}: search.{name}"
+    stem, _, index = name.partition(".")
+    if stem == "churn_bins" and index:
+        if not index.isdecimal() or int(index) >= len(sampler.churn_bins):
+            raise InputError(f"{where} is not allowed: sampler.churn_bins has {len(sampler.churn_bins)} bins")
+    elif name != CHURN and name not in _FIELDS:
+        known = [CHURN, *_FIELDS]
+        raise InputError(f"{where}: no such setting{nearest(name, known)}; there are: {', '.join(known)}")
+    if not isinstance(given, dict):
+        raise InputError(f"{where}: give {{low, high}}, {{grid: [...]}} or {{choices: [...]}}, got {given!r}")
+    kind: type[Range] | type[Grid] | type[Choice] = Choice if "choices" in given else Grid if "grid" in given else Range
+    allowed = {entry.name for entry in dataclasses.fields(kind)}
+    for key in given:
+        if key not in allowed:
+            raise InputError(
+                f"{where}: unknown key {key!r}{nearest(str(key), allowed)}; known here: {', '.join(sorted(allowed))}"
+            )
+    dimension: Any = validate(kind, given, where)
+    if name == "s_churn" and not isinstance(dimension, Grid):
+        raise InputError(f"{where}: give {{grid: [...]}}, or search churn_fraction, the share of S_churn's cap")
+    share = name == CHURN or (stem == "churn_bins" and bool(index))
+    kind_of = "float" if share else str(_FIELDS[name])
+    if isinstance(dimension, Choice):
+        if share:
+            raise InputError(f"{where}: churn is searched by {{low, high}} or {{grid: [...]}}")
+        made = tuple(getattr(_sampler(sampler, {name: value}, where), name) for value in dimension.choices)
+        return Choice(choices=made)
+    if kind_of not in ("float", "float | None", "int"):
+        raise InputError(f"{where}: give {{choices: [...]}}, it is no number")
+    for value in dimension.bounds():
+        if share and not 0 <= value <= 1:
+            raise InputError(f"{where}={value} is not allowed: a share of the cap, 0 to 1")
+        if kind_of == "int" and not (float(value).is_integer() and getattr(dimension, "integer", True)):
+            raise InputError(f"{where} is not allowed: whole numbers; add integer: true")
+        if not share and not (name == "s_tmax" and value < sampler.s_tmin):
+            _sampler(dataclasses.replace(sampler, s_tmin=0.0, s_tmax=math.inf), {name: value}, where)
+    if kind_of == "int" and isinstance(dimension, Grid):
+        dimension = Grid(grid=tuple(int(value) for value in dimension.grid))
+    return dimension  # type: ignore[no-any-return]
+
+
+def _require_something(space: Space, path: str) -> None:
+    """Some two points must be two samplers, as far as can be seen without a denoiser."""
+    shares = itertools.islice(itertools.product((0.02, 0.5, 0.98), repeat=len(space.search)), 729)
+    seen, why = set(), ""
+    for row in shares:
+        try:
+            seen.add(space.settings(space.at(row)).effective(None))
+        except InputError as error:
+            why = str(error)
+    if not seen:
+        raise InputError(f"{path}: the space allows nothing: {why}")
+    if len(seen) < 2 and not space.starts:
         raise InputError(
-            f"{path}: s_tmin.high={space.s_tmin.high} is not allowed: at most s_tmax.low={space.s_tmax.low}"
+            f"{path}: the space allows nothing but one sampler, {_brief(next(iter(seen)))}; widen what search names"
         )
-    named = {
-        str(name): configure(space.sampler, None, [f"{key}={value}" for key, value in changes.items()])
-        for name, changes in starts.items()
-    }
-    return dataclasses.replace(space, starts=named)
+
+
+def _brief(settings: SamplerSettings) -> str:
+    plain = dataclasses.asdict(SamplerSettings().effective(None))
+    changed = {key: value for key, value in dataclasses.asdict(settings).items() if value != plain[key]}
+    return ", ".join(f"{key}={value}" for key, value in changed.items()) or "the deterministic one"

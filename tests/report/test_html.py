@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from edm_ray.report.html import Context, render_report
-from edm_ray.search.controller import SweepController
+from edm_ray.search.race import Race
 from edm_ray.search.result import result_of
-from tests.search.test_controller import PLAN, SPACE, run
+from tests.search.worlds import PLAN, SPACE, run
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def page(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("s") / "space.yaml"
     path.write_text(SPACE.replace("  paper:", "  <script>alert(1)</script>:"))
-    controller = SweepController(load_space(str(path)), PLAN)
+    controller = Race(load_space(str(path)), PLAN)
     run(controller)
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(buffer, format="PNG")

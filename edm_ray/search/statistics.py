@@ -1,0 +1,96 @@
+"""What may be said of FIDs on shared seeds: paired intervals, noise, and the probability of being the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.stats import t as student
+
+from edm_ray.evaluation.fid import FidEstimate, paired_difference
+from edm_ray.seeding import stream_key, uniform
+
+Array = npt.NDArray[np.float64]
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Debiased FID of one minus that of another on the same seeds."""
+
+    gap: float
+    se: float
+    low: float
+    high: float
+    """95 % interval: Student's t with as many degrees of freedom as jackknife groups less one."""
+
+
+def difference(a: FidEstimate, b: FidEstimate) -> Difference:
+    """a - b, paired. Raises InputError when they are not comparable."""
+    gap, se = paired_difference(a, b)
+    reach = float(student.ppf(0.975, len(a.leave_one_out) - 1)) * se
+    return Difference(gap=gap, se=se, low=gap - reach, high=gap + reach)
+
+
+def pseudo_values(estimate: FidEstimate) -> Array:
+    """Jackknife pseudo-values [K]: K FID - (K - 1) lo_k. Their mean is the debiased FID."""
+    count = len(estimate.leave_one_out)
+    values: Array = count * estimate.fid - (count - 1) * np.asarray(estimate.leave_one_out)
+    return values
+
+
+def probability_best(estimates: Mapping[str, FidEstimate], seed: int = 0) -> dict[str, float]:
+    """Probability that each has the lowest FID of these, by a bootstrap of the groups they share.
+
+    The groups are drawn anew ``RESAMPLES`` times with keyed numbers; deviations are widened by sqrt(K / (K - 1)), which
+    K draws lose. Exact ties are shared. Estimates of the same n and number of groups.
+    """
+    if not estimates:
+        return {}
+    values = np.stack([pseudo_values(estimate) for estimate in estimates.values()])
+    groups = values.shape[1]
+    draws = uniform(stream_key("probability best", seed), torch.arange(RESAMPLES), groups).numpy()
+    mean = values.mean(axis=1, keepdims=True)
+    spread = (values - mean) * math.sqrt(groups / (groups - 1))
+    world = mean + spread[:, (draws * groups).astype(np.int64)].mean(axis=2)
+    lowest = world == world.min(axis=0)
+    share = (lowest / lowest.sum(axis=0)).mean(axis=1)
+    return {label: float(value) for label, value in zip(estimates, share, strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """How noisy FIDs of ``n`` images are here."""
+
+    n: int
+    bias: float
+    """(FID - debiased FID) n: the FID of n images is too high by bias / n."""
+    se: float
+    """Standard error of one FID (root mean square)."""
+    paired_se: float
+    """Median standard error of the paired difference of two of the settings."""
+    spread: float
+    """Range of the debiased FIDs."""
+
+    def describe(self) -> str:
+        return (
+            f"noise at n={self.n}: standard error {self.se:.3g} of one FID, {self.paired_se:.3g} of a paired "
+            f"difference; FIDs spread over {self.spread:.3g}; bias {self.bias:.3g} / n"
+        )
+
+
+def measure_noise(estimates: Sequence[FidEstimate]) -> Noise:
+    """Noise seen in two settings or more on the same seeds."""
+    pairs = [paired_difference(a, b)[1] for i, a in enumerate(estimates) for b in estimates[:i]]
+    debiased = [estimate.debiased for estimate in estimates]
+    return Noise(
+        n=estimates[0].n,
+        bias=float(np.mean([(estimate.fid - estimate.debiased) * estimate.n for estimate in estimates])),
+        se=float(np.sqrt(np.mean([estimate.se**2 for estimate in estimates]))),
+        paired_se=float(np.median(pairs)),
+        spread=max(debiased) - min(debiased),
+    )

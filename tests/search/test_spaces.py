@@ -1,0 +1,174 @@
+"""Tune spaces as data: what is read, what is refused, and that the files that ship keep to their schema."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.errors import InputError
+from edm_ray.search.dimensions import Choice, Grid, Range
+from edm_ray.search.plan import SweepPlan
+from edm_ray.search.schema import schema
+from edm_ray.search.schema import text as schema_text
+from edm_ray.search.space import load_space
+from edm_ray.search.strategies import make_strategy
+from tests.search.worlds import SPACE, space_from
+
+FILES = sorted(Path("tune_spaces").glob("*.yaml"))
+HEAD = "name: x\nsearch: "
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_space_that_ships_keeps_to_the_schema_and_can_be_searched(path):
+    jsonschema.Draft202012Validator(schema()).validate(yaml.safe_load(path.read_text()))
+    space = load_space(str(path))
+    assert space.name == path.stem
+    assert len(make_strategy(space, SweepPlan(strategy="random", num_global=5)).ask()) >= 6
+
+
+def test_the_schema_that_ships_is_that_of_the_dataclass():
+    assert Path("tune_spaces/schema.json").read_text() == schema_text(), "python -m edm_ray.search.schema > ..."
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"nmae": "x"}, {"sampler": {"rhoo": 1}}, {"search": {"rho": {"low": 1}}}, {"search": {}}, {"starts": {"a": 1}}],
+)
+def test_the_schema_refuses_what_the_reader_refuses(wrong):
+    content = {"name": "x", "search": {"rho": {"low": 3, "high": 9}}, **wrong}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(schema()).validate(content)
+    with pytest.raises(InputError):
+        space_from(yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (HEAD + "{churn_fractoin: {low: 0, high: 1}}", "did you mean 'churn_fraction'"),
+        (HEAD + "{s_tmin: {low: 1, high: 0.5}}", "low < high"),
+        (HEAD + "{s_tmin: {low: 0, high: 1, scale: log}}", "greater than 0"),
+        (HEAD + "{s_tmin: {low: 0.1, high: 1, scael: log}}", "did you mean 'scale'"),
+        (HEAD + "{churn_fraction: {low: 0, high: 2}}", "a share of the cap, 0 to 1"),
+        (HEAD + "{s_churn: {low: 0, high: 2}}", "search churn_fraction"),
+        (HEAD + "{num_steps: {low: 6, high: 12}}", "add integer: true"),
+        (HEAD + "{solver: {low: 0, high: 1}}", "give {choices"),
+        (HEAD + "{solver: {choices: [heunn]}}", r"search\.solver.*heun or euler"),
+        (HEAD + "{rho: {grid: [3, 2]}}", "ascending"),
+        (HEAD + "{rho: {grid: []}}", "one number or more"),
+        (HEAD + "{rho: {low: -1, high: 2}}", "greater than 0"),
+        (HEAD + "{churn_bins.0: {low: 0, high: 1}}", "has 0 bins"),
+        (HEAD + "{rho: 7}", "got 7"),
+        (HEAD + "{rho: {low: 3, high: 9}}\nsampler: {s_churn: 3}", r"sampler\.s_churn=3"),
+        (HEAD + "{rho: {low: 3, high: 9}}\nname: y", "given twice"),
+        (HEAD + "{rho: {low: 3, high: 9}}\nstarts: {a: {s_chrun: 1}}", "did you mean 's_churn'"),
+        (HEAD + "{rho: {low: 3, high: 9}}\nstarts: {a: {rho: 5}}\npaper: b", "the name of a start"),
+        (HEAD + "{rho: {low: 3, high: 9}}\nserach: 1", "unknown key 'serach'"),
+        ("search: {rho: {low: 3, high: 9}}", "'name' is missing"),
+        ("name: x", "search must name"),
+        (HEAD + "{}", "search must name"),
+    ],
+)
+def test_a_wrong_space_names_the_file_and_the_key(text, says):
+    with pytest.raises(InputError, match=says) as caught:
+        space_from(text)
+    assert str(caught.value).startswith("space.yaml")
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        "{churn_fraction: {grid: [0]}, s_noise: {low: 1, high: 1.01}}",  # no churn, so no noise
+        "{churn_fraction: {low: 0, high: 1}, s_tmin: {grid: [60]}, s_tmax: {grid: [50]}}",  # an empty window
+        "{alpha: {low: 0.5, high: 1}, solver: {choices: [dpmpp_2m]}}",  # nothing reads alpha
+    ],
+)
+def test_a_space_that_allows_nothing_but_one_sampler_says_so(search):
+    with pytest.raises(InputError, match="allows nothing but one sampler"):
+        space_from(HEAD + search)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="no such tune space"):
+        load_space(str(tmp_path / "none.yaml"))
+
+
+def test_churn_is_a_share_of_its_cap_whatever_the_steps():
+    space = space_from(HEAD + "{churn_fraction: {low: 0, high: 1}, num_steps: {low: 4, high: 40, integer: true}}")
+    for steps in (4, 18, 40):
+        settings = space.settings({"churn_fraction": 0.5, "num_steps": steps})
+        assert settings.s_churn == pytest.approx(0.5 * steps * (math.sqrt(2) - 1)) and settings.num_steps == steps
+        assert space.point_of(settings) == {"churn_fraction": pytest.approx(0.5), "num_steps": steps}
+
+
+def test_churn_by_bins_restarts_and_solvers_can_be_searched():
+    space = space_from(
+        HEAD + "{churn_bins.0: {low: 0, high: 1}, churn_bins.1: {low: 0, high: 1}}\n"
+        "sampler: {churn_bins: [[0, 1, 0], [1, 50, 0]]}"
+    )
+    settings = space.settings({"churn_bins.0": 0.25, "churn_bins.1": 1.0})
+    assert [churn / settings.churn_cap for _, _, churn in settings.churn_bins] == pytest.approx([0.25, 1.0])
+    assert space.point_of(settings) == {"churn_bins.0": pytest.approx(0.25), "churn_bins.1": pytest.approx(1.0)}
+    assert space.sampler.effective(None) == SamplerSettings().effective(None)
+    space = space_from(
+        HEAD + "{restarts: {choices: [[], [[0.14, 0.3, 3, 2]]]}, solver: {choices: [heun, dpmpp_2m]}, "
+        "churn_fraction: {low: 0, high: 1}}"
+    )
+    restarts = space.search["restarts"].values()
+    assert restarts == [(), ((0.14, 0.3, 3, 2),)]
+    point = {"restarts": restarts[1], "solver": "dpmpp_2m", "churn_fraction": 1.0}
+    assert space.settings(point) == SamplerSettings(solver="dpmpp_2m"), "what a solver does not take is left out"
+    assert space.settings({**point, "solver": "heun"}).restarts == restarts[1]
+
+
+def test_a_window_that_is_empty_is_the_deterministic_sampler():
+    space = load_space("tune_spaces/imagenet64.yaml")
+    empty = space.settings({"s_churn": 50, "s_tmin": 10, "s_tmax": 0.2, "s_noise": 1.005})
+    assert empty.effective(None) == space.sampler.effective(None)
+
+
+def test_the_papers_grid_holds_its_own_choice():
+    space = load_space("tune_spaces/imagenet64.yaml")
+    assert space.count() == 11 * 12 * 9 * 11
+    paper = space.starts["paper"]
+    assert space.settings(space.point_of(paper)) == paper
+    strategy = make_strategy(space, SweepPlan())
+    assert strategy.paper == "paper" and strategy.settings["paper"].nfe == 511
+
+
+@pytest.mark.parametrize(
+    "dimension",
+    [
+        Range(low=0.0, high=1.0),
+        Range(low=0.01, high=10.0, scale="log"),
+        Range(low=2, high=9, integer=True),
+        Grid(grid=(0.0, 0.5, 1.0, math.inf)),
+        Choice(choices=("a", "b")),
+    ],
+    ids=["linear", "log", "integer", "grid", "choice"],
+)
+def test_dimensions_keep_to_their_bounds(dimension):
+    values = [dimension.at(i / 50) for i in range(51)]
+    for value in values:
+        assert dimension.nearest(value) == value
+        assert all(0 <= number <= 1 for number in dimension.features(value))
+        for spacing in (0.25, 0.05):
+            near = dimension.beside(value, spacing)
+            assert value not in near and len(set(near)) == len(near)
+            assert all(dimension.nearest(other) == other for other in near)
+    points = dimension.values(4)
+    assert len(points) == dimension.size(4) and len(set(points)) == len(points)
+    for a, b in itertools.pairwise(points):
+        assert dimension.features(a) != dimension.features(b)
+
+
+def test_starts_outside_the_space_are_still_evaluated_as_they_are():
+    space = space_from(SPACE + "  far: {s_churn: 2, s_noise: 1.5}\n")
+    strategy = make_strategy(space, SweepPlan())
+    assert strategy.settings["far"].s_noise == 1.5 and strategy.points["far"]["s_noise"] == 1.01

@@ -1,0 +1,71 @@
+"""Simulated worlds: FIDs with noise that all samplers share, and a little of their own. No images, no Ray."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edm_ray.config.load import parse_yaml
+from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.search.plan import SweepPlan
+from edm_ray.search.space import Space, space_of
+
+SPACE = """
+name: test
+search:
+  churn_fraction: {low: 0, high: 1}
+  s_tmin: {low: 0.01, high: 0.5, scale: log}
+  s_tmax: {low: 1, high: 80, scale: log}
+  s_noise: {low: 1.0, high: 1.01}
+starts:
+  paper: {s_churn: 40, s_tmin: 0.05, s_tmax: 50, s_noise: 1.003}
+"""
+PLAN = SweepPlan(
+    chunk_size=100, initial_chunks=2, max_chunks=8, num_line=4, num_global=8, num_model=6, confirm_chunks=10
+)
+
+
+def space_from(text: str) -> Space:
+    return space_of(parse_yaml(text, "space.yaml"), "space.yaml")
+
+
+def truth(settings: SamplerSettings) -> float:
+    """Best near S_churn = 4."""
+    return 5.0 + 0.1 * (settings.s_churn - 4.0) ** 2 + 20 * abs(settings.s_noise - 1.0)
+
+
+def simulate(evaluation, world=0, fid=truth, chunk_size=100, noise=(10.0, 0.5)):
+    """Ten leave-one-out FIDs with noise shared by all settings (the seeds) and a little of their own."""
+    n = evaluation.chunks * chunk_size
+    shared = np.random.default_rng([world, 1, len(evaluation.seeds), n]).normal(size=10)
+    own = np.random.default_rng([world, 2, n, *evaluation.id.encode()]).normal(size=10)
+    groups = fid(evaluation.settings) + (noise[0] * shared + noise[1] * own) / math.sqrt(n / 10)
+    mean = groups.mean()
+    lo = (groups.sum() - groups) / 9
+    se = math.sqrt(0.9 * ((lo - lo.mean()) ** 2).sum())
+    return FidEstimate(
+        fid=mean + 100 / n,
+        debiased=mean,
+        se=se,
+        n=n,
+        leave_one_out=tuple(lo + 100 / n),
+        reference="r",
+        extractor="e",
+    )
+
+
+def run(strategy, order=lambda items: items, world=0, fail=lambda e: False, **how):
+    """Play a strategy to its end; all that it asked."""
+    asked = []
+    while not strategy.finished:
+        batch = strategy.ask()
+        assert batch, "the strategy waits for nothing"
+        asked += batch
+        for evaluation in order(list(batch)):
+            if fail(evaluation):
+                strategy.tell_failure(evaluation.id, "out of memory")
+            else:
+                strategy.tell(evaluation.id, simulate(evaluation, world, **how), seconds=1.0)
+    return asked
