@@ -1,8 +1,8 @@
 """Landscapes for benchmarks/sweep.py: feature moments of every sampler of a dense grid, on shared seeds, on disk.
 
-A landscape is a small denoiser trained here in a minute (edm_ray's objective and preconditioning), a grid of 501 samplers
-and, for each of them, the moments of small units of images. All samplers see the same seeds. Samplers that agree up to
-some step share their states up to there (a tree walk), which saves about two thirds of the work.
+A landscape is a small denoiser trained here in a minute (edm_ray's objective and preconditioning), a grid of 501
+samplers and, for each of them, the moments of small units of images. All samplers see the same seeds. Samplers that
+agree up to some step share their states up to there (a tree walk), which saves about two thirds of the work.
 """
 
 from __future__ import annotations
