@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -34,6 +35,11 @@ class Args:
     """DDP processes (one CPU or GPU each); LEAST:MOST for as many as the cluster has, fewer when a node is lost."""
     device: str = "cpu"
     """cpu or cuda."""
+    cache_dir: str | None = None
+    """Folder on each node's local disk for decoded images, shared by its processes; else EDM_RAY_CACHE there, else
+    ~/.cache/edm_ray."""
+    cache_gib: float | None = None
+    """How many GiB it may hold; else EDM_RAY_CACHE_GIB there, else 64."""
     max_failures: int = 3
     """How often Ray Train may restart the workers."""
     no_ray: bool = False
@@ -50,6 +56,8 @@ def run(args: Args) -> None:
         raise InputError(f"--device {args.device}: give cpu or cuda")
     if args.no_ray and workers != (1, 1):
         raise InputError(f"--no-ray trains in one process; got --workers {args.workers}, give --workers 1")
+    cache = cache_variables(args.cache_dir, args.cache_gib)
+    os.environ.update(cache)
     dataset = open_dataset(uris.absolute(args.data))
     config = configure(preset(args.preset, dataset.shape), args.config, args.set)
     check_fit(config, dataset)
@@ -96,6 +104,7 @@ def run(args: Args) -> None:
             device=args.device,
             max_failures=args.max_failures,
             on_tick=on_tick,
+            variables=cache,
         )
     say(f"  trained in {duration(time.monotonic() - started)}; model: {model_uri(run_uri)}")
     say(f"  next: edm-ray generate --model {model_uri(run_uri)} --out samples.png")
@@ -107,6 +116,12 @@ def terminated() -> Callable[[], bool]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: flag.set())
     return flag.is_set
+
+
+def cache_variables(cache_dir: str | None, cache_gib: float | None) -> dict[str, str]:
+    """The flags as the environment variables that every worker reads; nothing where nothing was said."""
+    said = {"EDM_RAY_CACHE": cache_dir, "EDM_RAY_CACHE_GIB": cache_gib}
+    return {name: str(value) for name, value in said.items() if value is not None}
 
 
 def parse_workers(text: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 from edm_ray.config.schema import TrainingConfig
 
 _OUTSIDE = (
-    *("total_kimg", "tick_kimg", "checkpoint_kimg", "keep_checkpoints", "micro_batch", "compile"),
+    *("total_kimg", "tick_kimg", "checkpoint_kimg", "keep_checkpoints", "micro_batch", "compile", "on_damage"),
     *("ema.snapshot_kimg", "ema.snapshot_dtype"),
 )
 

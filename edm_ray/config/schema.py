@@ -243,6 +243,11 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     lanes: int = 840
     """Positions of the data order belong to position mod lanes; workers share the lanes out. 840 = lcm(1..8)."""
+    order: str = "rows"
+    """rows: every epoch is a perfect permutation, and the decoded data set must fit the cache of each node. blocks:
+    shuffled in windows of a few shards; a node reads the shards of its lanes only. Needs lanes <= shards, e.g. 24."""
+    on_damage: str = "raise"
+    """raise | skip: of a damaged shard; skipped rows are replaced by those of the next good shard, and counted."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
@@ -265,3 +270,5 @@ class TrainingConfig:
         require(self.precision in allowed, "precision", self.precision, "fp32, tf32, bf16 or fp16")
         require(self.loss_scale > 0, "loss_scale", self.loss_scale, "greater than 0")
         require(self.lanes >= 1, "lanes", self.lanes, "at least 1")
+        require(self.order in ("rows", "blocks"), "order", self.order, "rows or blocks")
+        require(self.on_damage in ("raise", "skip"), "on_damage", self.on_damage, "raise or skip")

@@ -199,6 +199,12 @@ def open_reader(
         raise InputError(f"on_damage={on_damage!r}: allowed are {', '.join(POLICIES)}")
     lost = Lost()
     if order == "blocks":
+        if lanes > len(dataset.shards):
+            raise InputError(
+                f'{dataset.uri}: order="blocks" with {lanes} lanes would read each of its {len(dataset.shards)} shards '
+                f"about {lanes / len(dataset.shards) + 1:.0f} times an epoch; set lanes to {len(dataset.shards)} or "
+                'less (a multiple of the workers), prepare it with more shards, or use order="rows"'
+            )
         blocks = BlockOrder(tuple(shard.rows for shard in dataset.shards), lanes, xflip, block_shards)
         cache = open_cache(None if cache_dir is None else str(cache_dir), cache_gib)
         stream = Stream(dataset, cache, threads, lost if on_damage == "skip" else None)

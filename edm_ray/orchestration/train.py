@@ -34,6 +34,7 @@ def _worker(job: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     context = ray.train.get_context()
     logging.basicConfig(level=logging.INFO)
+    os.environ.update(job["variables"])
     device = str(ray.train.torch.get_device())
     place = Place(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
     train(
@@ -66,8 +67,10 @@ def train_on_ray(
     device: str,
     max_failures: int,
     on_tick: Callable[[Metrics], None],
+    variables: dict[str, str] | None = None,
 ) -> None:
     """Train with (least, most) DDP processes; ``on_tick`` is called here, in the driver, for each new row of metrics.
+    ``variables`` are set in the environment of every worker.
 
     With least < most, Ray Train starts with what the cluster has, goes on with fewer when a node is lost and takes more
     when there are more; each change goes on from the newest checkpoint, with the same images in the same order.
@@ -84,7 +87,13 @@ def train_on_ray(
             require_cpus(least, 1, "training")
         trainer = ray.train.torch.TorchTrainer(
             _worker,
-            train_loop_config={"config": config, "dataset": dataset, "run_uri": run_uri, "about": about},
+            train_loop_config={
+                "config": config,
+                "dataset": dataset,
+                "run_uri": run_uri,
+                "about": about,
+                "variables": variables or {},
+            },
             torch_config=NodeNetwork(),
             scaling_config=ScalingConfig(num_workers=most if least == most else workers, use_gpu=use_gpu),
             run_config=RunConfig(

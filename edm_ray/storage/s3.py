@@ -276,8 +276,10 @@ def _stop_at_once(error: Any, uri: str, permission: str) -> None:
     if status == 412:
         raise InputError(f"{uri}: was replaced while it was read; run the same command again") from error
     if status in (401, 403):
-        hint = "" if permission != "s3:GetObject" else f" (or s3:ListBucket on {bucket}, if the key is not there)"
+        arn = f"arn:aws:s3:::{bucket}"
+        key = "" if permission == "s3:ListBucket" else f"/{split(uri)[1]}"
+        hint = "" if permission != "s3:GetObject" else f" (or s3:ListBucket on {arn}, if the key is not there)"
         raise InputError(
-            f"{uri}: access denied ({code}): the credentials lack {permission} on this key{hint}; not tried again"
+            f"{uri}: access denied ({code}): the credentials lack {permission} on {arn}{key}{hint}; not tried again"
         ) from error
     raise InputError(f"{uri}: S3 refused: {error}") from error

@@ -171,7 +171,7 @@ def train(
             f"batch_size={config.batch_size} with lanes={config.lanes} leaves some of {place.world_size} workers "
             "without images; use fewer workers or a larger batch"
         )
-    pixels = open_reader(dataset, config.xflip)
+    pixels = open_reader(dataset, config.xflip, on_damage=config.on_damage, order=config.order, lanes=config.lanes)
     trainer = Trainer(config, place)
     checkpoint = _agreed_checkpoint(checkpoint_store(run_uri), place)
     if checkpoint is not None:

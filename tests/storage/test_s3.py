@@ -69,10 +69,16 @@ def test_waits_grow_and_jitter_and_end(faults, monkeypatch):
 @pytest.mark.parametrize(
     ("operation", "permission"),
     [
-        (lambda: uris.read_bytes("s3://bucket/secret"), "s3:GetObject on this key .or s3:ListBucket"),
-        (lambda: uris.exists("s3://bucket/secret"), "s3:GetObject on this key .or s3:ListBucket"),
-        (lambda: uris.write_bytes("s3://bucket/secret", b"x"), "s3:PutObject on this key"),
-        (lambda: uris.list_names("s3://bucket/secret"), "s3:ListBucket on this key"),
+        (
+            lambda: uris.read_bytes("s3://bucket/secret"),
+            "s3:GetObject on arn:aws:s3:::bucket/secret .or s3:ListBucket on arn:aws:s3:::bucket,",
+        ),
+        (
+            lambda: uris.exists("s3://bucket/secret"),
+            "s3:GetObject on arn:aws:s3:::bucket/secret .or s3:ListBucket on arn:aws:s3:::bucket,",
+        ),
+        (lambda: uris.write_bytes("s3://bucket/secret", b"x"), "s3:PutObject on arn:aws:s3:::bucket/secret;"),
+        (lambda: uris.list_names("s3://bucket/secret"), "s3:ListBucket on arn:aws:s3:::bucket;"),
     ],
 )
 def test_without_permission_it_stops_at_once_and_says_which_is_missing(faults, operation, permission):
