@@ -265,6 +265,10 @@ def _stop_at_once(error: Any, uri: str, permission: str) -> None:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     bucket = split(uri)[0]
+    if code == "NotImplemented" or status == 501:
+        raise InputError(
+            f"{uri}: this store does not know what was asked of it ({error}); use one that does"
+        ) from error
     if code in _AGAIN or status >= 500 or status == 429:
         return
     if code == "NoSuchBucket":

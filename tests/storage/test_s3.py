@@ -138,6 +138,23 @@ def test_an_error_of_the_local_disk_is_not_tried_again(faults, server):
     assert len(faults.seen) == 1
 
 
+def test_a_store_without_conditional_puts_is_refused_at_once(monkeypatch):
+    from botocore.exceptions import ClientError
+
+    asked = []
+
+    class Old:
+        def put_object(self, **arguments):
+            asked.append(arguments["IfNoneMatch"])
+            about = {"Error": {"Code": "NotImplemented", "Message": "A header implies something that is not here"}}
+            raise ClientError({**about, "ResponseMetadata": {"HTTPStatusCode": 501}}, "PutObject")
+
+    monkeypatch.setattr(s3, "client", Old)
+    with pytest.raises(InputError, match=r"s3://bucket/manifest\.json: this store does not know"):
+        uris.create_bytes("s3://bucket/manifest.json", b"{}")
+    assert asked == ["*"]
+
+
 def test_missing_keys_and_buckets_are_told_apart(server):
     with pytest.raises(NotFound, match="s3://bucket/nothing: no such file"):
         uris.read_bytes("s3://bucket/nothing")
