@@ -16,10 +16,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from scale_model import INPUTS, WORKLOADS, Costs, Estimate, Workload, sweep, train
+from scale_model import CONFIRMED, INPUTS, WORKLOADS, Costs, Estimate, Workload, sweep, train
 
 from edm_ray.config.published import gpu_price, prices
-from edm_ray.search.controller import SweepPlan
+from edm_ray.search.plan import SweepPlan
 
 ROOT = Path(__file__).parents[1]
 DOC = ROOT / "docs" / "scale.md"
@@ -69,7 +69,9 @@ def tables() -> str:
     lines.append("|---|---|---|---|---|---|")
     lines += [row(work.name, count, of_training(work, count)) for work in WORKLOADS for count in COUNTS]
     plan = SweepPlan()
-    lines += ["", f"### A full sweep ({plan.describe(STARTS)}; {CONCURRENT} trials at once)", ""]
+    most = (plan.search_chunks(STARTS, None) + CONFIRMED * plan.confirm_chunks) * plan.chunk_size
+    about = f"strategy race, at most {most:,} images, half of the search at the better end; {CONCURRENT} trials at once"
+    lines += ["", f"### A full sweep ({about})", ""]
     lines += ["| data set | A100s | hours | efficiency | first bottleneck | USD |", "|---|---|---|---|---|---|"]
     lines += [row(work.name, count, of_sweep(work, count)) for work in WORKLOADS for count in COUNTS]
     lines += [

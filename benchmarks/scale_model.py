@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edm_ray.config.published import V100_HOURS, gpu_price, prices
 from edm_ray.diffusion.samplers import SamplerSettings
-from edm_ray.search.controller import SweepPlan
+from edm_ray.search.plan import SweepPlan
 
 MEASURED = json.loads(Path(__file__).with_name("scale.json").read_text())["measured"]
 GPUS_A_NODE = 8
@@ -182,19 +182,35 @@ def train(work: Workload, count: int, costs: Costs) -> Estimate:
     return Estimate(hours, efficiency, worst if efficiency < 0.95 else "none", hours * count * costs["a100_hour"])
 
 
-def sweep(work: Workload, count: int, costs: Costs, plan: SweepPlan, starts: int, concurrent: int) -> Estimate:
-    """A whole sweep at its upper bound: the first look, the race, the confirmation; one FID with error bars a trial."""
-    first = 1 + starts + plan.num_line + plan.num_global
-    # (trials, chunks of each, rounds of decisions): trials of a round run side by side, chunks of a trial too.
-    stages = [
-        (first, plan.initial_chunks, math.ceil(first / concurrent)),
-        (plan.num_finalists * 3, math.ceil((plan.max_chunks - plan.initial_chunks) / 3), 3),
-        (3, plan.confirm_chunks, 1),
+CONFIRMED = 3
+"""Settings of a sweep that are confirmed on fresh seeds."""
+_BATCH, _RACE_ROUNDS = 6, 6
+"""Settings that the model of the FID proposes at a time; rounds in which finalists get more chunks, two races."""
+
+
+def stages(plan: SweepPlan, starts: int, concurrent: int, costs: Costs) -> list[tuple[int, int, int]]:
+    """(trials, chunks of each, rounds of decisions). Trials of a round run side by side, chunks of a trial too.
+
+    The search takes its upper bound of chunks at the worse end, half of it, as is common, at the better.
+    """
+    looks = 1 + starts + plan.num_line + plan.num_global
+    total = plan.search_chunks(starts, None) // (2 if costs.better else 1)
+    raced = max(0, total - (looks + plan.num_model) * plan.initial_chunks)
+    trials = plan.num_finalists * _RACE_ROUNDS
+    return [
+        (looks, plan.initial_chunks, math.ceil(looks / concurrent)),
+        (plan.num_model, plan.initial_chunks, math.ceil(plan.num_model / _BATCH)),
+        (trials, math.ceil(raced / trials), _RACE_ROUNDS),
+        (CONFIRMED, plan.confirm_chunks, 1),
     ]
+
+
+def sweep(work: Workload, count: int, costs: Costs, plan: SweepPlan, starts: int, concurrent: int) -> Estimate:
+    """A whole sweep: first looks, the model's proposals, races, confirmation; one FID with error bars a trial."""
     chunk = plan.chunk_size * (work.nfe / work.call_rate(costs) + 1 / costs["inception"])
     jackknife = 11 * costs["fid"]
     sampling = waiting = deciding = 0.0
-    for trials, chunks, rounds in stages:
+    for trials, chunks, rounds in stages(plan, starts, concurrent, costs):
         at_once = trials * chunks / rounds
         sampling += trials * chunks * chunk / count
         # A round ends with its last chunk: GPUs beyond the chunks in flight have nothing to do.

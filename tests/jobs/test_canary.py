@@ -15,7 +15,7 @@ from tests.jobs.heads import CANARY, EDM_RAY, environment, leaks
 
 TINY = [
     *("--space", "tune_spaces/digits.yaml", "--chunk-size", "50", "--initial-chunks", "1", "--max-chunks", "1"),
-    *("--num-line", "1", "--num-global", "0", "--confirm-chunks", "1", "--grid", "10"),
+    *("--num-line", "1", "--num-global", "0", "--num-model", "0", "--confirm-chunks", "1", "--grid", "10"),
 ]
 
 

@@ -91,7 +91,20 @@ def test_train_reference_and_a_sweep_run_as_jobs_and_the_same_job_resumes(head, 
     assert reference.returncode == 0, reference.stdout
     command = ["sweep", "--model", str(run / "model"), "--reference", str(shared / "ref"), "--out", str(sweep)]
     command += ["--space", "tune_spaces/digits.yaml", "--workers", "2", "--chunk-size", "50", "--initial-chunks", "1"]
-    command += ["--max-chunks", "2", "--num-line", "2", "--num-global", "1", "--confirm-chunks", "2", "--grid", "10"]
+    command += [
+        "--max-chunks",
+        "2",
+        "--num-line",
+        "2",
+        "--num-global",
+        "1",
+        "--num-model",
+        "0",
+        "--confirm-chunks",
+        "2",
+        "--grid",
+        "10",
+    ]
     swept = head.submit("--", *command, timeout=500)
     assert swept.returncode == 0, swept.stdout + swept.stderr
     for name in ("report.html", "best-sampler.yaml", "sweep.json"):

@@ -93,7 +93,20 @@ def test_a_run_that_loses_a_node_goes_on_on_another_and_gives_the_same_bits(clus
 
 SWEEP = [
     *("--space", "tune_spaces/digits.yaml", "--workers", "2", "--chunk-size", "100", "--initial-chunks", "2"),
-    *("--max-chunks", "3", "--num-line", "2", "--num-global", "1", "--confirm-chunks", "3", "--grid", "10"),
+    *(
+        "--max-chunks",
+        "3",
+        "--num-line",
+        "2",
+        "--num-global",
+        "1",
+        "--num-model",
+        "0",
+        "--confirm-chunks",
+        "3",
+        "--grid",
+        "10",
+    ),
 ]
 
 
