@@ -116,12 +116,13 @@ def reference_dir(digits_dir, tmp_path_factory):
 
 def test_a_reference_keeps_the_stated_number_of_features(reference_dir, digits_dir):
     from edm_ray.data.manifest import open_dataset
-    from edm_ray.data.reader import Pixels
+    from edm_ray.data.reader import open_reader
 
     kept = open_kept(str(reference_dir), "kid")
     assert json.loads((reference_dir / "manifest.json").read_text())["features"] == 200 == len(kept.rows)
     _, spec = open_reference(str(reference_dir))
-    images = Pixels(open_dataset(str(digits_dir / "train"))).images[kept.rows]
+    with open_reader(open_dataset(str(digits_dir / "train"))) as pixels:
+        images = np.array(pixels.images[kept.rows])
     assert np.array_equal(spec.load().extract(torch.from_numpy(images)), kept.features)
 
 

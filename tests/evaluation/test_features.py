@@ -13,7 +13,6 @@ from edm_ray.errors import InputError, IntegrityError
 from edm_ray.evaluation.digits_classifier import DigitsClassifier, save_digits_classifier, train_digits_classifier
 from edm_ray.evaluation.features import load_extractor
 from edm_ray.evaluation.grids import image_grid, save_grid
-from edm_ray.evaluation.torchvision_shim import ensure_torchvision
 
 
 @pytest.fixture(scope="module")
@@ -94,34 +93,16 @@ def test_a_hostile_inception_file_is_refused_and_nothing_runs(tmp_path):
     assert not sentinel.exists()
 
 
-def test_inception_features_are_those_of_torch_fidelity(tmp_path):
-    """With random weights in the official file format: the real network, without its real weights."""
-    ensure_torchvision()
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3, InceptionE_1
+def test_inception_features_are_those_of_torch_fidelity(inception_weights, monkeypatch):
+    """With random weights in the official file format, at the full 299 pixels."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    assert InceptionE_1 is not None
-    torch.manual_seed(0)
-    original = FeatureExtractorInceptionV3.__init__
-    path = tmp_path / "weights.pth"
-    network = FeatureExtractorInceptionV3.__new__(FeatureExtractorInceptionV3)
-    saved = torch.load
-    try:
-        # Build the network without its download by letting it "load" its own fresh state.
-        state: dict = {}
-
-        def fresh(*_, **__):
-            return state
-
-        torch.load = fresh
-        load_state_dict = torch.nn.Module.load_state_dict
-        torch.nn.Module.load_state_dict = lambda self, *a, **k: None
-        path.write_bytes(b"")
-        original(network, "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
-    finally:
-        torch.load = saved
-        torch.nn.Module.load_state_dict = load_state_dict
-    torch.save(network.state_dict(), path)
-    extractor = load_extractor("inception", path)
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 299)
+    network = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(inception_weights)
+    )
+    extractor = load_extractor("inception", inception_weights)
+    extractor.micro_batch = 2  # the other 23 would be padding
     images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
     with torch.no_grad():
         expected = network.eval()(images.expand(-1, 3, -1, -1))[0].double().numpy()
