@@ -31,8 +31,6 @@ from edm_ray.errors import InputError, IntegrityError
 logger = logging.getLogger(__name__)
 STALL_S = 600.0
 """A writer that has not written for so long is taken for stuck, and those who wait for it give up."""
-RESIDENT_BYTES = 8 << 20
-"""Mapped pages are let go after so many bytes were served: they stay in the page cache, not in this process."""
 _MAGIC = b"edmcache"
 _POLL_S = 0.02
 Put = Callable[[int, Pixels, Labels], None]
@@ -42,7 +40,7 @@ class Entry:
     """One mapped file. Its shared lock lasts until `close`, or until the process ends."""
 
     def __init__(self, path: Path, handle: IO[bytes], shape: tuple[int, ...], parts: list[dict[str, object]]) -> None:
-        self.path, self._handle, self._parts, self._served = path, handle, parts, 0
+        self.path, self._handle, self._parts = path, handle, parts
         size = int(np.prod(shape))
         self._map = mmap.mmap(handle.fileno(), 0, prot=mmap.PROT_READ)
         self.images: Pixels = np.frombuffer(self._map, np.uint8, size).reshape(shape)
@@ -52,13 +50,25 @@ class Entry:
         """All of it is there."""
 
     def take(self, rows: Labels) -> tuple[Pixels, Labels]:
-        """Copies of these rows; what was mapped for them does not stay in this process's memory."""
-        images, labels = self.images[rows], self.labels[rows]
-        self._served += images.nbytes
-        if self._served >= RESIDENT_BYTES:
-            self._served = 0
-            self._map.madvise(mmap.MADV_DONTNEED)
-        return images, labels
+        """Copies of these rows. Read, not copied from the map: a page fault maps up to 2 MiB around a row, so that all
+        of a large file would soon count as this process's memory, and a file cut meanwhile would kill the process.
+
+        Raises IntegrityError when the file was cut.
+        """
+        assert len(rows) == 0 or 0 <= rows.min() <= rows.max() < len(self.images)
+        images, row_bytes = np.empty((len(rows), *self.images.shape[1:]), np.uint8), self.images[0].nbytes
+        fd = self._handle.fileno()
+        into = images.reshape(-1).data
+        for place, row in enumerate(rows.tolist()):
+            target = into[place * row_bytes : (place + 1) * row_bytes]
+            if os.preadv(fd, (target,), row * row_bytes) != row_bytes:
+                raise self._cut()
+        if os.fstat(fd).st_size < len(self._map):
+            raise self._cut()
+        return images, self.labels[rows]
+
+    def _cut(self) -> IntegrityError:
+        return IntegrityError(f"{self.path}: was cut while it was in use; delete it and run the same command again")
 
     def check(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Read it all and compare with the hashes. Raises IntegrityError naming the file; it is deleted."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
 import numpy as np
@@ -35,6 +36,8 @@ class Stream:
         self._open: dict[int, Future[Entry]] = {}
         self._used: dict[int, int] = {}
         self._takes, self._guard = 0, threading.Lock()
+        largest = max(shard.rows for shard in dataset.shards) * (dataset.channels * dataset.resolution**2 + 8)
+        self._most_ahead = cache.limit // (2 * largest)
 
     @property
     def images(self) -> Pixels:
@@ -48,8 +51,12 @@ class Stream:
         return InputError(f"{self.dataset.uri}: read in blocks, it is nowhere as a whole; open it with order='rows'")
 
     def announce(self, rows: Labels) -> None:
-        """Start decoding the shards of these rows, in threads."""
-        self._shards(np.unique(np.searchsorted(self.first_rows, rows, side="right") - 1))
+        """Start decoding the shards of these rows, in threads, unless half of the cache is in use here already."""
+        numbers = np.unique(np.searchsorted(self.first_rows, rows, side="right") - 1)
+        with self._guard:
+            room = max(0, self._most_ahead - len(self._open))
+            known = np.array([number in self._open for number in numbers.tolist()], bool)
+        self._shards(np.concatenate([numbers[known], numbers[~known][:room]]))
 
     def take(self, rows: Labels) -> tuple[Pixels, Labels]:
         """Copies of rows: uint8 [B, C, H, W], int64 [B]. Waits for their shards."""
@@ -59,12 +66,26 @@ class Stream:
         images = np.empty((len(rows), self.dataset.channels, side, side), np.uint8)
         labels = np.empty(len(rows), np.int64)
         for number, future in found.items():
-            here, shard = owner == number, future.result()
+            here, shard = owner == number, self._ready(number, future, found)
             # In place of a lost shard stands another one, which may be shorter.
             images[here], labels[here] = shard.take((rows[here] - self.first_rows[number]) % len(shard.labels))
         self._takes += 1
         self._close_idle(IDLE_TAKES)
         return images, labels
+
+    def _ready(self, number: int, future: Future[Entry], needed: Collection[int]) -> Entry:
+        """A shard that is needed now. When there was no room for it, what is not needed now goes."""
+        try:
+            return future.result()
+        except CacheFull:
+            with self._guard:
+                others = [self._open.pop(other) for other in [*self._open] if other not in needed]
+            for other in others:
+                _release(other)
+            wait(others)
+            with self._guard:
+                self._open[number] = again = self._pool.submit(self._entry, number)
+            return again.result()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -86,7 +107,8 @@ class Stream:
         with self._guard:
             for number in [n for n, used in self._used.items() if self._takes - used > takes]:
                 del self._used[number]
-                _release(self._open.pop(number))
+                if number in self._open:
+                    _release(self._open.pop(number))
 
     def _entry(self, number: int) -> Entry:
         while True:
@@ -118,4 +140,5 @@ def _release(future: Future[Entry]) -> None:
         if not done.cancelled() and done.exception() is None:
             done.result().close()
 
+    future.cancel()
     future.add_done_callback(close)

@@ -64,11 +64,20 @@ def test_what_was_put_is_mapped_also_by_the_next_process_to_come(cache):
         assert images.flags.writeable and not found.images.flags.writeable
 
 
-def test_what_was_mapped_is_let_go_and_reads_the_same_afterwards(cache, monkeypatch):
-    monkeypatch.setattr(caching, "RESIDENT_BYTES", 1000)
+@pytest.mark.parametrize("shape", [SHAPE, (5, 1, 3, 3), (3, 3, 200, 200)])
+def test_rows_are_read_whatever_their_size_and_no_rows_are_none(cache, shape):
+    found = entry(cache, "k", shape, "it", lambda put: put(0, pixels_of(1, shape), np.arange(shape[0])))
+    for rows in ([shape[0] - 1, 0, 0, 1], []):
+        images, labels = found.take(np.array(rows, np.int64))
+        assert np.array_equal(images, pixels_of(1, shape)[rows]) and labels.tolist() == rows
+
+
+@pytest.mark.parametrize(("size", "row"), [(5000, 58), (60 * 192 + 100, 58), (1, 0)])
+def test_a_file_that_is_cut_while_it_is_in_use_is_an_error_and_not_the_end_of_the_process(cache, size, row):
     found = entry(cache, "k", SHAPE, "it", filler())
-    for _ in range(5):
-        assert np.array_equal(found.take(np.arange(60))[0], pixels_of(0))
+    os.truncate(found.path, size)
+    with pytest.raises(IntegrityError, match=r"k\.pixels: was cut"):
+        found.take(np.array([row]))
 
 
 def test_processes_of_a_node_share_one_decode(cache, tmp_path):
