@@ -41,19 +41,25 @@ class Model:
 
     def denoiser(self, device: str = "cpu") -> torch.nn.Module:
         """D(x, sigma, class_labels) in evaluation mode."""
-        denoiser = build_denoiser(self.config)
-        state = safetensors.torch.load(self.weights)
-        expected = denoiser.state_dict()
-        if missing := sorted(expected.keys() - state.keys()):
-            raise IntegrityError(f"{self.uri}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
-        if extra := sorted(state.keys() - expected.keys()):
-            raise IntegrityError(f"{self.uri}: tensor {extra[0]!r} is not part of the network ({len(extra)} in all)")
-        for name, tensor in expected.items():
-            if state[name].shape != tensor.shape:
-                found, wanted = tuple(state[name].shape), tuple(tensor.shape)
-                raise IntegrityError(f"{self.uri}: tensor {name!r} has shape {found}, the network needs {wanted}")
-        denoiser.load_state_dict(state)
-        return denoiser.to(device).eval().requires_grad_(False)
+        return denoiser_of(self.config, safetensors.torch.load(self.weights), self.uri, device)
+
+
+def denoiser_of(
+    config: DenoiserConfig, state: dict[str, torch.Tensor], where: str, device: str = "cpu"
+) -> torch.nn.Module:
+    """D with these tensors, copied, in evaluation mode. Raises IntegrityError when they are not the network's."""
+    denoiser = build_denoiser(config)
+    expected = denoiser.state_dict()
+    if missing := sorted(expected.keys() - state.keys()):
+        raise IntegrityError(f"{where}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    if extra := sorted(state.keys() - expected.keys()):
+        raise IntegrityError(f"{where}: tensor {extra[0]!r} is not part of the network ({len(extra)} in all)")
+    for name, tensor in expected.items():
+        if state[name].shape != tensor.shape:
+            found, wanted = tuple(state[name].shape), tuple(tensor.shape)
+            raise IntegrityError(f"{where}: tensor {name!r} has shape {found}, the network needs {wanted}")
+    denoiser.load_state_dict(state)
+    return denoiser.to(device).eval().requires_grad_(False)
 
 
 def save_model(uri: str, config: DenoiserConfig, state: dict[str, torch.Tensor], about: dict[str, Any]) -> None:

@@ -7,7 +7,10 @@ next, and a chunk from other settings cannot be taken for it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +20,11 @@ import safetensors.numpy
 import torch
 
 from edm_ray.diffusion.samplers import SamplerSettings
-from edm_ray.errors import IntegrityError
+from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage import uris
 from edm_ray.storage.commit import canonical_json, sha256
 
+logger = logging.getLogger(__name__)
 # Part of every key: raise it when the meaning of a chunk changes (sampler, seeding, rounding, layout).
 CODE_VERSION = 1
 POOL_START = {"search": 0, "confirm": 1 << 30, "evaluate": 1 << 31}
@@ -58,6 +62,9 @@ class Chunk:
     @property
     def key(self) -> str:
         return sha256(canonical_json(self.identity).encode())
+
+    def __str__(self) -> str:
+        return f"chunk {self.key[:12]} (seeds {self.first}..{self.first + self.size - 1}, {self.settings})"
 
     @property
     def seeds(self) -> torch.Tensor:
@@ -101,10 +108,42 @@ def read_chunk(store: str, chunk: Chunk) -> np.ndarray:
     try:
         features = safetensors.numpy.load(content)["features"]
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path}: not a whole chunk ({error}); delete it and run again") from error
+    if not isinstance(header, dict):
+        raise IntegrityError(f"{path}: not a chunk (no identity); delete it and run again")
     if header.get("identity") != canonical_json(chunk.identity):
         raise IntegrityError(f"{path}: holds a chunk of other settings; delete it and run again")
-    if len(features) != chunk.size or header.get("sha256") != sha256(features.tobytes()):
+    whole = features.dtype == np.int32 and features.ndim == 2 and len(features) == chunk.size
+    if not whole or header.get("sha256") != sha256(features.tobytes()):
         raise IntegrityError(f"{path}: content differs from its hash; delete it and run again")
     return features
+
+
+def is_stored(store: str, chunk: Chunk) -> bool:
+    """Whether the chunk is in the store and whole. One that is damaged or of other settings is named in the log and
+    counts as missing: it is made again, and written over."""
+    if not has_chunk(store, chunk):
+        return False
+    try:
+        read_chunk(store, chunk)
+    except IntegrityError as error:
+        logger.warning("%s; it is made again", error)
+        return False
+    return True
+
+
+def gather(store: str, chunks: Iterable[Chunk]) -> tuple[np.ndarray, np.ndarray]:
+    """Features int32 [n, d] and seeds int64 [n] of these chunks, in the order of their seeds.
+
+    A chunk counts once however often it is named, in whatever order. Raises InputError when two chunks are not of one
+    sampler, or share seeds: their images would be counted twice.
+    """
+    once = sorted({chunk.key: chunk for chunk in chunks}.values(), key=lambda chunk: chunk.first)
+    for before, after in itertools.pairwise(once):
+        if (before.generator, before.settings) != (after.generator, after.settings):
+            raise InputError(f"{before} and {after} are of two samplers; one estimate is of one")
+        if before.first + before.size > after.first:
+            raise InputError(f"{before} and {after} share seeds; an image counts once")
+    features = np.concatenate([read_chunk(store, chunk) for chunk in once])
+    return features, np.concatenate([chunk.seeds.numpy() for chunk in once])

@@ -5,7 +5,6 @@ A shard depends on the plan and its number alone, so neither the number of worke
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,9 @@ from edm_ray.data.manifest import DataSet
 from edm_ray.data.plan import Plan, finish, prepare_shard
 from edm_ray.data.write import ShardEntry, shard_edges
 from edm_ray.errors import InputError
-from edm_ray.orchestration.session import require_cpus, session
+from edm_ray.orchestration.preflight import require_cpus
+from edm_ray.orchestration.session import session
+from edm_ray.orchestration.shipping import environment
 
 TASK_CPUS = 1
 MAX_RETRIES = 3
@@ -29,7 +30,7 @@ def prepare_on_ray(dest: str, plan: Plan, workers: int, on_shard: Callable[[int,
     with session():
         require_cpus(workers, TASK_CPUS, "prepare")
         task: Any = ray.remote(prepare_shard).options(
-            num_cpus=TASK_CPUS, max_retries=MAX_RETRIES, runtime_env=_environment()
+            num_cpus=TASK_CPUS, max_retries=MAX_RETRIES, runtime_env=environment()
         )
         shared = ray.put(plan)
         edges = shard_edges(plan.records, plan.num_shards)
@@ -54,9 +55,3 @@ def prepare_on_ray(dest: str, plan: Plan, workers: int, on_shard: Callable[[int,
             for reference in under_way:
                 ray.cancel(reference)
         return finish(dest, plan, [entries[index] for index in range(plan.num_shards)])
-
-
-def _environment() -> dict[str, Any]:
-    """The S3 endpoint goes with the task; credentials never do (nodes have their own)."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
-    return {"env_vars": {"AWS_ENDPOINT_URL": endpoint}} if endpoint else {}

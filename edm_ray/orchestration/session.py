@@ -52,29 +52,3 @@ def session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def capacity(kind: str) -> float:
-    """How many of "CPU" or "GPU" the cluster has, or may grow to: Ray does not tell what its autoscaler may add, so the
-    manifests in cluster/ say it as EDM_RAY_MAX_CPUS and EDM_RAY_MAX_GPUS."""
-    return max(ray.cluster_resources().get(kind, 0), float(os.environ.get(f"EDM_RAY_MAX_{kind}S", 0)))
-
-
-def require_cpus(workers: int, cpus_each: float, what: str) -> None:
-    """Refuse what can never be scheduled, saying what was asked and what there is, instead of waiting for ever."""
-    have = capacity("CPU")
-    if workers * cpus_each > have:
-        fits = int(have // cpus_each)
-        raise InputError(
-            f"--workers {workers}: {what} needs {workers * cpus_each:g} CPUs, the cluster has {have:g}; "
-            f"give --workers {max(1, fits)} or fewer, or a larger cluster"
-        )
-
-
-def require_gpus(workers: int) -> None:
-    have = capacity("GPU")
-    if workers > have:
-        raise InputError(
-            f"--device cuda --workers {workers}: needs {workers} GPUs, the cluster has {have:g}; "
-            "give fewer workers, or --device cpu"
-        )

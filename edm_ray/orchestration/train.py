@@ -20,7 +20,8 @@ from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError
 from edm_ray.orchestration.network import NodeNetwork
-from edm_ray.orchestration.session import require_cpus, require_gpus, session
+from edm_ray.orchestration.preflight import require_cpus, require_gpus
+from edm_ray.orchestration.session import session
 from edm_ray.storage import uris
 from edm_ray.training.engine import Metrics, Place, train
 from edm_ray.training.run import read_metrics

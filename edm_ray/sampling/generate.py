@@ -71,5 +71,11 @@ def generate(
             one_hot = one_hot_labels(classes, network.label_dim)
         with torch.inference_mode(), network_precision(precision, device):
             images = sample(denoiser, latents, settings, class_labels=one_hot, noise=noise)
+        if not bool(torch.isfinite(images).all()):  # as uint8 they would pass for black pixels
+            broken = int((~torch.isfinite(images[: len(part)]).flatten(1).all(dim=1)).sum())
+            raise InputError(
+                f"{broken} of {len(part)} images of seeds {int(part[0])}..{int(part[-1])} have values that are not "
+                f"numbers (NaN or infinite), with {settings}; the model's weights or these settings are at fault"
+            )
         parts.append(encode(images[: len(part)]).cpu())
     return torch.cat(parts)
