@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 import ray.tune
+from ray.tune.execution import class_cache
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.tune.search import Searcher
 
@@ -30,6 +31,9 @@ from edm_ray.search.strategy import Evaluation, Strategy
 from edm_ray.storage import uris
 
 TRIAL_CPUS = 0.01
+# Tune copies AWS keys from this environment into the trials' runtime environment, which Ray writes to its logs. Nodes
+# have credentials of their own.
+class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if "AWS_" not in name}
 
 
 class HoursBudget:
