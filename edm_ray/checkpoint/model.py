@@ -12,8 +12,10 @@ import torch
 
 from edm_ray.checkpoint.card import model_card
 from edm_ray.checkpoint.weights import weights_bytes
+from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.load import validate
 from edm_ray.config.schema import DenoiserConfig
+from edm_ray.data.decoders import decoder_version
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.networks.build import build_denoiser
 from edm_ray.storage import uris
@@ -32,22 +34,33 @@ class Model:
     """model.safetensors, as stored."""
     about: dict[str, Any]
     """Where it comes from: data set, images seen, preset, class names."""
+    codec: Codec = PIXELS
+    """What its samples are, and how they become pictures."""
 
     @property
     def hash(self) -> str:
-        """Identity of what it computes: configuration and weights."""
-        text = canonical_json([dataclasses.asdict(self.config), sha256(self.weights)])
+        """Identity of what it computes: configuration and weights; for latents also codec and decoder, so that a chunk
+        of features of decoded pictures is of that decoder. Raises InputError when the decoder is not installed."""
+        parts = [dataclasses.asdict(self.config), sha256(self.weights)]
+        if not self.codec.is_pixels:
+            parts += [dataclasses.asdict(self.codec), decoder_version(self.codec.decoder)]
+        text = canonical_json(parts)
         return sha256(text.encode())
 
     def denoiser(self, device: str = "cpu") -> torch.nn.Module:
         """D(x, sigma, class_labels) in evaluation mode."""
-        return denoiser_of(self.config, safetensors.torch.load(self.weights), self.uri, device)
+        return denoiser_of(self.config, safetensors.torch.load(self.weights), self.uri, device, self.codec)
 
 
 def denoiser_of(
-    config: DenoiserConfig, state: dict[str, torch.Tensor], where: str, device: str = "cpu"
+    config: DenoiserConfig,
+    state: dict[str, torch.Tensor],
+    where: str,
+    device: str = "cpu",
+    codec: Codec = PIXELS,
 ) -> torch.nn.Module:
-    """D with these tensors, copied, in evaluation mode. Raises IntegrityError when they are not the network's."""
+    """D with these tensors, copied, in evaluation mode; ``.codec`` says what its samples are. Raises IntegrityError
+    when the tensors are not the network's."""
     denoiser = build_denoiser(config)
     expected = denoiser.state_dict()
     if missing := sorted(expected.keys() - state.keys()):
@@ -59,12 +72,18 @@ def denoiser_of(
             found, wanted = tuple(state[name].shape), tuple(tensor.shape)
             raise IntegrityError(f"{where}: tensor {name!r} has shape {found}, the network needs {wanted}")
     denoiser.load_state_dict(state)
+    denoiser.codec = codec  # type: ignore[assignment]
     return denoiser.to(device).eval().requires_grad_(False)
 
 
-def save_model(uri: str, config: DenoiserConfig, state: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+def save_model(
+    uri: str, config: DenoiserConfig, state: dict[str, torch.Tensor], about: dict[str, Any], codec: Codec = PIXELS
+) -> None:
     """Commit a model directory; the same arguments give the same bytes."""
-    text = json.dumps({"denoiser": dataclasses.asdict(config), "about": about}, indent=1, sort_keys=True)
+    content = {"denoiser": dataclasses.asdict(config), "about": about}
+    if not codec.is_pixels:
+        content["codec"] = dataclasses.asdict(codec)
+    text = json.dumps(content, indent=1, sort_keys=True)
     weights = weights_bytes(state, {"edm_ray.denoiser": canonical_json(dataclasses.asdict(config))})
     card = model_card(config, about)
     files = [("config.json", text.encode()), ("model.safetensors", weights), ("README.md", card.encode())]
@@ -82,8 +101,13 @@ def open_model(uri: str) -> Model:
         raise InputError(f"{uri}: holds {manifest.get('kind', 'something else')!r}, not a model")
     content = json.loads(read_file(uri, "config.json", manifest))
     config = validate(DenoiserConfig, content["denoiser"], uris.join(uri, "config.json"))
+    codec = validate(Codec, content.get("codec", {}), uris.join(uri, "config.json"))
+    if not codec.is_pixels and len(codec.mean) != config.network.img_channels:
+        raise IntegrityError(
+            f"{uri}: its codec has {len(codec.mean)} channels, its network {config.network.img_channels}"
+        )
     weights = read_file(uri, "model.safetensors", manifest)
-    return Model(uri=uri, config=config, weights=weights, about=content["about"])
+    return Model(uri=uri, config=config, weights=weights, about=content["about"], codec=codec)
 
 
 def load_model(uri: str, device: str = "cpu") -> torch.nn.Module:

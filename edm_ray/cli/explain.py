@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from edm_ray.checkpoint import open_model
 from edm_ray.cli.console import say
-from edm_ray.data.codec import decode
+from edm_ray.data.codec import codec_of, decode
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.diffusion.analytic import GaussianMixture
@@ -145,6 +145,8 @@ def model_loss(model: torch.nn.Module, data: str, num: int, sigmas: list[float],
     if dataset.rows < num:
         raise InputError(f"{data}: {dataset.rows} images, --num {num} asks for more")
     pixels = open_reader(dataset)
+    if not codec_of(model).is_pixels:
+        raise InputError(f"--data {data}: the model makes latents; the loss is drawn for models of pixels only")
     images = decode(torch.from_numpy(np.ascontiguousarray(pixels.images[:num]))).double()
     network = model.model
     expected = (network.img_channels, network.img_resolution, network.img_resolution)

@@ -208,6 +208,10 @@ def _pair(text: str) -> tuple[int, int]:
 
 
 def _require_like(dataset: DataSet, model: Model, flag: str) -> None:
+    if not model.codec.is_pixels:
+        raise InputError(
+            f"{flag}: {model.uri} makes latents (of decoder {model.codec.decoder!r}); it is for pixels only"
+        )
     network = model.config.network
     found = (dataset.channels, dataset.resolution)
     wanted = (network.img_channels, network.img_resolution)

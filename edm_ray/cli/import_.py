@@ -110,4 +110,8 @@ def read_source(args: Args) -> Imported:
             f"{args.source}: is a {manifest.get('kind')!r} already; only --format diffusers converts a model"
         )
     model = open_model(args.source)
+    if not model.codec.is_pixels:
+        raise InputError(
+            f"{args.source}: makes latents for the decoder {model.codec.decoder!r}; the format has no such"
+        )
     return Imported(config=model.config, state=dict(model.denoiser().state_dict()), facts=dict(model.about))

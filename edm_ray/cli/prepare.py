@@ -3,7 +3,8 @@
 SOURCE is `digits` (scikit-learn's handwritten digits; writes DEST/train and DEST/heldout), `photographs` (crops of the
 two photographs scikit-learn ships), or a path or s3:// URI of: a folder of pictures (a class a subfolder, or
 dataset.json), a zip of pictures, CIFAR-10/100 python archives, MNIST idx files, Hugging Face style Parquet, tar shards
-(webdataset), or .npz. The kind is seen from what is there; all is described in docs/data.md."""
+(webdataset), or .npz; with --codec latents a .npz or .npy of latents. The kind is seen from what is there; all is
+described in docs/data.md."""
 
 from __future__ import annotations
 
@@ -44,6 +45,13 @@ class Args:
     """skip: leave out records that cannot be used; how many and which is said, and kept in the manifest."""
     encoding: Literal["png", "raw"] = "png"
     """png: what Hugging Face image data sets are; raw: plain pixels, larger and much faster to read."""
+    codec: Literal["pixels", "latents", "haar"] = "pixels"
+    """latents: SOURCE is a .npz or .npy of float16 or float32 [N, C, R, R] that an encoder made; haar: turn pictures
+    into latents by the 2x2 Haar transform, which loses nothing."""
+    decoder: str | None = None
+    """With --codec latents: name of what makes pictures of them."""
+    scale: float = 0.5
+    """Latents: standard deviation that each channel is given for training (sigma_data)."""
     shards: int | None = None
     """Exactly so many Parquet files; without it, files of about --shard-mib."""
     shard_mib: float = 64.0
@@ -63,7 +71,7 @@ def run(args: Args) -> None:
         raise InputError(f"--workers {args.workers}: give 1 or more")
     if args.endpoint_url is not None:
         os.environ["AWS_ENDPOINT_URL"] = args.endpoint_url
-    kind = args.kind or detect_kind(args.source)
+    kind = args.kind or ("latents" if args.codec == "latents" else detect_kind(args.source))
     if kind == "digits":
         for split in ("train", "heldout"):
             _prepare(args, kind, split, uris.join(args.dest, split), f"digits {split}")
@@ -90,6 +98,9 @@ def _prepare(args: Args, kind: str, split: str, dest: str, name: str | None) -> 
         shards=args.shards,
         shard_mib=args.shard_mib,
         name=name,
+        codec=args.codec,
+        decoder=args.decoder,
+        scale=args.scale,
     )
     for note in notes:
         say(f"{args.source}: {note}")
@@ -118,8 +129,9 @@ def _prepare(args: Args, kind: str, split: str, dest: str, name: str | None) -> 
 def _describe(dataset: DataSet) -> None:
     classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "no classes"
     std = ", ".join(f"{value:.2f}" for value in dataset.std)
+    what = "images" if dataset.codec.is_pixels else "latents"
     say(
-        f"{dataset.uri}: {dataset.rows:,} images of {dataset.resolution}x{dataset.resolution}x{dataset.channels}, "
+        f"{dataset.uri}: {dataset.rows:,} {what} of {dataset.resolution}x{dataset.resolution}x{dataset.channels}, "
         f"{classes}, {len(dataset.shards)} shards; standard deviation {std} (what sigma_data should be near)"
     )
     if dataset.skipped.count:

@@ -16,7 +16,7 @@ from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
-from edm_ray.training.run import checkpoint_store, claim_run, model_uri
+from edm_ray.training.run import checkpoint_store, claim_run, model_uri, refuse_mirrored_latents
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 def check_fit(config: TrainingConfig, dataset: DataSet) -> None:
     """The network must take what the data set holds."""
+    refuse_mirrored_latents(config, dataset)
     network = config.denoiser.network
     for key, got, has in (
         ("img_resolution", network.img_resolution, dataset.resolution),

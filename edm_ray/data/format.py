@@ -2,6 +2,7 @@
 
 ``png`` (default): the convention of Hugging Face image data sets, ``image: struct<bytes, path>``, ``label: int64``.
 ``raw``: ``image: fixed_size_binary[C*H*W]`` (uint8, CHW), ``label: int64``, ``path: string``, for throughput.
+Latents are raw too, of float16 or float32; here they are bytes: a row is uint8 [C, H, W * bytes of a number].
 
 Written and read with pyarrow alone; page checksums on, because Parquet accepts a flipped byte silently without them.
 """
@@ -58,13 +59,19 @@ def encode(pixels: Pixels, encoding: str) -> bytes:
     return encode_png(pixels) if encoding == "png" else np.ascontiguousarray(pixels).tobytes()
 
 
-def schema(class_names: Sequence[str], encoding: str = "png", shape: tuple[int, int, int] | None = None) -> pa.Schema:
+def schema(
+    class_names: Sequence[str],
+    encoding: str = "png",
+    shape: tuple[int, int, int] | None = None,
+    dtype: str = "uint8",
+) -> pa.Schema:
     """Arrow schema of a shard. png: with the ``huggingface`` metadata that `datasets.load_dataset` reads. raw: shape
     (C, H, W) is needed and noted in the column's metadata (`datasets` knows no fixed_size_binary, so no key for it)."""
     if encoding == "raw":
         assert shape is not None
-        note = json.dumps({"shape": list(shape), "dtype": "uint8", "layout": "CHW", "class_names": list(class_names)})
-        image = pa.field("image", pa.binary(int(np.prod(shape))), metadata={LAYOUT: note})
+        note = json.dumps({"shape": list(shape), "dtype": dtype, "layout": "CHW", "class_names": list(class_names)})
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        image = pa.field("image", pa.binary(size), metadata={LAYOUT: note})
         return pa.schema([image, ("label", pa.int64()), ("path", pa.string())])
     label = {"names": list(class_names), "_type": "ClassLabel"} if class_names else {"dtype": "int64", "_type": "Value"}
     features = {"image": {"_type": "Image"}, "label": label}
@@ -114,8 +121,8 @@ def row_groups(content: bytes) -> list[dict[str, int]]:
     return groups
 
 
-def read_shard(content: bytes, where: str, channels: int, resolution: int) -> tuple[Pixels, Labels]:
-    """One Parquet file in either encoding -> (uint8 [N, C, H, W], int64 [N]).
+def read_shard(content: bytes, where: str, channels: int, resolution: int, itemsize: int = 1) -> tuple[Pixels, Labels]:
+    """One Parquet file in either encoding -> (uint8 [N, C, H, W * itemsize], int64 [N]).
 
     Page checksums are verified. Raises IntegrityError naming the shard, the row where there is one, and the reason.
     The arrays may be read-only views of the file's memory.
@@ -124,13 +131,14 @@ def read_shard(content: bytes, where: str, channels: int, resolution: int) -> tu
         table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise IntegrityError(f"{where}: not a readable Parquet file: {error}") from error
-    return decode_table(table, where, channels, resolution)
+    return decode_table(table, where, channels, resolution, itemsize=itemsize)
 
 
 def decode_table(
-    table: pa.Table, where: str, channels: int, resolution: int, first_row: int = 0
+    table: pa.Table, where: str, channels: int, resolution: int, first_row: int = 0, itemsize: int = 1
 ) -> tuple[Pixels, Labels]:
-    """Rows of a shard, read from Parquet -> (uint8 [N, C, H, W], int64 [N]); ``first_row`` counts in messages."""
+    """Rows of a shard, read from Parquet -> (uint8 [N, C, H, W * itemsize], int64 [N]); ``first_row`` counts in
+    messages. itemsize: bytes of a number, above 1 for latents."""
     for column in ("image", "label"):
         if column not in table.column_names:
             raise IntegrityError(f"{where}: column {column!r} is missing; columns are {table.column_names}")
@@ -141,10 +149,10 @@ def decode_table(
         row = first_row + int(np.argmax(label.is_null().to_numpy()))
         raise IntegrityError(f"{where}: row {row}: the label is null")
     image = table.column("image").combine_chunks()
-    shape = (channels, resolution, resolution)
+    shape = (channels, resolution, resolution * itemsize)
     if pa.types.is_fixed_size_binary(image.type):
         images = _raw_images(image, where, shape, first_row)
-    elif pa.types.is_struct(image.type) and image.type.get_field_index("bytes") >= 0:
+    elif itemsize == 1 and pa.types.is_struct(image.type) and image.type.get_field_index("bytes") >= 0:
         images = _png_images(image.field("bytes").to_pylist(), where, shape, first_row)
     else:
         raise IntegrityError(f"{where}: column 'image' holds {image.type}, neither struct<bytes, path> nor raw pixels")

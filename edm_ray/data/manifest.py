@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.load import validate
 from edm_ray.config.shape import DataShape
 from edm_ray.errors import InputError
@@ -56,21 +57,28 @@ class DataSet:
     channels: int
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
-    """Per channel, in [-1, 1]."""
+    """Per channel, of what the denoiser sees: pixels in [-1, 1], or scaled latents (0)."""
     std: tuple[float, ...]
-    """Per channel, in [-1, 1]: what sigma_data should be near."""
+    """Per channel, likewise: what sigma_data should be near."""
     shards: tuple[Shard, ...]
     hash: str
     """sha256 of the manifest: the identity of the content, wherever it lies."""
     files: dict[str, dict[str, Any]]
     encoding: str = "png"
     """How pictures lie in the shards: "png" or "raw" (`edm_ray.data.format`); `read_shard` reads both."""
+    codec: Codec = PIXELS
+    """What a row is: pixels, or latents and how they are scaled."""
     split: str = "train"
     class_counts: tuple[int, ...] = ()
     """Rows of each class; one number without classes. Empty in data sets of older versions."""
     skipped: Skipped = Skipped()
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What it was prepared from, and how. Not part of the hash."""
+
+    @property
+    def row_shape(self) -> tuple[int, int, int]:
+        """Of a decoded row as bytes: (C, R, R), the last axis times the bytes of a number for latents."""
+        return self.channels, self.resolution, self.resolution * self.codec.itemsize
 
     @property
     def shape(self) -> DataShape:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edm_ray.config.codec import check_scale
 from edm_ray.config.load import validate
 from edm_ray.data.format import ENCODINGS, Pixels, encode
 from edm_ray.data.importers.detect import open_source
@@ -26,6 +27,7 @@ from edm_ray.data.importers.source import Record, RecordError, Source, SourceSpe
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.write import (
     FIRST_SKIPPED,
+    LatentOptions,
     ShardEntry,
     build_shard,
     disk_full_is_said,
@@ -34,12 +36,13 @@ from edm_ray.data.write import (
     shard_edges,
     shard_name,
 )
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, nearest
 from edm_ray.storage import uris
 from edm_ray.storage.commit import read_manifest, sha256
 
 SIDECAR = ".prepare"
 PROBED = 32
+CODECS = ("pixels", "latents", "haar")
 MIN_SHARDS = 4
 """Small data sets too are cut into so many, so that workers can share them."""
 
@@ -59,6 +62,11 @@ class Plan:
     first: str
     """That picture's name."""
     fingerprint: str
+    latents: LatentOptions | None = None
+
+    @property
+    def dtype(self) -> str:
+        return "uint8" if self.latents is None else self.latents.dtype
 
     def to_json(self) -> dict[str, Any]:
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
@@ -89,9 +97,14 @@ def make_plan(
     shards: int | None = None,
     shard_mib: float = 64.0,
     name: str | None = None,
+    codec: str = "pixels",
+    decoder: str | None = None,
+    scale: float = 0.5,
 ) -> tuple[Plan, tuple[str, ...]]:
     """List the source, look at up to PROBED of its pictures, and decide shape and number of shards.
 
+    codec: "pixels"; "latents" (the source has them; ``decoder`` names what makes pictures of them), or the name of a
+    built-in encoder that makes latents of the pictures ("haar"). Latents are always raw.
     shards: exactly so many; else as many as make files of about ``shard_mib``, and MIN_SHARDS at least.
     Returns the plan and the source's notes.
     """
@@ -105,7 +118,9 @@ def make_plan(
     source = open_source(spec)
     if len(source) == 0:
         raise InputError(f"{spec.uri}: holds no records")
-    shape, first, row_bytes = _probe(source, pictures, on_error, encoding, spec.uri)
+    latents = _latents(source, spec, pictures, codec, decoder, scale)
+    encoding = encoding if latents is None else "raw"
+    shape, first, row_bytes = _probe(source, pictures, latents, on_error, encoding, spec.uri)
     if shards is None:
         shards = max(MIN_SHARDS, round(len(source) * row_bytes / (shard_mib * 2**20)))
     plan = Plan(
@@ -120,14 +135,62 @@ def make_plan(
         shape=shape,
         first=first,
         fingerprint=source.fingerprint,
+        latents=latents,
     )
     _open.clear()
     _open[spec, source.fingerprint] = source
     return plan, source.notes
 
 
+def _latents(
+    source: Source, spec: SourceSpec, pictures: PictureOptions, codec: str, decoder: str | None, scale: float
+) -> LatentOptions | None:
+    """What the latents are, from what was asked for; None for pixels."""
+    if codec not in CODECS:
+        raise InputError(f"--codec {codec}: unknown{nearest(codec, CODECS)}; there are: {', '.join(CODECS)}")
+    if (codec == "latents") != (spec.kind == "latents"):
+        raise InputError(f"{spec.uri}: latents are prepared with --codec latents, pictures with another; got {codec!r}")
+    if codec == "pixels":
+        if decoder is not None:
+            raise InputError(f"--decoder {decoder} is for latents; give --codec latents too")
+        return None
+    check_scale(scale, "--scale")
+    if codec != "latents":
+        if decoder not in (None, codec):
+            raise InputError(f"--decoder {decoder}: latents of --codec {codec} have the decoder {codec}; leave it out")
+        return LatentOptions(dtype="float16", decoder=codec, scale=scale, encode=codec)
+    if not decoder:
+        raise InputError(
+            "--codec latents: give --decoder NAME, the name of what makes pictures of them (`haar`, or one of an "
+            "installed package; docs/data.md); it need not be installed here"
+        )
+    if pictures != PictureOptions():
+        raise InputError("--codec latents: latents are taken as they are; options for pictures are not for them")
+    return LatentOptions(dtype=source.dtype, decoder=decoder, scale=scale)  # type: ignore[attr-defined]
+
+
+def _sample(record: Record, pictures: PictureOptions, latents: LatentOptions | None) -> np.ndarray:
+    """What is stored of a record: uint8 [C, R, R], or floats for latents."""
+    if latents is not None and not latents.encode:
+        assert isinstance(record.picture, np.ndarray)
+        return record.picture
+    pixels = to_pixels(record, pictures)
+    if latents is None:
+        return pixels
+    # torch takes a second to import; pixels do without.
+    import torch
+
+    from edm_ray.data.decoders import haar_encode
+
+    try:
+        encoded: np.ndarray = haar_encode(torch.from_numpy(pixels.copy())[None] / 127.5 - 1.0)[0].numpy()
+    except InputError as error:
+        raise RecordError(f"{record.name}: {error}") from error
+    return encoded.astype(latents.dtype)
+
+
 def _probe(
-    source: Source, pictures: PictureOptions, on_error: str, encoding: str, where: str
+    source: Source, pictures: PictureOptions, latents: LatentOptions | None, on_error: str, encoding: str, where: str
 ) -> tuple[tuple[int, int, int], str, float]:
     """Shape and name of the first usable picture (among those looked at), and the mean bytes of an encoded one."""
     shape: tuple[int, ...] | None = None
@@ -135,7 +198,7 @@ def _probe(
     for index in np.unique(np.linspace(0, len(source) - 1, PROBED).astype(int)).tolist():
         try:
             record = source.record(index)
-            pixels = to_pixels(record, pictures)
+            pixels = _sample(record, pictures, latents)
             if shape is None:
                 shape, first = pixels.shape, record.name
             _check_shape(pixels, record.name, shape, first)
@@ -174,7 +237,9 @@ def refuse_other(dest: str, old: dict[str, Any], plan: Plan) -> None:
     before, now = _flat(old), _flat(plan.to_json())
     changed = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
     # What was asked for says more than what follows from it.
-    asked = [key for key in changed if key.startswith(("source.", "pictures.", "encoding", "on_error"))] or changed
+    asked = [
+        key for key in changed if key.startswith(("source.", "pictures.", "latents", "encoding", "on_error"))
+    ] or changed
     if changed:
         what = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in asked[:4])
         raise InputError(
@@ -200,7 +265,7 @@ def prepare_shard(dest: str, plan: Plan, index: int) -> ShardEntry:
     skipped: list[str] = []
     rows = _rows(source, plan, edges[index], edges[index + 1], skipped)
     name = shard_name(plan.source.split, index, plan.num_shards)
-    content, entry = build_shard(name, rows, plan.class_names, plan.shape, plan.encoding)
+    content, entry = build_shard(name, rows, plan.class_names, plan.shape, plan.encoding, plan.dtype)
     entry = dataclasses.replace(entry, skipped=len(skipped), skipped_first=skipped[:FIRST_SKIPPED])
     save_shard(dest, content, entry)
     with disk_full_is_said(entry_path, "free some and run the same command again: finished shards are kept"):
@@ -249,7 +314,7 @@ def _records(source: Source, start: int, stop: int) -> Iterator[Callable[[], Rec
 
 
 def _fitting(record: Record, plan: Plan) -> Pixels:
-    pixels = to_pixels(record, plan.pictures)
+    pixels = _sample(record, plan.pictures, plan.latents)
     _check_shape(pixels, record.name, plan.shape, plan.first)
     return pixels
 
@@ -271,6 +336,7 @@ def finish(dest: str, plan: Plan, entries: list[ShardEntry]) -> DataSet:
         split=plan.source.split,
         encoding=plan.encoding,
         source=plan.to_json(),
+        latents=plan.latents,
     )
     uris.delete_directory(uris.join(dest, SIDECAR))
     return dataset

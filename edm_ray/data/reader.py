@@ -17,6 +17,7 @@ import torch
 
 from edm_ray.data.blocks import BlockOrder
 from edm_ray.data.cache import Entry, Put, sound_entry
+from edm_ray.data.codec import view
 from edm_ray.data.fetch import POLICIES, Lost, fetch, stand_in
 from edm_ray.data.format import Labels, Pixels
 from edm_ray.data.manifest import DataSet
@@ -40,7 +41,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Source(Protocol):
-    """Decoded rows of a data set."""
+    """Decoded rows of a data set: uint8, latents as the bytes that they are."""
 
     @property
     def images(self) -> Pixels: ...
@@ -92,7 +93,12 @@ class Reader:
 
     @property
     def images(self) -> Pixels:
-        """All rows: uint8 [N, C, H, W], read-only where mapped."""
+        """All pictures: uint8 [N, C, H, W], read-only where mapped. Raises InputError for a data set of latents."""
+        if not self.dataset.codec.is_pixels:
+            raise InputError(
+                f"{self.dataset.uri}: holds latents (of decoder {self.dataset.codec.decoder!r}), pictures are needed "
+                "here; prepare the pictures themselves as another data set and give that"
+            )
         return self._source.images
 
     @property
@@ -101,7 +107,8 @@ class Reader:
         return self._source.labels
 
     def at(self, positions: np.ndarray, seed: int) -> Batch:
-        """Images and labels at positions of the training order: uint8 [B, C, H, W], int64 [B].
+        """Images and labels at positions of the training order: uint8 [B, C, H, W] (latents: float16 or float32, as
+        stored), int64 [B].
 
         Pinned where CUDA is there. What `follow` announced is taken from its thread. Raises what went wrong there, or
         IntegrityError when the cached pixels were found changed.
@@ -139,7 +146,7 @@ class Reader:
         images, labels = self._source.take(rows)
         if self.xflip:
             images[mirrored == 1] = images[mirrored == 1, :, :, ::-1]
-        pixels, numbers = torch.from_numpy(images), torch.from_numpy(labels)
+        pixels, numbers = view(torch.from_numpy(images), self.dataset.codec), torch.from_numpy(labels)
         return (pixels.pin_memory(), numbers.pin_memory()) if torch.cuda.is_available() else (pixels, numbers)
 
     def _locate(self, positions: Labels, seed: int) -> tuple[Labels, Labels]:
@@ -197,6 +204,11 @@ def open_reader(
         raise InputError(f"order={order!r}: allowed are {', '.join(ORDERS)}")
     if on_damage not in POLICIES:
         raise InputError(f"on_damage={on_damage!r}: allowed are {', '.join(POLICIES)}")
+    if xflip and not dataset.codec.is_pixels:
+        raise InputError(
+            f"{dataset.uri}: xflip=True: a mirrored latent is not the latent of the mirrored picture; set xflip=false, "
+            "or encode the mirrored pictures too"
+        )
     lost = Lost()
     if order == "blocks":
         if lanes > len(dataset.shards):
@@ -210,7 +222,7 @@ def open_reader(
         stream = Stream(dataset, cache, threads, lost if on_damage == "skip" else None)
         return Reader(dataset, stream, xflip, lost, blocks)
     if dataset.rows * _row_bytes(dataset) <= IN_MEMORY_BYTES:
-        memory = InMemory((dataset.rows, *_shape(dataset)))
+        memory = InMemory((dataset.rows, *dataset.row_shape))
         _decode(dataset, memory.put, threads, lost if on_damage == "skip" else None)
         return Reader(dataset, memory, xflip, lost)
     cache = open_cache(None if cache_dir is None else str(cache_dir), cache_gib)
@@ -225,18 +237,14 @@ def open_reader(
     return Reader(dataset, source, xflip, lost)
 
 
-def _shape(dataset: DataSet) -> tuple[int, int, int]:
-    return dataset.channels, dataset.resolution, dataset.resolution
-
-
 def _row_bytes(dataset: DataSet) -> int:
-    return math.prod(_shape(dataset))
+    return math.prod(dataset.row_shape)
 
 
 def _cached(dataset: DataSet, cache: Cache, key: str, threads: int, lost: Lost | None) -> Entry:
     """The data set's entry of the cache, made when it is not there."""
     what = f"data set {dataset.name} ({dataset.uri})"
-    shape = (dataset.rows, *_shape(dataset))
+    shape = (dataset.rows, *dataset.row_shape)
     return sound_entry(cache, key, shape, what, lambda put: _decode(dataset, put, threads, lost), CHECK_AT_ONCE_BYTES)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -36,7 +37,7 @@ class Stream:
         self._open: dict[int, Future[Entry]] = {}
         self._used: dict[int, int] = {}
         self._takes, self._guard = 0, threading.Lock()
-        largest = max(shard.rows for shard in dataset.shards) * (dataset.channels * dataset.resolution**2 + 8)
+        largest = max(shard.rows for shard in dataset.shards) * (math.prod(dataset.row_shape) + 8)
         self._most_ahead = cache.limit // (2 * largest)
 
     @property
@@ -59,11 +60,10 @@ class Stream:
         self._shards(np.concatenate([numbers[known], numbers[~known][:room]]))
 
     def take(self, rows: Labels) -> tuple[Pixels, Labels]:
-        """Copies of rows: uint8 [B, C, H, W], int64 [B]. Waits for their shards."""
+        """Copies of rows: uint8 [B, *row_shape], int64 [B]. Waits for their shards."""
         owner = np.searchsorted(self.first_rows, rows, side="right") - 1
         found = self._shards(np.unique(owner))
-        side = self.dataset.resolution
-        images = np.empty((len(rows), self.dataset.channels, side, side), np.uint8)
+        images = np.empty((len(rows), *self.dataset.row_shape), np.uint8)
         labels = np.empty(len(rows), np.int64)
         for number, future in found.items():
             here, shard = owner == number, self._ready(number, future, found)
@@ -127,7 +127,7 @@ class Stream:
 
     def _cached(self, number: int) -> Entry:
         shard, key = self.dataset.shards[number], f"{self.dataset.hash}-{number:06d}"
-        shape = (shard.rows, self.dataset.channels, self.dataset.resolution, self.dataset.resolution)
+        shape = (shard.rows, *self.dataset.row_shape)
         what = f"shard {shard.name} of {self.dataset.uri}"
         return sound_entry(self.cache, key, shape, what, partial(self._decode, shard), CHECK_BYTES)
 

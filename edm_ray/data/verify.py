@@ -12,10 +12,12 @@ from edm_ray.storage.commit import read_file
 
 
 def read_verified(dataset: DataSet, shard: Shard) -> tuple[Pixels, Labels]:
-    """One shard, all of it checked: uint8 [N, C, R, R], int64 [N]. Raises IntegrityError naming shard, row, reason."""
+    """One shard, all of it checked: uint8 [N, *dataset.row_shape], int64 [N].
+
+    Raises IntegrityError naming shard, row and reason."""
     where = uris.join(dataset.uri, shard.name)
     content = read_file(dataset.uri, shard.name, {"files": dataset.files})
-    images, labels = read_shard(content, where, dataset.channels, dataset.resolution)
+    images, labels = read_shard(content, where, dataset.channels, dataset.resolution, dataset.codec.itemsize)
     if len(images) != shard.rows:
         raise IntegrityError(f"{where}: {len(images)} rows, the manifest says {shard.rows}")
     top = max(1, len(dataset.class_names))

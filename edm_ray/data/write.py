@@ -6,15 +6,18 @@ whoever wrote the shards and in whatever order.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from edm_ray.config.codec import Codec
+from edm_ray.data.exact import channel_sums, mean_std
 from edm_ray.data.format import Labels, Pixels, encode, row_groups, schema, write_shard
 from edm_ray.data.manifest import KIND, DataSet, open_dataset
 from edm_ray.errors import InputError
@@ -23,6 +26,7 @@ from edm_ray.storage.commit import publish, sha256
 
 FIRST_SKIPPED = 100
 """So many skipped records are kept by name."""
+ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +40,23 @@ class ShardEntry:
     sha256: str
     row_groups: list[dict[str, int]]
     histogram: list[list[int]]
-    """Level counts of each channel, C x 256."""
+    """Pixels: level counts of each channel, C x 256."""
+    sums: list[list[str]] = field(default_factory=list)
+    """Latents: exact sum and sum of squares of each channel (`edm_ray.data.exact`), in hexadecimal."""
     class_counts: list[int]
     skipped: int = 0
     skipped_first: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentOptions:
+    """What is known of latents before their statistics are."""
+
+    dtype: str
+    decoder: str
+    scale: float = 0.5
+    encode: str = ""
+    """Made here, of pictures, by this encoder; empty: the source has latents."""
 
 
 def shard_name(split: str, index: int, num_shards: int) -> str:
@@ -52,29 +69,46 @@ def build_shard(
     class_names: Sequence[str],
     shape: tuple[int, int, int],
     encoding: str,
+    dtype: str = "uint8",
 ) -> tuple[bytes, ShardEntry]:
-    """Rows of (name, label, uint8 [C, R, R]) -> the file's bytes and its entry. Memory: the encoded pictures."""
+    """Rows of (name, label, ``dtype`` [C, R, R]) -> the file's bytes and its entry. Memory: the encoded pictures.
+
+    dtype: uint8 for pixels; float16 or float32 for latents, which are raw."""
+    assert dtype == "uint8" or encoding == "raw"
     pictures: list[bytes] = []
     names: list[str] = []
     labels: list[int] = []
     histogram = np.zeros((shape[0], 256), np.int64)
     for row_name, label, pixels in rows:
-        assert pixels.shape == shape and pixels.dtype == np.uint8
-        histogram += np.stack([np.bincount(channel.ravel(), minlength=256) for channel in pixels])
+        assert pixels.shape == shape and pixels.dtype == dtype
+        if dtype == "uint8":
+            histogram += np.stack([np.bincount(channel.ravel(), minlength=256) for channel in pixels])
         pictures.append(encode(pixels, encoding))
         names.append(row_name)
         labels.append(label)
-    content = write_shard(pictures, names, labels, schema(class_names, encoding, shape)) if pictures else b""
+    content = write_shard(pictures, names, labels, schema(class_names, encoding, shape, dtype)) if pictures else b""
     return content, ShardEntry(
         name=name,
         rows=len(pictures),
         bytes=len(content),
         sha256=sha256(content),
         row_groups=row_groups(content) if content else [],
-        histogram=histogram.tolist(),
+        histogram=histogram.tolist() if dtype == "uint8" else [],
+        sums=[] if dtype == "uint8" else _sums(pictures, shape, dtype),
         class_counts=np.bincount(np.array(labels, np.int64), minlength=max(1, len(class_names))).tolist(),
         skipped_first=[],
     )
+
+
+def _sums(rows: Sequence[bytes], shape: tuple[int, int, int], dtype: str) -> list[list[str]]:
+    """Of a shard's latents, a part at a time."""
+    totals = [[0, 0] for _ in range(shape[0])]
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        part = np.frombuffer(b"".join(rows[first : first + ROWS_AT_ONCE]), np.dtype(dtype)).reshape(-1, *shape)
+        for total, sums in zip(totals, channel_sums(part), strict=True):
+            total[0] += sums[0]
+            total[1] += sums[1]
+    return [[hex(value) for value in total] for total in totals]
 
 
 @contextmanager
@@ -105,14 +139,21 @@ def publish_dataset(
     split: str,
     encoding: str,
     source: Mapping[str, Any] | None = None,
+    latents: LatentOptions | None = None,
 ) -> DataSet:
-    """Write the manifest over shards that are all there. Raises InputError when no row is left."""
+    """Write the manifest over shards that are all there. Raises InputError when no row is left, or a channel of latents
+    is constant."""
     kept = [entry for entry in entries if entry.rows]
     skipped = [line for entry in entries for line in entry.skipped_first]
     if not kept:
         raise InputError(f"{uri}: not one record could be used; the first: {skipped[0] if skipped else 'none'}")
     first_rows = [0, *itertools.accumulate(entry.rows for entry in kept)]
-    mean, std = level_statistics(np.sum([entry.histogram for entry in kept], axis=0))
+    codec: dict[str, Any] = {}
+    if latents is None:
+        mean, std = level_statistics(np.sum([entry.histogram for entry in kept], axis=0))
+    else:
+        codec = {"codec": dataclasses.asdict(latent_codec(uri, kept, shape, latents))}
+        mean, std = [0.0] * shape[0], [latents.scale] * shape[0]
     facts: dict[str, Any] = {
         "kind": KIND,
         "name": name,
@@ -121,6 +162,7 @@ def publish_dataset(
         "rows": first_rows[-1],
         "resolution": shape[1],
         "channels": shape[0],
+        **codec,
         "class_names": list(class_names),
         "class_counts": np.sum([entry.class_counts for entry in kept], axis=0).tolist(),
         "mean": mean,
@@ -137,6 +179,19 @@ def publish_dataset(
     with disk_full_is_said(uri, "free some and run the same command again: finished shards are kept"):
         publish(uri, files, **facts)
     return open_dataset(uri)
+
+
+def latent_codec(uri: str, entries: Sequence[ShardEntry], shape: tuple[int, int, int], latents: LatentOptions) -> Codec:
+    """Mean and standard deviation of each channel over all shards, exact however they are cut."""
+    count = sum(entry.rows for entry in entries) * shape[1] * shape[2]
+    moments = []
+    for channel in range(shape[0]):
+        total, squares = (sum(int(entry.sums[channel][which], 16) for entry in entries) for which in (0, 1))
+        moments.append(mean_std(total, squares, count))
+        if moments[-1][1] == 0:
+            raise InputError(f"{uri}: channel {channel} of the latents is {moments[-1][0]} everywhere; leave it out")
+    mean, std = zip(*moments)
+    return Codec(kind="latents", dtype=latents.dtype, mean=mean, std=std, scale=latents.scale, decoder=latents.decoder)
 
 
 def level_statistics(histogram: Labels) -> tuple[list[float], list[float]]:

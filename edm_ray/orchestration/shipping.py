@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from edm_ray.checkpoint.model import Model, denoiser_of
+from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.schema import DenoiserConfig
 from edm_ray.evaluation.extractor import Extractor
 from edm_ray.evaluation.reference import ExtractorSpec
@@ -27,13 +28,14 @@ class ShippedModel:
     uri: str
     config: DenoiserConfig
     tensors: dict[str, tuple[np.ndarray, torch.dtype, tuple[int, ...]]]
+    codec: Codec = PIXELS
 
     @classmethod
     def of(cls, model: Model) -> ShippedModel:
         state = safetensors.torch.load(model.weights)
         flat = {name: tensor.contiguous().flatten().view(torch.uint8).numpy() for name, tensor in state.items()}
         tensors = {name: (flat[name], tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
-        return cls(uri=model.uri, config=model.config, tensors=tensors)
+        return cls(uri=model.uri, config=model.config, tensors=tensors, codec=model.codec)
 
     def denoiser(self, device: str) -> torch.nn.Module:
         state = {}
@@ -41,7 +43,7 @@ class ShippedModel:
             # frombuffer warns that the store's memory is read-only; nothing writes to it, the network copies it.
             view = torch.from_numpy(content) if content.flags.writeable else _read_only(content)
             state[name] = view.view(dtype).reshape(shape)
-        return denoiser_of(self.config, state, self.uri, device)
+        return denoiser_of(self.config, state, self.uri, device, self.codec)
 
 
 def _read_only(content: np.ndarray) -> torch.Tensor:

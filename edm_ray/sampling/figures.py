@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edm_ray.data.codec import decode, encode
+from edm_ray.data.codec import codec_of, decode, encode, to_pictures
 from edm_ray.diffusion.inversion import invert, reconstruct
 from edm_ray.diffusion.labels import one_hot_labels
 from edm_ray.diffusion.samplers import SamplerSettings, sample
@@ -181,7 +181,8 @@ def interpolation_figure(
             one_hot = one_hot_labels(torch.tensor(chosen, dtype=torch.int64, device=device), network.label_dim)
         with torch.inference_mode():
             images = sample(denoiser, padded, settings, class_labels=one_hot)
-        parts.append(encode(images[: len(part)]).cpu())
+            pictures = to_pictures(images, codec_of(denoiser))
+        parts.append(pictures[: len(part)].cpu())
     return Figure(
         images=torch.cat(parts).numpy(),
         columns=columns,

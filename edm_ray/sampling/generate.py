@@ -6,7 +6,7 @@ import contextlib
 
 import torch
 
-from edm_ray.data.codec import encode
+from edm_ray.data.codec import codec_of, to_pictures
 from edm_ray.diffusion.labels import one_hot_labels
 from edm_ray.diffusion.samplers import SamplerSettings, sample
 from edm_ray.errors import InputError
@@ -51,12 +51,12 @@ def generate(
     micro_batch: int = MICRO_BATCH,
     precision: str = "fp32",
 ) -> torch.Tensor:
-    """Sample one image per seed: int64 [B] -> uint8 [B, C, H, W] on the host.
+    """Sample one image per seed: int64 [B] -> uint8 [B, C, H, W] on the host; latents through their decoder.
 
     The network always sees ``micro_batch`` images (the last micro-batch is padded with repeats), because floating-point
     kernels may round differently for other shapes; so the result does not depend on how seeds are split into calls.
     """
-    network = denoiser.model
+    network, codec = denoiser.model, codec_of(denoiser)
     shape = (network.img_channels, network.img_resolution, network.img_resolution)
     device = next(denoiser.parameters()).device
     parts = []
@@ -77,5 +77,6 @@ def generate(
                 f"{broken} of {len(part)} images of seeds {int(part[0])}..{int(part[-1])} have values that are not "
                 f"numbers (NaN or infinite), with {settings}; the model's weights or these settings are at fault"
             )
-        parts.append(encode(images[: len(part)]).cpu())
+        with torch.inference_mode():  # the decoder too sees whole micro-batches only
+            parts.append(to_pictures(images, codec)[: len(part)].cpu())
     return torch.cat(parts)

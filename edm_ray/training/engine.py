@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from edm_ray.checkpoint import save_model
 from edm_ray.checkpoint.store import Checkpoint
+from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions, shares
@@ -25,7 +26,7 @@ from edm_ray.networks.build import build_denoiser
 from edm_ray.training.device import set_precision
 from edm_ray.training.ema import ema_beta, gamma_of, power_beta, update_ema
 from edm_ray.training.posthoc import save_snapshot
-from edm_ray.training.run import MetricsLog, checkpoint_store, model_uri
+from edm_ray.training.run import MetricsLog, checkpoint_store, model_uri, refuse_mirrored_latents
 from edm_ray.training.step import learning_rate, make_objective, settle_gradients, share_loss
 from edm_ray.training.tally import Tally
 from edm_ray.training.writer import BackgroundWriter
@@ -49,8 +50,8 @@ class Place:
 class Trainer:
     """State of one worker: denoiser, its averages, optimizer, images seen."""
 
-    def __init__(self, config: TrainingConfig, place: Place) -> None:
-        self.config, self.place, self.device = config, place, torch.device(place.device)
+    def __init__(self, config: TrainingConfig, place: Place, codec: Codec = PIXELS) -> None:
+        self.config, self.place, self.device, self.codec = config, place, torch.device(place.device), codec
         set_precision(config, self.device)
         self.denoiser = build_denoiser(config.denoiser, seed=config.seed).to(self.device).train()
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
@@ -83,7 +84,9 @@ class Trainer:
             images, labels = pixels.at(part, config.seed)
             self.data_wait_s += time.monotonic() - began
             with self._gradients_stay_here() if part is not parts[-1] else contextlib.nullcontext():
-                losses, sigmas = share_loss(self.wrapped, self.objective, images, labels, part, config, self.device)
+                losses, sigmas = share_loss(
+                    self.wrapped, self.objective, images, labels, part, config, self.device, self.codec
+                )
                 # DDP averages over the workers; times world size, the gradient is that of the whole batch, however it
                 # is shared.
                 (losses.sum() * (config.loss_scale * place.world_size / config.batch_size)).backward()
@@ -171,8 +174,9 @@ def train(
             f"batch_size={config.batch_size} with lanes={config.lanes} leaves some of {place.world_size} workers "
             "without images; use fewer workers or a larger batch"
         )
+    refuse_mirrored_latents(config, dataset)
     pixels = open_reader(dataset, config.xflip, on_damage=config.on_damage, order=config.order, lanes=config.lanes)
-    trainer = Trainer(config, place)
+    trainer = Trainer(config, place, dataset.codec)
     checkpoint = _agreed_checkpoint(checkpoint_store(run_uri), place)
     if checkpoint is not None:
         trainer.restore(checkpoint)
@@ -219,7 +223,7 @@ def train(
         writer.close()
     if place.rank == 0:
         about = {**about, "images_seen": trainer.images_seen}
-        save_model(model_uri(run_uri), config.denoiser, trainer.average.state_dict(), about)
+        save_model(model_uri(run_uri), config.denoiser, trainer.average.state_dict(), about, dataset.codec)
     if place.world_size > 1:
         dist.barrier()
 

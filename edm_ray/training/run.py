@@ -16,6 +16,16 @@ from edm_ray.storage import uris
 RUN_FILE = "run.json"
 
 
+def refuse_mirrored_latents(config: TrainingConfig, dataset: DataSet) -> None:
+    """Raises InputError for x-flip and augmentation of latents: neither gives the latent of another picture."""
+    for name, asked in (("xflip", config.xflip), ("augment.probability", config.augment.probability)):
+        if asked and not dataset.codec.is_pixels:
+            raise InputError(
+                f"{name}={asked!r}, but {dataset.uri} holds latents: a mirrored or turned latent is not the latent of "
+                "the mirrored or turned picture; turn it off, or encode such pictures too"
+            )
+
+
 def model_uri(run_uri: str) -> str:
     return uris.join(run_uri, "model")
 

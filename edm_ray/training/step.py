@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.schema import OptimizerConfig, TrainingConfig
-from edm_ray.data.codec import decode
+from edm_ray.data.codec import to_training
 from edm_ray.diffusion.objectives import OBJECTIVES
 from edm_ray.networks.dropout import key_dropout, words_needed
 from edm_ray.seeding import image_noise, normal, stream_key, uniform, words
@@ -47,16 +48,17 @@ def share_loss(
     positions: np.ndarray,
     config: TrainingConfig,
     device: torch.device,
+    codec: Codec = PIXELS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Per-image losses of images at these positions (each summed over C, H, W, as in the paper), and noise levels.
 
-    denoiser: D, or D wrapped by DistributedDataParallel. pixels: uint8 [B, C, R, R]. Returns float32 [B], [B].
+    denoiser: D, or D wrapped by DistributedDataParallel. pixels: as stored, [B, C, R, R]. Returns float32 [B], [B].
     """
     on_host = torch.from_numpy(positions)
     where = to_device(on_host, device)
     source = normal if objective.draw == "normal" else uniform
     draw = source(stream_key("sigma", config.seed), where, 1)[:, 0].to(torch.float32)
-    images, told = decode(to_device(pixels, device)), None
+    images, told = to_training(to_device(pixels, device), codec), None
     if config.augment.probability > 0:
         parameters = draw_parameters(on_host, config.augment.probability, config.seed)
         images, told = augment(images, parameters), to_device(augment_labels(parameters), device)

@@ -10,6 +10,7 @@ from edm_ray.data.importers.digits import Digits
 from edm_ray.data.importers.files import is_folder, list_tree
 from edm_ray.data.importers.folder import Folder
 from edm_ray.data.importers.idx import IMAGES, Idx
+from edm_ray.data.importers.latents import latents_source
 from edm_ray.data.importers.listing import is_picture
 from edm_ray.data.importers.npz import Npz
 from edm_ray.data.importers.parquet import Parquet
@@ -29,6 +30,7 @@ KINDS: dict[str, Callable[[SourceSpec], Source]] = {
     "parquet": Parquet,
     "tar": tar.Tar,
     "npz": Npz,
+    "latents": latents_source,
 }
 _CIFAR_PARTS = ("data_batch_1", "batches.meta")
 _LOOKED_FOR = (

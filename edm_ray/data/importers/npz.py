@@ -42,7 +42,29 @@ class _Rows:
         return np.frombuffer(self.handle.read(), self.dtype).reshape(self.shape)
 
 
+def array_rows(handle: IO[bytes], what: str) -> _Rows:
+    """The array of a .npy file, from its header. Raises InputError for objects, Fortran order and damaged files."""
+    try:
+        version = np.lib.format.read_magic(handle)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(handle)
+        if dtype.hasobject:
+            raise InputError(f"{what} holds objects; numbers are needed")
+        if fortran and len(shape) > 1:
+            raise InputError(f"{what} is in Fortran order; save np.ascontiguousarray of it")
+        if not shape:
+            raise InputError(f"{what} is a single number")
+        return _Rows(handle, shape, dtype)
+    except InputError:
+        raise
+    except (ValueError, OSError) as error:
+        raise InputError(f"{what}: not a readable array: {error}") from error
+
+
 class Npz:
+    names: tuple[str, ...] = IMAGES
+    """Usual names of the array of pictures, the likeliest first."""
+
     def __init__(self, spec: SourceSpec) -> None:
         self.where = spec.uri
         try:
@@ -51,7 +73,7 @@ class Npz:
             raise InputError(f"{spec.uri}: not a readable .npz: {error}") from error
         infos = {i.filename.removesuffix(".npy"): i for i in self.archive.infolist() if i.filename.endswith(".npy")}
         check_names([info.filename for info in self.archive.infolist()], spec.uri)
-        image_name = self._choose(infos, IMAGES, spec.image_column, spec.split, "--image-column")
+        image_name = self._choose(infos, self.names, spec.image_column, spec.split, "--image-column")
         if image_name is None:
             raise InputError(f"{spec.uri}: which array holds pictures? It has {', '.join(infos)}; give --image-column")
         self.images = self._rows(infos[image_name])
@@ -96,21 +118,7 @@ class Npz:
                 unpacked = to_temporary(member, f"{self.where}: {name}")
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise InputError(f"{self.where}: {name}: damaged: {error}") from error
-        try:
-            version = np.lib.format.read_magic(unpacked)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(unpacked)
-            if dtype.hasobject:
-                raise InputError(f"{self.where}: {name} holds objects; numbers are needed")
-            if fortran and len(shape) > 1:
-                raise InputError(f"{self.where}: {name} is in Fortran order; save np.ascontiguousarray of it")
-            if not shape:
-                raise InputError(f"{self.where}: {name} is a single number")
-            return _Rows(unpacked, shape, dtype)
-        except InputError:
-            raise
-        except (ValueError, OSError) as error:
-            raise InputError(f"{self.where}: {name}: not a readable array: {error}") from error
+        return array_rows(unpacked, f"{self.where}: {name}")
 
     def _layout(self, images: Any, name: str) -> tuple[int, int, int] | None:
         """Axes of one picture in the order C, H, W; None without a channel axis."""

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edm_ray.data.format import Labels, Pixels
+from edm_ray.data.format import Labels
 from edm_ray.errors import InputError
 
 NO_LABEL = int(np.iinfo(np.int64).min)
@@ -48,8 +48,8 @@ class Record:
     name: str
     """Path in the source, or file and row."""
     label: int
-    picture: bytes | Pixels
-    """An encoded picture, or uint8 [C, H, W]."""
+    picture: bytes | np.ndarray
+    """An encoded picture, or uint8 [C, H, W]; latents: float16 or float32 [C, R, R]."""
 
 
 class Source(Protocol):
