@@ -8,15 +8,19 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from edm_ray.cli.console import Progress, duration, say
+from edm_ray.config.identity import identity_fields
 from edm_ray.config.load import configure
 from edm_ray.config.presets import preset
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
-from edm_ray.training.run import checkpoint_store, claim_run, model_uri, refuse_mirrored_latents
+from edm_ray.training.run import checkpoint_store, claim_run, model_uri, read_metrics, refuse_mirrored_latents
+from edm_ray.training.trackers import parse_trackers
+from edm_ray.training.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class Args:
     """How many GiB it may hold; else EDM_RAY_CACHE_GIB there, else 64."""
     max_failures: int = 3
     """How often Ray Train may restart the workers."""
+    track: list[str] = field(default_factory=list)
+    """Send the metrics to tensorboard, wandb or mlflow too; NAME=WHERE for a folder, project or experiment of your own.
+    May name several."""
     no_ray: bool = False
     """Train in this process, without Ray (one worker)."""
     dry_run: bool = False
@@ -62,6 +69,7 @@ def run(args: Args) -> None:
     config = configure(preset(args.preset, dataset.shape), args.config, args.set)
     check_fit(config, dataset)
     run_uri = uris.absolute(args.out)
+    trackers = parse_trackers(args.track, run_uri)
     describe(config, dataset, run_uri, args.workers, args.device)
     if args.dry_run:
         from edm_ray.cli.plan import print_plan
@@ -79,11 +87,34 @@ def run(args: Args) -> None:
         "class_names": list(dataset.class_names),
     }
     progress = Progress("images")
+    fields = identity_fields(config, dataset.hash)
+    tracking = Tracking(trackers, run_uri, fields, read_metrics(run_uri))
 
     def on_tick(row: dict[str, float]) -> None:
+        tracking.add(row)
         progress.update(row["nimg"], row["total"], f"loss {row['loss']:.1f}  {row['images_per_s']:.0f} images/s")
 
-    started = time.monotonic()
+    started, done = time.monotonic(), False
+    try:
+        _train(args, workers, config, dataset, run_uri, about, on_tick, cache)
+        done = True
+    finally:
+        for line in tracking.close(done):
+            say(f"  {line}")
+    say(f"  trained in {duration(time.monotonic() - started)}; model: {model_uri(run_uri)}")
+    say(f"  next: edm-ray generate --model {model_uri(run_uri)} --out samples.png")
+
+
+def _train(
+    args: Args,
+    workers: tuple[int, int],
+    config: TrainingConfig,
+    dataset: DataSet,
+    run_uri: str,
+    about: dict[str, Any],
+    on_tick: Callable[[dict[str, Any]], None],
+    cache: dict[str, str],
+) -> None:
     if args.no_ray:
         from edm_ray.training.engine import Place, Stopped, train
 
@@ -106,8 +137,6 @@ def run(args: Args) -> None:
             on_tick=on_tick,
             variables=cache,
         )
-    say(f"  trained in {duration(time.monotonic() - started)}; model: {model_uri(run_uri)}")
-    say(f"  next: edm-ray generate --model {model_uri(run_uri)} --out samples.png")
 
 
 def terminated() -> Callable[[], bool]:

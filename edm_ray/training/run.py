@@ -1,4 +1,5 @@
-"""A run's directory: ``run.json`` (what it is), ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``model/``."""
+"""A run's directory: ``run.json`` (what it is), ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``model/``; where
+asked for, ``snapshots/``, ``ema-snapshots/``, ``trackers.json``."""
 
 from __future__ import annotations
 
@@ -44,9 +45,11 @@ def claim_run(run_uri: str, config: TrainingConfig, dataset: DataSet, fresh: boo
     if uris.exists(path):
         old = json.loads(uris.read_bytes(path))["fields"]
         if fresh:
-            for part in ("checkpoints", "ema-snapshots", "model"):
+            for part in ("checkpoints", "ema-snapshots", "snapshots", "model", "tensorboard"):
                 uris.delete_directory(uris.join(run_uri, part))
             _write_metrics(run_uri, [])
+            if uris.exists(trackers := uris.join(run_uri, "trackers.json")):
+                uris.write_bytes(trackers, b"{}")
         elif changed := differences(old, json.loads(json.dumps(fields))):
             raise InputError(
                 f"{run_uri}: holds another run; what differs: {'; '.join(changed[:5])}. "
