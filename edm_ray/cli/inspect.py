@@ -13,6 +13,8 @@ import tyro
 from PIL import Image, ImageDraw, ImageFont
 
 from edm_ray.cli.console import Progress, say
+from edm_ray.data.codec import stored_pictures
+from edm_ray.data.decoders import find_decoder
 from edm_ray.data.format import Pixels
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.verify import pooled_std, read_verified
@@ -29,7 +31,8 @@ class Args:
     dataset: Annotated[str, tyro.conf.Positional]
     """Directory or s3:// URI of a data set."""
     out: str | None = None
-    """Draw a grid of pictures into this PNG file: a class a row, its first pictures."""
+    """Draw a grid of pictures into this PNG file: a class a row, its first pictures. Latents go through their decoder,
+    which must be installed."""
     columns: int = 12
     """Pictures in a row of the grid."""
     no_verify: bool = False
@@ -41,6 +44,8 @@ def run(args: Args) -> None:
         raise InputError(f"--columns {args.columns}: give 1 or more")
     dataset = open_dataset(args.dataset)
     _describe(dataset)
+    if args.out is not None and not dataset.codec.is_pixels:
+        find_decoder(dataset.codec.decoder)  # before all is read
     drawn = Drawn(dataset, args.columns) if args.out is not None else None
     damaged = [] if args.no_verify and drawn is None else _read(dataset, drawn, verify=not args.no_verify)
     if drawn is not None and args.out is not None:
@@ -82,17 +87,23 @@ def _describe(dataset: DataSet) -> None:
     resolution, total = dataset.resolution, sum(entry["bytes"] for entry in dataset.files.values())
     say(f"data set     {dataset.name} at {dataset.uri}")
     say(f"identity     {dataset.hash}")
-    say(f"rows         {dataset.rows:,} pictures of {resolution}x{resolution}x{dataset.channels}")
+    codec = dataset.codec
+    what = "pictures" if codec.is_pixels else f"latents ({codec.dtype}, decoder {codec.decoder})"
+    say(f"rows         {dataset.rows:,} {what} of {resolution}x{resolution}x{dataset.channels}")
     rows = sorted(shard.rows for shard in dataset.shards)
     each = f"{rows[0]:,}" if rows[0] == rows[-1] else f"{rows[0]:,} to {rows[-1]:,}"
     groups = sum(len(shard.row_groups) for shard in dataset.shards)
     say(
         f"shards       {len(rows)} of {each} rows, {total / 2**20:,.1f} MiB in all, {total / dataset.rows:,.0f} bytes "
-        f"a picture, {groups} row groups, encoding {dataset.encoding}"
+        f"a row, {groups} row groups, encoding {dataset.encoding}"
     )
     _describe_classes(dataset)
-    for label, values in (("mean", dataset.mean), ("std", dataset.std)):
-        say(f"{label:<12} {', '.join(f'{v:.4f}' for v in values)}   (each channel, in [-1, 1])")
+    stored = (dataset.mean, dataset.std) if codec.is_pixels else (codec.mean, codec.std)
+    for label, values in zip(("mean", "std"), stored):
+        unit = "in [-1, 1]" if codec.is_pixels else "as stored"
+        say(f"{label:<12} {', '.join(f'{v:.4f}' for v in values)}   (each channel, {unit})")
+    if not codec.is_pixels:
+        say(f"trained on   (latent - mean) / std * {codec.scale:g}, each channel: sigma_data is {codec.scale:g}")
     pooled = pooled_std(dataset)
     near = "the usual 0.5 is near enough" if 0.4 <= pooled <= 0.6 else "set it: denoiser.preconditioning.sigma_data"
     say(f"sigma_data   {pooled:.2f} fits these data ({near})")
@@ -128,7 +139,7 @@ class Drawn:
         counts = dataset.class_counts or (dataset.rows,) * len(self.room)
         self.wanted = [min(room, count) for room, count in zip(self.room, counts)]
         self.pictures: list[list[Pixels]] = [[] for _ in self.room]
-        self.shape = (dataset.channels, dataset.resolution, dataset.resolution)
+        self.codec = dataset.codec
 
     def is_full(self) -> bool:
         return all(len(have) >= want for have, want in zip(self.pictures, self.wanted))
@@ -140,14 +151,16 @@ class Drawn:
 
     def picture(self) -> Image.Image:
         """Rows of enlarged pictures; the class names to their left."""
-        missing = np.full(self.shape, GAP_LEVEL, np.uint8)
-        rows = [have + [missing] * (-len(have) % self.columns or 0) for have in self.pictures]
+        shown = [[*stored_pictures(np.stack(have), self.codec)] if have else [] for have in self.pictures]
+        shape = next((have[0].shape for have in shown if have), (1, CELL, CELL))
+        missing = np.full(shape, GAP_LEVEL, np.uint8)
+        rows = [have + [missing] * (-len(have) % self.columns or 0) for have in shown]
         rows = [row or [missing] * self.columns for row in rows]
-        scale = max(1, -(-CELL // self.shape[1]))
+        scale = max(1, -(-CELL // shape[1]))
         grid = image_grid(np.stack([image for row in rows for image in row]), self.columns, scale, gap=2)
         if not self.names:
             return grid
-        height = self.shape[1] * scale + 2
+        height = shape[1] * scale + 2
         font = ImageFont.load_default(size=min(14, max(9, height - 4)))
         texts = [name if len(name) <= 24 else f"{name[:23]}~" for name in self.names]
         width = 12 + round(max(font.getlength(text) for text in texts))
