@@ -12,6 +12,7 @@ from typing import Literal
 from edm_ray.checkpoint import open_model
 from edm_ray.cli.console import Progress, duration, say
 from edm_ray.cli.sampler import choose_settings
+from edm_ray.cli.workers import parse_workers
 from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
@@ -40,11 +41,11 @@ class Args:
     """Sampler settings, e.g. --set num_steps=40 s_churn=10"""
     real: str | None = None
     """Data set of held-out real images: the metrics of its first --num images are reported beside."""
-    workers: int = 1
-    """Sampling actors."""
+    workers: str = "1"
+    """Sampling actors; LEAST:MOST to begin with fewer and take more when the cluster has room."""
     device: str = "cpu"
     precision: str = "fp32"
-    """fp32 or bf16: of the network; the sampler's state stays float64."""
+    """fp32, bf16 or fp16: of the network; the sampler's state stays float64."""
     dry_run: bool = False
     """Check what is given, say what would be done, and stop."""
 
@@ -60,7 +61,8 @@ def run(args: Args) -> None:
     if args.num < 100:
         raise InputError(f"--num {args.num}: give 100 or more; FID of fewer images says nothing")
     if args.precision not in PRECISIONS:
-        raise InputError(f"--precision {args.precision}: give {' or '.join(PRECISIONS)}")
+        raise InputError(f"--precision {args.precision}: give {', '.join(PRECISIONS)}")
+    least, most = parse_workers(args.workers)
     metrics = parse_metrics(args.metrics)
     settings = choose_settings(args.sampler, args.set)
     model = open_model(uris.absolute(args.model))
@@ -77,7 +79,8 @@ def run(args: Args) -> None:
         reference=reference,
         store=store,
         labels=args.labels,
-        workers=args.workers,
+        workers=most,
+        least_workers=least,
         device=args.device,
         precision=args.precision,
     )

@@ -69,7 +69,7 @@ class Args:
     """Grid only: enlarge pixels by this whole number; by default images become about 64 pixels wide."""
     device: str = "cpu"
     precision: str = "fp32"
-    """fp32 or bf16: of the network; the sampler's state stays float64."""
+    """fp32, bf16 or fp16: of the network; the sampler's state stays float64."""
     dry_run: bool = False
     """Check what is given, say what would be done, and stop."""
 
@@ -114,7 +114,7 @@ def _check(args: Args, num: int, figures: list[str], is_grid: bool) -> None:
     if num < 1 or args.columns < 1 or (args.scale is not None and args.scale < 1) or args.first_seed < 0:
         raise InputError("--num, --columns and --scale must be 1 or more, --first-seed 0 or more")
     if args.precision not in PRECISIONS:
-        raise InputError(f"--precision {args.precision}: give {' or '.join(PRECISIONS)}")
+        raise InputError(f"--precision {args.precision}: give {', '.join(PRECISIONS)}")
     if len(figures) > 1:
         raise InputError(f"{' and '.join(figures)}: one picture at a time")
     if figures and not is_grid:

@@ -8,18 +8,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from edm_ray.cli.console import Progress, say
-from edm_ray.data.manifest import open_dataset
-from edm_ray.data.reader import Reader, open_reader
+from edm_ray.data.manifest import DataSet, open_dataset
+from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
-from edm_ray.evaluation.extractor import Extractor
 from edm_ray.evaluation.features import load_extractor
-from edm_ray.evaluation.kept import DEFAULT_KEPT, KeptFeatures, chosen_rows
-from edm_ray.evaluation.moments import Moments
-from edm_ray.evaluation.reference import commit_reference, open_reference
+from edm_ray.evaluation.kept import DEFAULT_KEPT, chosen_rows
+from edm_ray.evaluation.parts import FOLDER, PartMeter, parts_of, require_pictures
+from edm_ray.evaluation.reference import ExtractorSpec, commit_reference, open_reference, reference_key
 from edm_ray.storage import uris
 from edm_ray.storage.commit import read_manifest
 
@@ -28,8 +26,11 @@ from edm_ray.storage.commit import read_manifest
 class Args:
     data: str
     """Data set: a directory or s3:// URI."""
-    out: str
-    """Directory or s3:// URI of the reference."""
+    out: str | None = None
+    """Directory or s3:// URI of the reference. Or give --store."""
+    store: str | None = None
+    """Directory or s3:// URI of many references: this one lies there under the hash of data set and extractor, and is
+    found, not made, when anybody made it before."""
     extractor: str = "inception"
     """inception (the standard), clip or dinov2 (all need --weights), or digits (trained here in seconds on 8x8 images
     with classes)."""
@@ -39,6 +40,9 @@ class Args:
     """What the weights' sha256 must be."""
     features: int = DEFAULT_KEPT
     """Features of so many images are kept for KID, precision and recall (4 bytes times their length each); 0: none."""
+    workers: int = 0
+    """Ray actors that share the data set, one CPU or GPU each; 0: in this process, without Ray. The result has the same
+    bits."""
     device: str = "cpu"
     """Where the extractor runs: cpu or cuda."""
     dry_run: bool = False
@@ -46,38 +50,74 @@ class Args:
 
 
 def run(args: Args) -> None:
+    if (args.out is None) == (args.store is None):
+        raise InputError("give --out DIRECTORY for this reference, or --store DIRECTORY that holds many")
     if args.features < 0:
         raise InputError(f"--features {args.features}: give 0 or more")
-    if read_manifest(args.out) is not None:
-        reference, _ = open_reference(args.out)
-        dataset = open_dataset(args.data)
-        if (reference.dataset_hash, reference.extractor_name) != (dataset.hash, args.extractor):
-            raise InputError(
-                f"{args.out}: holds the reference of {reference.dataset} with extractor {reference.extractor_name}; "
-                "choose another --out"
-            )
-        kept = (read_manifest(args.out) or {}).get("features", 0)
-        say(f"{args.out}: the reference is there already, with the features of {kept:,} images")
+    if args.workers < 0:
+        raise InputError(f"--workers {args.workers}: give 1 or more, or 0 to use no Ray")
+    data = uris.absolute(args.data)
+    dataset = open_dataset(data)
+    require_pictures(dataset)
+    if args.out is not None and _is_there(uris.absolute(args.out), dataset, args.extractor):
         return
-    dataset = open_dataset(args.data)
     if args.dry_run:
         if args.weights is not None and not uris.exists(args.weights):
             raise InputError(f"--weights {args.weights}: no such file")
-        say(f"would measure {dataset.rows:,} images of {dataset.name} with extractor {args.extractor} into {args.out}")
+        who = f"{args.workers} x {args.device}" if args.workers else "this process"
+        say(f"would measure {dataset.rows:,} images of {dataset.name} with extractor {args.extractor}")
+        say(f"  in {who}, into {args.out or args.store}")
         return
-    pixels = open_reader(dataset)
     with tempfile.TemporaryDirectory() as folder:
-        path = weights_file(args, pixels, Path(folder))
-        extractor = load_extractor(args.extractor, path, args.sha256, args.device)
+        path = weights_file(args, dataset, Path(folder))
+        # With Ray it is loaded here only to be checked and named, which needs no GPU.
+        extractor = load_extractor(args.extractor, path, args.sha256, "cpu" if args.workers else args.device)
         assert path is not None
-        moments, kept = measure(extractor, pixels.images, args.features)
-        commit_reference(args.out, moments, dataset, extractor, path.read_bytes(), kept)
-    say(f"{args.out}: {moments.n:,} images of {dataset.name}, extractor {args.extractor}, {extractor.dim} features")
+        weights = path.read_bytes()
+    if args.store is not None:
+        key = reference_key(dataset, extractor)
+        out = uris.join(uris.absolute(args.store), f"{dataset.name}-{args.extractor}-{key[:16]}")
+        if _is_there(out, dataset, args.extractor):
+            return
+    else:
+        assert args.out is not None
+        out = uris.absolute(args.out)
+    store, parts = uris.join(out, FOLDER), parts_of(dataset.rows)
+    meter = PartMeter(dataset, extractor, chosen_rows(dataset.rows, args.features), store, args.device)
+    progress = Progress("reference images")
+    if args.workers:
+        from edm_ray.orchestration.reference import measure_on_ray
+
+        spec = ExtractorSpec(name=extractor.name, weights=weights, sha256=extractor.weights_sha256)
+        measure_on_ray(dataset, spec, meter.chosen, store, parts, args.workers, args.device, progress.update)
+    else:
+        for part in parts:
+            meter.finish(part)
+            progress.update(part.stop, dataset.rows)
+    moments, kept = meter.collect(parts)
+    commit_reference(out, moments, dataset, extractor, weights, kept)
+    uris.delete_directory(store)
+    say(f"{out}: {moments.n:,} images of {dataset.name}, extractor {args.extractor}, {extractor.dim} features")
     if kept is not None:
         say(f"  the features of {len(kept.rows):,} images are kept for KID, precision and recall")
 
 
-def weights_file(args: Args, pixels: Reader, folder: Path) -> Path | None:
+def _is_there(out: str, dataset: DataSet, extractor: str) -> bool:
+    """Whether this reference is there already, said. Raises InputError when another one is."""
+    manifest = read_manifest(out)
+    if manifest is None:
+        return False
+    reference, _ = open_reference(out)
+    if (reference.dataset_hash, reference.extractor_name) != (dataset.hash, extractor):
+        raise InputError(
+            f"{out}: holds the reference of {reference.dataset} with extractor {reference.extractor_name}; "
+            "choose another --out"
+        )
+    say(f"{out}: the reference is there already, with the features of {manifest.get('features', 0):,} images")
+    return True
+
+
+def weights_file(args: Args, dataset: DataSet, folder: Path) -> Path | None:
     """A local file with the extractor's weights; the digits extractor is trained when none are given."""
     if args.weights is not None:
         if not uris.is_remote(args.weights):
@@ -92,20 +132,8 @@ def weights_file(args: Args, pixels: Reader, folder: Path) -> Path | None:
     from edm_ray.evaluation.digits_classifier import save_digits_classifier, train_digits_classifier
 
     say("  training the digits extractor (a small classifier, fixed seed)")
-    state = train_digits_classifier(torch.from_numpy(pixels.images), torch.from_numpy(pixels.labels))
+    with open_reader(dataset) as pixels:
+        state = train_digits_classifier(torch.from_numpy(pixels.images), torch.from_numpy(pixels.labels))
     local = folder / "digits.safetensors"
     save_digits_classifier(state, local)
     return local
-
-
-def measure(extractor: Extractor, images: np.ndarray, keep: int) -> tuple[Moments, KeptFeatures | None]:
-    """Exact moments of all images, a block at a time, and the features of ``keep`` of them."""
-    progress, parts, features = Progress("reference images"), [], []
-    rows = chosen_rows(len(images), keep)
-    for first in range(0, len(images), 500):
-        block = extractor.extract(torch.from_numpy(images[first : first + 500]))
-        parts.append(Moments.of(block, extractor.identity, extractor.scale_bits))
-        features.append(block[rows[(rows >= first) & (rows < first + 500)] - first])
-        progress.update(min(first + 500, len(images)), len(images))
-    kept = KeptFeatures(features=np.concatenate(features), rows=rows) if keep else None
-    return Moments.merge(*parts), kept

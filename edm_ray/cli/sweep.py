@@ -18,6 +18,7 @@ import torch
 
 from edm_ray.checkpoint import open_model
 from edm_ray.cli.console import duration, say
+from edm_ray.cli.workers import parse_workers
 from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
 from edm_ray.evaluation.grids import image_grid
@@ -41,8 +42,8 @@ class Args:
     """What to search: a file of tune_spaces/."""
     out: str
     """Directory or s3:// URI of the sweep."""
-    workers: int = 1
-    """Sampling actors."""
+    workers: str = "1"
+    """Sampling actors; LEAST:MOST to begin with fewer and take more when the cluster has room."""
     concurrent: int = 4
     """Trials in flight at once; they share the actors."""
     device: str = "cpu"
@@ -108,8 +109,9 @@ def run(args: Args) -> None:
     )
     if args.budget_gpu_hours is not None and not 0 < args.budget_gpu_hours < math.inf:
         raise InputError(f"--budget-gpu-hours {args.budget_gpu_hours} is not allowed: greater than 0, finite")
-    if args.workers < 1 or args.concurrent < 1:
-        raise InputError("--workers and --concurrent must be 1 or more")
+    least, most = parse_workers(args.workers)
+    if args.concurrent < 1:
+        raise InputError(f"--concurrent {args.concurrent}: give 1 or more")
     out = uris.absolute(args.out)
     model = open_model(uris.absolute(args.model))
     reference, extractor = open_reference(uris.absolute(args.reference))
@@ -128,7 +130,8 @@ def run(args: Args) -> None:
         reference=reference,
         store=uris.join(out, "chunks"),
         labels=args.labels,
-        workers=args.workers,
+        workers=most,
+        least_workers=least,
         device=args.device,
     )
     started = time.monotonic()

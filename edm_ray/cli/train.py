@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edm_ray.cli.console import Progress, duration, say
+from edm_ray.cli.workers import parse_workers
 from edm_ray.config.identity import identity_fields
 from edm_ray.config.load import configure
 from edm_ray.config.presets import preset
@@ -151,17 +152,6 @@ def cache_variables(cache_dir: str | None, cache_gib: float | None) -> dict[str,
     """The flags as the environment variables that every worker reads; nothing where nothing was said."""
     said = {"EDM_RAY_CACHE": cache_dir, "EDM_RAY_CACHE_GIB": cache_gib}
     return {name: str(value) for name, value in said.items() if value is not None}
-
-
-def parse_workers(text: str) -> tuple[int, int]:
-    """ "4" -> (4, 4); "2:8" -> (2, 8)."""
-    least, colon, most = text.partition(":")
-    if not least.isdecimal() or (colon and not most.isdecimal()):
-        raise InputError(f"--workers {text}: give a number, or LEAST:MOST such as 2:8")
-    numbers = int(least), int(most if colon else least)
-    if numbers[0] < 1 or numbers[1] < numbers[0]:
-        raise InputError(f"--workers {text}: give 1 or more, and MOST not below LEAST")
-    return numbers
 
 
 def check_fit(config: TrainingConfig, dataset: DataSet) -> None:

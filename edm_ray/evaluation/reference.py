@@ -20,7 +20,7 @@ from edm_ray.evaluation.given import GivenMoments
 from edm_ray.evaluation.kept import KEPT_FILE, KeptFeatures
 from edm_ray.evaluation.moments import Array, Moments
 from edm_ray.storage import uris
-from edm_ray.storage.commit import commit, read_file, read_manifest
+from edm_ray.storage.commit import commit, read_file, read_manifest, sha256
 
 KIND = "edm_ray reference"
 _MOMENTS, _WEIGHTS = "moments.safetensors", "extractor-weights"
@@ -60,6 +60,11 @@ class ExtractorSpec:
             path = Path(folder) / "weights"
             path.write_bytes(self.weights)
             return load_extractor(self.name, path, self.sha256, device)
+
+
+def reference_key(dataset: DataSet, extractor: Extractor) -> str:
+    """Content address of a reference: the data set's hash and the extractor's identity."""
+    return sha256(f"{dataset.hash} {extractor.identity}".encode())
 
 
 def commit_reference(

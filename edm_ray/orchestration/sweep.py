@@ -25,7 +25,7 @@ from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.orchestration.chunks import chunks_of
 from edm_ray.orchestration.evaluate import Bench
-from edm_ray.orchestration.pool import FID_CPUS, OUTSIDE, fid_task, start_pool
+from edm_ray.orchestration.pool import FID_CPUS, OUTSIDE, fid_task
 from edm_ray.orchestration.session import session
 from edm_ray.search.strategy import Evaluation, Strategy
 from edm_ray.storage import uris
@@ -168,7 +168,7 @@ def sweep_on_ray(
         hours = None if budget_hours is None else HoursBudget(strategy, budget_hours, bench.workers, out)
         searcher = StrategySearcher(strategy, on_trial, hours)
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        queue = start_pool(bench.model, bench.extractor, bench.store, bench.workers, bench.device)
+        queue = bench.start()
         trainable = ray.tune.with_parameters(
             _trial, bench=bench, queue=queue, generator=bench.generator(), chunk_size=chunk_size
         )

@@ -70,7 +70,7 @@ def test_the_papers_protocol_measures_three_sets_of_seeds_from_zero(
     [
         (["--metrics", "fid,kidd"], "did you mean 'kid'"),
         (["--num", "99"], "give 100 or more"),
-        (["--precision", "fp16"], "give fp32 or bf16"),
+        (["--precision", "fp8"], "give fp32, bf16, fp16"),
         (["--real", "DATA"], "1000000 are needed"),
         (["--reference", "BARE", "--metrics", "prc"], "--metrics prc: needs features of real images"),
     ],

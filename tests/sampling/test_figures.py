@@ -125,8 +125,8 @@ def test_bf16_changes_the_network_alone_and_little(denoiser):
     assert int(gap.max()) > 0 and float(gap.float().mean()) < 3.0
     again = generate(denoiser, seeds[7:9], SETTINGS, precision="bf16").int()
     assert torch.equal(again, half[7:9])
-    with pytest.raises(InputError, match="give fp32 or bf16"):
-        generate(denoiser, seeds, SETTINGS, precision="fp16")
+    with pytest.raises(InputError, match="give fp32, bf16, fp16"):
+        generate(denoiser, seeds, SETTINGS, precision="fp8")
 
 
 def test_the_precision_is_part_of_a_chunks_identity():

@@ -117,7 +117,7 @@ def test_all_outputs_of_the_command_hold_the_same_images(tiny_model, tmp_path):
         (["--out", "x.png", "--interpolate", "1:2", "--set", "s_churn=4"], "give a deterministic sampler"),
         (["--out", "x.png", "--interpolate", "1:2", "--invert", "d"], "one picture at a time"),
         (["--out", "x.png", "--reference", "r"], "give --neighbours DATASET too"),
-        (["--out", "x.png", "--precision", "fp8"], "give fp32 or bf16"),
+        (["--out", "x.png", "--precision", "fp8"], "give fp32, bf16, fp16"),
         (["--out", "x.png", "--invert", "nowhere"], "no data set"),
     ],
 )

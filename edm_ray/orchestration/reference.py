@@ -1,0 +1,91 @@
+"""Measure the parts of a reference with actors, on any node that sees the data set and the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayActorError, RayTaskError
+
+from edm_ray.data.manifest import DataSet
+from edm_ray.errors import InputError
+from edm_ray.evaluation.parts import Part, PartMeter
+from edm_ray.evaluation.reference import ExtractorSpec
+from edm_ray.orchestration.preflight import Ask, preflight
+from edm_ray.orchestration.queue import cause_of
+from edm_ray.orchestration.session import session
+from edm_ray.orchestration.shipping import ShippedExtractor, environment
+
+RETRIES = 10
+"""How often one actor may be started again, and one part be measured again, after a process or node was lost."""
+
+
+class Meter:
+    """One actor: the extractor, loaded once."""
+
+    def __init__(self, dataset: DataSet, shipped: ShippedExtractor, chosen: np.ndarray, store: str, device: str):
+        torch.set_num_threads(1)
+        self.make = lambda: PartMeter(dataset, shipped.load(device), chosen, store, device)
+        self.meter: PartMeter | None = None
+
+    def finish(self, part: Part) -> None:
+        # Not in the constructor: what is raised here reaches the driver as it is.
+        self.meter = self.meter or self.make()
+        self.meter.finish(part)
+
+
+def measure_on_ray(
+    dataset: DataSet,
+    spec: ExtractorSpec,
+    chosen: np.ndarray,
+    store: str,
+    parts: list[Part],
+    workers: int,
+    device: str,
+    on_part: Callable[[int, int], None],
+) -> None:
+    """Return when all parts are in the store; ``on_part(rows done, rows)`` as they end.
+
+    A lost actor is started again, on another node if need be, and its part is measured again. Wrong input ends it;
+    what is finished is kept.
+    """
+    with session():
+        ask = Ask(
+            what="the reference",
+            count=workers,
+            cpus=1.0 if device == "cpu" else 0.0,
+            gpus=0.0 if device == "cpu" else 1.0,
+            memory=3 * len(spec.weights) + (1 << 29),
+        )
+        preflight(ask)
+        actor: Any = ray.remote(Meter).options(
+            num_cpus=ask.cpus,
+            num_gpus=ask.gpus,
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
+            runtime_env=environment() or None,
+        )
+        shipped, kept = ray.put(ShippedExtractor.of(spec)), ray.put(chosen)
+        idle = [actor.remote(dataset, shipped, kept, store, device) for _ in range(min(workers, len(parts)))]
+        waiting, under_way, done = list(reversed(parts)), {}, 0
+        try:
+            while waiting or under_way:
+                while waiting and idle:
+                    meter, part = idle.pop(), waiting.pop()
+                    under_way[meter.finish.remote(part)] = (meter, part)
+                ready, _ = ray.wait(list(under_way), num_returns=1)
+                meter, part = under_way.pop(ready[0])
+                ray.get(ready[0])
+                idle.append(meter)
+                done += part.stop - part.first
+                on_part(done, parts[-1].stop)
+        except RayTaskError as error:
+            raise cause_of(error) from None
+        except RayActorError as error:
+            raise InputError(
+                f"rows {part.first}..{part.stop - 1} of {dataset.uri}: the processes that measure them end, {RETRIES} "
+                f"times now ({str(error).splitlines()[0]}); run again: what is finished is kept"
+            ) from None

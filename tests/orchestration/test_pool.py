@@ -1,0 +1,290 @@
+"""What the pool promises while its parts are killed. Tests marked `fault` take a minute or more."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from edm_ray.checkpoint import open_model
+from edm_ray.cli import main
+from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.errors import InputError, IntegrityError
+from edm_ray.evaluation.reference import ExtractorSpec, estimate_fid, open_reference
+from edm_ray.orchestration.chunks import Generator, _path, chunks_of, gather, read_chunk
+from edm_ray.orchestration.evaluate import Bench, make_chunks
+from edm_ray.orchestration.pool import fid_task
+from edm_ray.sampling.generate import generate
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, digits_dir):
+    """A model directory and a reference directory, made without Ray."""
+    root, data = tmp_path_factory.mktemp("pool"), str(digits_dir / "train")
+    assert main(["train", "--data", data, "--out", str(root / "run"), "--preset", "tiny", "--no-ray"]) == 0
+    assert main(["reference", "--data", data, "--out", str(root / "reference"), "--extractor", "digits"]) == 0
+    return root / "run" / "model", root / "reference"
+
+
+def _bench(parts, store, workers=2, **more) -> Bench:
+    reference, extractor = open_reference(str(parts[1]))
+    fields = {"model": open_model(str(parts[0])), "extractor": extractor, "reference": reference, "labels": "random"}
+    return Bench(**{**fields, "store": str(store), "workers": workers, "device": "cpu", **more})
+
+
+def _settings(bench: Bench, churn: float = 1.0, steps: int = STEPS) -> SamplerSettings:
+    return SamplerSettings(num_steps=steps, s_churn=churn).effective(bench.model.denoiser())
+
+
+def _calm(bench: Bench, settings: SamplerSettings, chunks) -> np.ndarray:
+    """The features of these chunks without Ray, pool or store."""
+    denoiser, extractor = bench.model.denoiser(), bench.extractor.load()
+    return np.concatenate([extractor.extract(generate(denoiser, chunk.seeds, settings)) for chunk in chunks])
+
+
+@pytest.fixture
+def queue_of():
+    """Start pools; all of them end with the test, also when it fails."""
+    queues = []
+
+    def start(bench: Bench):
+        queues.append(bench.start())
+        return queues[-1]
+
+    yield start
+    for queue in queues:
+        ray.kill(queue)
+
+
+def test_chunks_asked_for_at_once_and_again_are_made_once(parts, queue_of, tmp_path):
+    bench = _bench(parts, tmp_path)
+    queue, settings = queue_of(bench), _settings(bench)
+    chunks = chunks_of(bench.generator(), settings, "search", 3, 50)
+    asked = [*chunks, *reversed(chunks), chunks[1]]
+    assert sum(ray.get([queue.ensure.remote(chunk) for chunk in asked])) == 3
+    assert sum(ray.get([queue.ensure.remote(chunk) for chunk in asked])) == 0
+    features, _ = gather(bench.store, chunks)
+    assert np.array_equal(features, _calm(bench, settings, chunks))
+
+
+def test_a_truncated_chunk_is_made_again_with_the_same_bits(parts, queue_of, tmp_path):
+    bench = _bench(parts, tmp_path, 1)
+    queue, chunk = queue_of(bench), chunks_of(bench.generator(), _settings(bench), "search", 1, 50)[0]
+    assert ray.get(queue.ensure.remote(chunk))
+    before, path = read_chunk(bench.store, chunk), Path(_path(bench.store, chunk.key))
+    path.write_bytes(path.read_bytes()[:-9])
+    assert ray.get(queue.ensure.remote(chunk)), "what is damaged is not taken for there"
+    assert np.array_equal(read_chunk(bench.store, chunk), before)
+
+
+def test_a_killed_queue_starts_again_and_calls_under_way_end_well(parts, queue_of, tmp_path):
+    bench = _bench(parts, tmp_path)
+    queue, settings = queue_of(bench), _settings(bench, steps=12)
+    chunks = chunks_of(bench.generator(), settings, "search", 6, 50)
+    waiting = [queue.ensure.remote(chunk) for chunk in chunks]
+    ray.wait(waiting, num_returns=1)
+    ray.kill(queue, no_restart=False)
+    ray.get(waiting, timeout=120)
+    features, _ = gather(bench.store, chunks)
+    assert np.array_equal(features, _calm(bench, settings, chunks))
+
+
+def test_extractor_weights_of_another_hash_are_refused_and_nothing_is_sampled(parts, queue_of, tmp_path):
+    bench = _bench(parts, tmp_path, 1)
+    wrong = ExtractorSpec(name="digits", weights=bench.extractor.weights, sha256="0" * 64)
+    broken = _bench(parts, tmp_path, 1, extractor=wrong)
+    chunk = chunks_of(bench.generator(), _settings(bench), "search", 1, 50)[0]
+    with pytest.raises(IntegrityError, match="not the weights that were asked for"):
+        make_chunks(queue_of(broken), [chunk], lambda done, total: None)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_model_weights_of_another_hash_are_refused(parts, tmp_path):
+    import shutil
+
+    shutil.copytree(parts[0], tmp_path / "model")
+    path = next((tmp_path / "model").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(IntegrityError, match="sha256 differs from the manifest"):
+        open_model(str(tmp_path / "model"))
+
+
+def test_a_chunk_of_another_extractor_is_refused_by_name(parts, queue_of, tmp_path):
+    import dataclasses
+
+    bench = _bench(parts, tmp_path, 1)
+    foreign: Generator = dataclasses.replace(bench.generator(), extractor="0" * 64)
+    with pytest.raises(InputError, match="asks for another extractor"):
+        make_chunks(queue_of(bench), chunks_of(foreign, _settings(bench), "search", 1, 50), lambda done, total: None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers", "9"], "the cluster has 4"),
+        (["--workers", "1", "--device", "cuda"], "GPU"),
+        (["--workers", "5:9"], "the cluster has 4"),
+    ],
+)
+def test_a_pool_that_can_have_no_resources_is_refused_within_ten_seconds(parts, tmp_path, capsys, arguments, message):
+    command = ["evaluate", "--model", str(parts[0]), "--reference", str(parts[1]), "--num", "100"]
+    started = time.monotonic()
+    assert main([*command, "--out", str(tmp_path), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "--workers" in error and time.monotonic() - started < 10
+
+
+def test_resources_that_others_hold_are_waited_for_a_stated_time_and_then_named(parts, tmp_path):
+    from edm_ray.orchestration.preflight import preflight
+
+    @ray.remote(num_cpus=4)
+    class Holder:
+        def ready(self):
+            return True
+
+    holder = Holder.remote()
+    ray.get(holder.ready.remote())
+    try:
+        with pytest.raises(InputError, match="in use by others"):
+            preflight(_bench(parts, tmp_path).ask(), patience=1.0)
+    finally:
+        ray.kill(holder)
+
+
+def test_a_pool_grows_when_room_comes(parts, queue_of, tmp_path):
+    """Room for one of three samplers; when the others' CPUs are let go, there are three."""
+
+    @ray.remote(num_cpus=3)
+    class Holder:
+        def ready(self):
+            return True
+
+    holder = Holder.remote()
+    ray.get(holder.ready.remote())
+    bench = _bench(parts, tmp_path, 3, least_workers=1)
+    bench.require()
+    queue = queue_of(bench)
+    chunks = chunks_of(bench.generator(), _settings(bench), "search", 2, 50)
+    assert sum(ray.get([queue.ensure.remote(chunk) for chunk in chunks])) == 2
+    assert ray.get(queue.status.remote())["alive"] == 1
+    ray.kill(holder)
+    deadline = time.monotonic() + 60
+    while ray.get(queue.status.remote())["alive"] < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_reference_by_two_actors_one_of_them_killed_has_the_bits_of_one_made_here(parts, digits_dir, tmp_path):
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline:
+            for pid, _title in _ray_processes("Meter"):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    command = ["reference", "--data", str(digits_dir / "train"), "--extractor", "digits", "--workers", "2"]
+    assert main([*command, "--out", str(tmp_path / "reference")]) == 0
+    thread.join()
+    assert killed
+    here, there = (open_reference(str(where))[0].moments for where in (parts[1], tmp_path / "reference"))
+    assert here.hash == there.hash
+
+
+def _ray_processes(title: str) -> list[tuple[int, str]]:
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            try:
+                command = (process / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if command.startswith("ray::") and title in command:
+                found.append((int(process.name), command))
+    return found
+
+
+@pytest.mark.fault
+def test_twenty_evaluations_with_samplers_killed_at_random_have_the_fids_of_calm_ones(parts, queue_of, tmp_path):
+    """A sampler is killed every second or so, the queue twice; each FID has the bits of one without Ray."""
+    bench = _bench(parts, tmp_path)
+    queue = queue_of(bench)
+    settings = [_settings(bench, churn, 18) for churn in np.linspace(0, 7, 20)]
+    sets = [chunks_of(bench.generator(), each, "search", 4, 50) for each in settings]
+    waiting = {queue.ensure.remote(chunk): chunk for chunks in sets for chunk in chunks}
+    over, kills, chance = threading.Event(), [], random.Random(0)
+
+    def strike() -> None:
+        while not over.wait(chance.uniform(0.5, 1.5)):
+            samplers = _ray_processes("Sampler.run")
+            if samplers:
+                pid = chance.choice(samplers)[0]
+                os.kill(pid, signal.SIGKILL)
+                kills.append(pid)
+            if len(kills) in (5, 12):
+                ray.kill(queue, no_restart=False)
+                kills.append(0)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        ray.get(list(waiting), timeout=500)
+    finally:
+        over.set()
+        thread.join()
+    assert len(kills) >= 10, kills
+    fids = ray.get([fid_task.remote(bench.store, chunks, bench.reference) for chunks in sets])
+    for each, chunks, fid in zip(settings, sets, fids, strict=True):
+        seeds = np.concatenate([chunk.seeds.numpy() for chunk in chunks])
+        calm = estimate_fid(_calm(bench, each, chunks), seeds, bench.reference, 10)
+        assert fid == calm
+
+
+@pytest.mark.fault
+def test_a_killed_driver_loses_no_chunk_and_the_same_command_ends_the_same(parts, tmp_path):
+    """SIGKILL of `edm-ray evaluate` in mid-run, on a Ray of its own; run again, what was there is not made again."""
+    command = [
+        str(Path(sys.executable).with_name("edm-ray")),
+        "evaluate",
+        "--model",
+        str(parts[0]),
+        "--reference",
+        str(parts[1]),
+    ]
+    command += ["--num", "2000", "--set", "num_steps=18", "--workers", "2"]
+    environment = {**os.environ, "EDM_RAY_LOCAL_CPUS": "2"}
+    struck = subprocess.Popen([*command, "--out", str(tmp_path / "struck")], env=environment, start_new_session=True)
+    store = tmp_path / "struck" / "chunks"
+    deadline = time.monotonic() + 120
+    while len(list(store.rglob("*.safetensors"))) < 3:
+        assert struck.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(struck.pid, signal.SIGKILL)
+    struck.wait()
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*.safetensors")}
+    assert 3 <= len(before) < 20
+    for out in ("struck", "calm"):
+        subprocess.run([*command, "--out", str(tmp_path / out)], env=environment, check=True, timeout=300)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    struck_result, calm_result = (
+        json.loads((tmp_path / out / "evaluation.json").read_text())["samples"] for out in ("struck", "calm")
+    )
+    assert struck_result == calm_result
