@@ -25,7 +25,7 @@ class SweepPlan:
     """Settings on the line of S_churn alone (where the space searches it)."""
     num_global: int = 24
     """race: settings spread evenly over the space. random, optuna, asha: settings tried in all."""
-    num_model: int = 24
+    num_model: int = 48
     """race: settings that a model of the FID proposes, in batches of six."""
     num_starts: int = 3
     """race: separate places that are polished."""
