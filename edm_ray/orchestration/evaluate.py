@@ -15,7 +15,7 @@ from edm_ray.errors import InputError
 from edm_ray.evaluation.measure import Measured, Plan, measure
 from edm_ray.evaluation.reference import ExtractorSpec, Reference
 from edm_ray.orchestration.chunks import Chunk, Generator, gather
-from edm_ray.orchestration.pool import ask_for, start_pool, unwrapped
+from edm_ray.orchestration.pool import Pool, ask_for, start_pool, unwrapped
 from edm_ray.orchestration.preflight import Ask, preflight
 from edm_ray.orchestration.queue import ChunkFailed
 from edm_ray.orchestration.session import session
@@ -76,8 +76,8 @@ class Bench:
         """Refuse at once what the cluster cannot hold."""
         preflight(self.ask())
 
-    def start(self) -> Any:
-        """Its pool: the queue's handle."""
+    def start(self) -> Pool:
+        """Its pool; the caller stops it."""
         return start_pool(self.model, self.extractor, self.store, self.workers, self.device, ask=self.ask())
 
 
@@ -123,14 +123,14 @@ def evaluate_on_ray(
     """Measure ``num_images`` images for each first seed in ``starts``; ``on_chunk(done, total)`` says how far it is."""
     with session():
         bench.require()
-        queue = bench.start()
+        pool = bench.start()
         try:
             effective = settings.effective(bench.model.denoiser())
             sets = [chunks_for(bench.generator(), effective, first, num_images) for first in starts]
-            make_chunks(queue, [chunk for chunks in sets for chunk in chunks], on_chunk)
+            make_chunks(pool.queue, [chunk for chunks in sets for chunk in chunks], on_chunk)
         finally:
             # The pool holds all CPUs it asked for; nothing is left for it to do.
-            ray.kill(queue)
+            pool.stop()
         shared = ray.put(plan)
         try:
             return list(ray.get([measure_task.remote(bench.store, chunks, shared) for chunks in sets]))

@@ -11,6 +11,7 @@ FID is worked out in tasks, so that slow algebra never holds a sampler.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -75,6 +76,20 @@ def ask_for(
     )
 
 
+@dataclass(frozen=True)
+class Pool:
+    """A pool as its owner holds it. The owner must: a queue that is started again takes the weights from the object
+    store, and they are there as long as this process refers to them."""
+
+    queue: Any
+    """The actor handle (`Queue.ensure`); it may be handed on."""
+    parts: tuple[Any, Any]
+    """Model and extractor."""
+
+    def stop(self) -> None:
+        ray.kill(self.queue)
+
+
 def start_pool(
     model: Model,
     extractor: ExtractorSpec,
@@ -84,8 +99,8 @@ def start_pool(
     *,
     ask: Ask | None = None,
     patience: float = PATIENCE_S,
-) -> Any:
-    """The queue's actor handle (`Queue.ensure`); the pool lives as long as this process and the handle."""
+) -> Pool:
+    """Samplers begin to start at once; the pool lives as long as this process and the `Pool`."""
     ask = ask or ask_for(model, extractor, size, device)
     crew = Crew(ask=ask, device=device, patience=patience, environment=environment())
     # Beside the driver: on a node of its own the queue could be lost without the driver, and the sweep with it.
@@ -98,6 +113,7 @@ def start_pool(
         max_task_retries=-1,
         runtime_env=crew.environment or None,
     )
-    queue = actor.remote(put(model, extractor), store, crew)
+    parts = put(model, extractor)
+    queue = actor.remote(parts, store, crew)
     queue.begin.remote()
-    return queue
+    return Pool(queue, parts)

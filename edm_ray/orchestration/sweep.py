@@ -168,9 +168,9 @@ def sweep_on_ray(
         hours = None if budget_hours is None else HoursBudget(strategy, budget_hours, bench.workers, out)
         searcher = StrategySearcher(strategy, on_trial, hours)
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        queue = bench.start()
+        pool = bench.start()
         trainable = ray.tune.with_parameters(
-            _trial, bench=bench, queue=queue, generator=bench.generator(), chunk_size=chunk_size
+            _trial, bench=bench, queue=pool.queue, generator=bench.generator(), chunk_size=chunk_size
         )
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(trainable, {"cpu": TRIAL_CPUS}),
@@ -194,7 +194,7 @@ def sweep_on_ray(
             ),
         )
         grid = tuner.fit()
-        ray.kill(queue)
+        pool.stop()
         if searcher.error is not None:
             raise searcher.error
         return grid

@@ -1,10 +1,12 @@
-"""What the pool promises while its parts are killed. Tests marked `fault` take a minute or more."""
+"""What the pool promises, also while its parts are killed (`make test-faults` for most of that)."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,38 +60,55 @@ def _calm(bench: Bench, settings: SamplerSettings, chunks) -> np.ndarray:
 @pytest.fixture
 def queue_of():
     """Start pools; all of them end with the test, also when it fails."""
-    queues = []
+    pools = []
 
     def start(bench: Bench):
-        queues.append(bench.start())
-        return queues[-1]
+        pools.append(bench.start())
+        return pools[-1].queue
 
     yield start
-    for queue in queues:
-        ray.kill(queue)
+    for pool in pools:
+        pool.stop()
 
 
-def test_chunks_asked_for_at_once_and_again_are_made_once(parts, queue_of, tmp_path):
-    bench = _bench(parts, tmp_path)
-    queue, settings = queue_of(bench), _settings(bench)
-    chunks = chunks_of(bench.generator(), settings, "search", 3, 50)
-    asked = [*chunks, *reversed(chunks), chunks[1]]
-    assert sum(ray.get([queue.ensure.remote(chunk) for chunk in asked])) == 3
-    assert sum(ray.get([queue.ensure.remote(chunk) for chunk in asked])) == 0
-    features, _ = gather(bench.store, chunks)
-    assert np.array_equal(features, _calm(bench, settings, chunks))
+@pytest.fixture(scope="class")
+def shared(parts, tmp_path_factory):
+    """One pool of two samplers for the tests that leave it as it was."""
+    bench = _bench(parts, tmp_path_factory.mktemp("shared"))
+    pool = bench.start()
+    yield bench, pool.queue
+    pool.stop()
 
 
-def test_a_truncated_chunk_is_made_again_with_the_same_bits(parts, queue_of, tmp_path):
-    bench = _bench(parts, tmp_path, 1)
-    queue, chunk = queue_of(bench), chunks_of(bench.generator(), _settings(bench), "search", 1, 50)[0]
-    assert ray.get(queue.ensure.remote(chunk))
-    before, path = read_chunk(bench.store, chunk), Path(_path(bench.store, chunk.key))
-    path.write_bytes(path.read_bytes()[:-9])
-    assert ray.get(queue.ensure.remote(chunk)), "what is damaged is not taken for there"
-    assert np.array_equal(read_chunk(bench.store, chunk), before)
+class TestOfOnePool:
+    def test_chunks_asked_for_at_once_and_again_are_made_once(self, shared):
+        bench, queue = shared
+        settings = _settings(bench)
+        chunks = chunks_of(bench.generator(), settings, "search", 3, 50)
+        asked = [*chunks, *reversed(chunks), chunks[1]]
+        assert sum(ray.get([queue.ensure.remote(chunk) for chunk in asked])) == 3
+        assert sum(ray.get([queue.ensure.remote(chunk) for chunk in asked])) == 0
+        features, _ = gather(bench.store, chunks)
+        assert np.array_equal(features, _calm(bench, settings, chunks))
+
+    def test_a_truncated_chunk_is_made_again_with_the_same_bits(self, shared):
+        bench, queue = shared
+        chunk = chunks_of(bench.generator(), _settings(bench, 2.0), "search", 1, 50)[0]
+        assert ray.get(queue.ensure.remote(chunk))
+        before, path = read_chunk(bench.store, chunk), Path(_path(bench.store, chunk.key))
+        path.write_bytes(path.read_bytes()[:-9])
+        assert ray.get(queue.ensure.remote(chunk)), "what is damaged is not taken for there"
+        assert np.array_equal(read_chunk(bench.store, chunk), before)
+
+    def test_a_chunk_of_another_extractor_is_refused_by_name_and_the_pool_goes_on(self, shared):
+        bench, queue = shared
+        foreign: Generator = dataclasses.replace(bench.generator(), extractor="0" * 64)
+        with pytest.raises(InputError, match="asks for another extractor"):
+            make_chunks(queue, chunks_of(foreign, _settings(bench), "search", 1, 50), lambda done, total: None)
+        make_chunks(queue, chunks_of(bench.generator(), _settings(bench), "search", 1, 50), lambda done, total: None)
 
 
+@pytest.mark.fault
 def test_a_killed_queue_starts_again_and_calls_under_way_end_well(parts, queue_of, tmp_path):
     bench = _bench(parts, tmp_path)
     queue, settings = queue_of(bench), _settings(bench, steps=12)
@@ -113,22 +132,11 @@ def test_extractor_weights_of_another_hash_are_refused_and_nothing_is_sampled(pa
 
 
 def test_model_weights_of_another_hash_are_refused(parts, tmp_path):
-    import shutil
-
     shutil.copytree(parts[0], tmp_path / "model")
     path = next((tmp_path / "model").glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
     with pytest.raises(IntegrityError, match="sha256 differs from the manifest"):
         open_model(str(tmp_path / "model"))
-
-
-def test_a_chunk_of_another_extractor_is_refused_by_name(parts, queue_of, tmp_path):
-    import dataclasses
-
-    bench = _bench(parts, tmp_path, 1)
-    foreign: Generator = dataclasses.replace(bench.generator(), extractor="0" * 64)
-    with pytest.raises(InputError, match="asks for another extractor"):
-        make_chunks(queue_of(bench), chunks_of(foreign, _settings(bench), "search", 1, 50), lambda done, total: None)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +172,7 @@ def test_resources_that_others_hold_are_waited_for_a_stated_time_and_then_named(
         ray.kill(holder)
 
 
+@pytest.mark.fault
 def test_a_pool_grows_when_room_comes(parts, queue_of, tmp_path):
     """Room for one of three samplers; when the others' CPUs are let go, there are three."""
 

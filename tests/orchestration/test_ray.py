@@ -150,7 +150,8 @@ def test_a_chunk_whose_actor_is_killed_is_computed_by_another(root, bench_dirs):
     bench = _bench(bench_dirs, root / "kill")
     settings = SamplerSettings(num_steps=10).effective(bench.model.denoiser())
     chunks = chunks_of(bench.generator(), settings, "search", 6, 100)
-    queue = start_pool(bench.model, bench.extractor, bench.store, 2, "cpu")
+    pool = start_pool(bench.model, bench.extractor, bench.store, 2, "cpu")
+    queue = pool.queue
     pids = ray.get(queue.sampler_pids.remote())
     waiting = [queue.ensure.remote(chunk) for chunk in [*chunks, chunks[0]]]
     os.kill(pids[0], signal.SIGKILL)
@@ -159,11 +160,11 @@ def test_a_chunk_whose_actor_is_killed_is_computed_by_another(root, bench_dirs):
     assert status["actors lost"] == 1 and status["generated"] == 6
     calm = _bench(bench_dirs, root / "calm-chunks")
     again = start_pool(calm.model, calm.extractor, calm.store, 1, "cpu")
-    ray.get([again.ensure.remote(chunk) for chunk in chunks])
+    ray.get([again.queue.ensure.remote(chunk) for chunk in chunks])
     for chunk in chunks:
         assert np.array_equal(read_chunk(bench.store, chunk), read_chunk(calm.store, chunk))
-    ray.kill(queue)
-    ray.kill(again)
+    pool.stop()
+    again.stop()
 
 
 def test_a_damaged_chunk_or_one_of_other_settings_never_enters_a_sum(root, bench_dirs):
