@@ -37,6 +37,9 @@ def session() -> Iterator[None]:
     local = not os.environ.get("RAY_ADDRESS")
     arguments: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if local:
+        # As many idle processes are kept; by default one a CPU, and then each FID of a sweep waits for a new process
+        # that imports torch.
+        os.environ.setdefault("RAY_num_workers_soft_limit", "32")
         arguments |= {"include_dashboard": False, "address": "local"}
         if cpus := os.environ.get("EDM_RAY_LOCAL_CPUS"):
             # Logical CPUs of a local Ray: the demo and the tests need 2 or more on any machine.

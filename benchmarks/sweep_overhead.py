@@ -1,0 +1,92 @@
+"""What a trial of a sweep costs beside sampling: the same sweep again, when all of its chunks are there.
+
+    python benchmarks/sweep_overhead.py MODEL REFERENCE [--trials 64] [--concurrent 8] [--repeats 5]
+
+The first run fills the chunk store; the others sample nothing: what they take is Tune, the queue, and reading chunks
+and working out an FID in a task (with its 11 eigenvalue problems: the reference's feature count says how large).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from edm_ray.checkpoint import open_model
+from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.evaluation.reference import open_reference
+from edm_ray.orchestration.evaluate import Bench
+from edm_ray.orchestration.session import session
+from edm_ray.orchestration.sweep import sweep_on_ray
+from edm_ray.search.dimensions import Range
+from edm_ray.search.plan import SweepPlan
+from edm_ray.search.space import Space
+from edm_ray.search.strategies import make_strategy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("reference", type=Path)
+    parser.add_argument("--trials", type=int, default=64)
+    parser.add_argument("--concurrent", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    reference, extractor = open_reference(str(args.reference))
+    model = open_model(str(args.model))
+    space = Space(
+        name="overhead",
+        sampler=SamplerSettings(num_steps=4),
+        search={"churn_fraction": Range(low=0.01, high=1.0), "s_noise": Range(low=0.99, high=1.01)},
+    )
+    plan = SweepPlan(
+        strategy="random",
+        chunk_size=50,
+        initial_chunks=1,
+        max_chunks=1,
+        confirm_chunks=1,
+        num_line=0,
+        num_global=args.trials,
+    )
+    with tempfile.TemporaryDirectory() as folder, session():
+        bench = Bench(
+            model=model,
+            extractor=extractor,
+            reference=reference,
+            store=f"{folder}/chunks",
+            labels="random",
+            workers=1,
+            device="cpu",
+        )
+        each: list[float] = []
+        for turn in range(args.repeats + 1):
+            ends: list[float] = []
+            strategy = make_strategy(space, plan, 0, None)
+            began = time.monotonic()
+            sweep_on_ray(
+                bench,
+                strategy,
+                plan.chunk_size,
+                f"{folder}/{turn}",
+                lambda evaluation, result, ends=ends: ends.append(time.monotonic()),
+                concurrent=args.concurrent,
+            )
+            # From the first trial's end, so that the start of Tune, once a sweep, is told apart.
+            trial = (ends[-1] - ends[0]) / (len(ends) - 1)
+            print(
+                f"{'filling' if turn == 0 else 'again'}: {len(ends)} trials, first after {ends[0] - began:.1f} s, then "
+                f"{trial:.3f} s a trial",
+                flush=True,
+            )
+            if turn:
+                each.append(trial)
+    print(
+        f"{args.concurrent} in flight: {statistics.median(each):.3f} s a trial ({min(each):.3f} to {max(each):.3f}), "
+        f"{args.repeats} sweeps of {args.trials + 1} evaluations, extractor {reference.extractor_name}"
+    )
+
+
+if __name__ == "__main__":
+    main()
