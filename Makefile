@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test test-slow test-faults lint format install clean-demo
+.PHONY: demo test test-slow test-faults soak lint format install clean-demo
 
 install: $(STAMP)
 
@@ -21,13 +21,17 @@ demo: $(STAMP)
 	@$(BIN)/edm-ray demo --out demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow and not fault'
+	$(BIN)/python -m pytest -m 'not slow and not fault and not soak'
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m fault
+
+# Half an hour of training with random kills (SOAK_MINUTES=5: less).
+soak: $(STAMP)
+	$(BIN)/python -m pytest -s -m soak
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

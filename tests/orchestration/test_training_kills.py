@@ -1,0 +1,112 @@
+"""Training on Ray as a person runs it, on a Ray of its own, with SIGKILL of the driver and of workers. Opt-in."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edm_ray.checkpoint import open_model
+from edm_ray.training.run import checkpoint_store, model_uri, read_metrics
+
+pytestmark = pytest.mark.ray
+CLOCKS = {"images_per_s", "data_wait", "checkpoint_stall_s", "memory_mib"}
+
+
+def _command(data: Path, out: Path, kimg: float, *more: str) -> list[str]:
+    train = [str(Path(sys.executable).with_name("edm-ray")), "train", "--data", str(data / "train"), "--out", str(out)]
+    settings = [f"total_kimg={kimg}", "tick_kimg=1.2", "checkpoint_kimg=1.2", "denoiser.network.dropout=0.1"]
+    return [*train, "--preset", "tiny", "--workers", "2", *more, "--set", *settings]
+
+
+def _start(command: list[str], log: Path) -> subprocess.Popen:
+    environment = {**os.environ, "EDM_RAY_LOCAL_CPUS": "2", "OMP_NUM_THREADS": "1"}
+    with log.open("ab") as output:
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+
+
+def _workers_of(driver: int) -> list[int]:
+    """Ray Train's workers in the tree of processes below a driver."""
+    parents, workers = {}, []
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            try:
+                status = (process / "stat").read_text().rsplit(")", 1)[1].split()
+                title = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            parents[int(process.name)] = int(status[1])
+            if title.startswith(b"ray::") and b"RayTrainWorker" in title:
+                workers.append(int(process.name))
+
+    def below(pid: int) -> bool:
+        while pid > 1:
+            if pid == driver:
+                return True
+            pid = parents.get(pid, 0)
+        return False
+
+    return [pid for pid in workers if below(pid)]
+
+
+def _result(run: Path) -> tuple[bytes, list[dict]]:
+    rows = [{key: value for key, value in row.items() if key not in CLOCKS} for row in read_metrics(str(run))]
+    return open_model(model_uri(str(run))).weights, rows
+
+
+def _wait_for_checkpoint(run: Path, driver: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 180
+    while not checkpoint_store(str(run)).committed():
+        assert driver.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+
+
+@pytest.mark.fault
+def test_a_killed_driver_and_the_same_command_give_the_bits_of_a_calm_run(digits_dir, tmp_path):
+    log = tmp_path / "log"
+    driver = _start(_command(digits_dir, tmp_path / "struck", 14.4), log)
+    _wait_for_checkpoint(tmp_path / "struck", driver, log)
+    driver.kill()
+    driver.wait()
+    assert not (tmp_path / "struck" / "model" / "manifest.json").exists(), "killed in mid-run, not after it"
+    for name in ("struck", "calm"):
+        again = _start(_command(digits_dir, tmp_path / name, 14.4), log)
+        assert again.wait(300) == 0, log.read_text()
+    assert "resuming at" in log.read_text()
+    assert _result(tmp_path / "struck") == _result(tmp_path / "calm")
+
+
+@pytest.mark.soak
+def test_half_an_hour_of_random_kills_gives_the_parameters_of_a_calm_run(digits_dir, tmp_path):
+    """A worker or the driver is killed every 20 to 60 s for SOAK_MINUTES (30); then the command may come to its end."""
+    minutes, chance = float(os.environ.get("SOAK_MINUTES", "30")), random.Random(0)
+    kimg, log, kills, run = 144 * minutes, tmp_path / "log", {"worker": 0, "driver": 0}, tmp_path / "struck"
+    command = _command(digits_dir, run, kimg, "--max-failures", "1000")
+    driver, end = _start(command, log), time.monotonic() + 60 * minutes
+    try:
+        while time.monotonic() < end and driver.poll() is None:
+            time.sleep(chance.uniform(20, 60))
+            victims = _workers_of(driver.pid)
+            if victims and chance.random() < 0.75:
+                os.kill(chance.choice(victims), signal.SIGKILL)
+                kills["worker"] += 1
+            elif driver.poll() is None:
+                driver.kill()
+                driver.wait()
+                kills["driver"] += 1
+                driver = _start(command, log)
+        early = driver.poll() is not None
+        assert driver.wait(3600) == 0, log.read_text()[-5000:]
+    finally:
+        driver.kill()
+    print(f"soak: {kills}, {read_metrics(str(run))[-1]['nimg']:,} images{', ended before the time' if early else ''}")
+    assert kills["worker"] >= 1 and kills["driver"] >= 1
+    calm = _start(_command(digits_dir, tmp_path / "calm", kimg), log)
+    assert calm.wait(3600) == 0, log.read_text()[-5000:]
+    assert _result(run) == _result(tmp_path / "calm")
