@@ -48,7 +48,7 @@ class Args:
     labels: str = "balanced"
     """random, balanced, or a class number."""
     sampler: str | None = None
-    """best-sampler.yaml of a sweep."""
+    """best-sampler.yaml of a sweep, or a directory that holds one (a sweep's; a model's after `sweep --export`)."""
     set: list[str] = field(default_factory=list)
     """Sampler settings, e.g. --set num_steps=40 s_churn=10"""
     format: Literal["png", "parquet"] = "png"

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from edm_ray.cli.console import say
 from edm_ray.config.load import configure
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.errors import InputError
 from edm_ray.search.result import settings_from_yaml
+from edm_ray.storage import uris
+
+BEST_SAMPLER = "best-sampler.yaml"
 
 
 def choose_settings(file: str | None, overrides: Sequence[str]) -> SamplerSettings:
-    """The file's settings (default: deterministic, 18 steps) with the pairs laid over them."""
+    """The file's settings (default: deterministic, 18 steps) with the pairs laid over them.
+
+    file: a path or s3:// URI of a best-sampler.yaml, or of a directory that holds one (a sweep's, a model's)."""
     base = SamplerSettings()
     if file is not None:
-        if not Path(file).is_file():
-            raise InputError(f"--sampler {file}: no such file; `edm-ray sweep` writes best-sampler.yaml")
-        base = settings_from_yaml(Path(file).read_text())
+        path = uris.join(file, BEST_SAMPLER) if uris.is_folder(file) else file
+        if not uris.exists(path):
+            raise InputError(f"--sampler {file}: no such file; `edm-ray sweep` writes {BEST_SAMPLER}")
+        base = settings_from_yaml(uris.read_bytes(path).decode(), path)
     settings = configure(base, None, overrides)
     if settings.s_churn > settings.churn_cap:
         say(

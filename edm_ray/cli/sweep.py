@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import math
 import shlex
 import time
@@ -18,11 +17,13 @@ import torch
 
 from edm_ray.checkpoint import open_model
 from edm_ray.cli.console import duration, say
+from edm_ray.cli.sampler import BEST_SAMPLER
 from edm_ray.cli.workers import parse_workers
 from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
 from edm_ray.evaluation.grids import image_grid
-from edm_ray.report.html import Context, render_report
+from edm_ray.report.html import Context
+from edm_ray.report.saved import save_report
 from edm_ray.sampling.generate import generate
 from edm_ray.search.plan import StrategyName, SweepPlan
 from edm_ray.search.result import best_sampler_yaml, result_of
@@ -82,6 +83,8 @@ class Args:
     """Data set of held-out real images: their FID at the confirmation's n is reported beside."""
     grid: int = 50
     """Images in each sample grid of the report."""
+    export: bool = False
+    """Put best-sampler.yaml into the model directory too; then `--sampler MODEL` takes it from there."""
     dry_run: bool = False
     """Print what would be done and what it costs at most, and stop."""
 
@@ -145,12 +148,15 @@ def run(args: Args) -> None:
         budget_hours=args.budget_gpu_hours,
     )
     result = result_of(strategy)
-    uris.write_bytes(uris.join(out, "sweep.json"), json.dumps(result.to_dict(), indent=1).encode())
     found = result.of(result.found) or result.require_best()
     say("  sample grids for the report")
     seeds = torch.arange(args.grid, dtype=torch.int64)
     grids = {}
-    for title, settings in {"deterministic": space.sampler, f"found: {found.label}": found.settings}.items():
+    shown = {"deterministic": space.sampler}
+    if strategy.paper is not None and strategy.paper != found.label:
+        shown[f"the paper's setting: {strategy.paper}"] = strategy.settings[strategy.paper]
+    shown[f"found: {found.label}"] = found.settings
+    for title, settings in shown.items():
         buffer = io.BytesIO()
         images = generate(denoiser, seeds, settings, "balanced").numpy()
         image_grid(images, 10, max(1, 48 // images.shape[-1]), gap=4).save(buffer, format="PNG")
@@ -171,15 +177,16 @@ def run(args: Args) -> None:
         seconds=time.monotonic() - started,
         commands=(
             shlex.join(["edm-ray", "sweep", *_as_flags(args)]),
+            f"edm-ray report {args.out}",
             f"edm-ray generate --model {args.model} --sampler {args.out}/best-sampler.yaml --out best.png",
         ),
     )
     sampler = best_sampler_yaml(result, model=model.hash, reference_data=reference.describe())
-    uris.write_bytes(uris.join(out, "best-sampler.yaml"), sampler.encode())
-    uris.write_bytes(uris.join(out, "report.html"), render_report(result, context).encode())
+    for place in (out, *([uris.absolute(args.model)] if args.export else [])):
+        uris.write_bytes(uris.join(place, BEST_SAMPLER), sampler.encode())
+    report = save_report(out, result, context)
     for line in result.summary():
         say(f"  {line}")
-    report = uris.join(args.out, "report.html")
     say(f"  {result.images:,} images, {duration(time.monotonic() - started)}; report: {report}")
 
 

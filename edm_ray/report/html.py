@@ -9,7 +9,7 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from edm_ray.report.plots import fid_against_churn, fid_of_all
+from edm_ray.report.figures import drawings
 from edm_ray.search.result import SweepResult
 
 
@@ -34,10 +34,7 @@ def render_report(result: SweepResult, context: Context) -> str:
     environment.filters["number"] = lambda value, digits=3: f"{value:.{digits}f}"
     template = environment.from_string(resources.files("edm_ray.report").joinpath("report.html.j2").read_text())
     pictures = {title: base64.b64encode(png).decode() for title, png in context.grids.items()}
-    figures = {
-        "FID against S_churn": Markup(fid_against_churn(result, context.reference)),
-        "First look at every sampler": Markup(fid_of_all(result, context.reference)),
-    }
+    figures = [(drawing, Markup(drawing.svg)) for drawing in drawings(result, context.reference)]
     seconds = sum(trial.seconds for trial in result.trials)
     return template.render(
         result=result,

@@ -12,10 +12,10 @@ from edm_ray.search.result import SweepResult
 from edm_ray.search.strategy import DETERMINISTIC
 
 matplotlib.rcParams["svg.hashsalt"] = "edm_ray"
-_INK, _ACCENT, _MUTED = "#24304a", "#c2410c", "#8a94a6"
+INK, ACCENT, MUTED = "#24304a", "#c2410c", "#8a94a6"
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     text = buffer.getvalue()
@@ -34,22 +34,22 @@ def fid_against_churn(result: SweepResult, where: str) -> str:
     axes.errorbar(
         [x for x, _ in points],
         [e.fid for _, e in points],
-        yerr=[2 * e.se for _, e in points],
+        yerr=[1.96 * e.se for _, e in points],
         fmt="o-",
-        color=_INK,
+        color=INK,
         capsize=4,
         label="churn at every noise level, S_noise = 1",
     )
     baseline = next((e for x, e in points if x == 0), None)
     if baseline is not None:
-        axes.axhline(baseline.fid, color=_MUTED, linestyle="--", linewidth=1, label="deterministic")
+        axes.axhline(baseline.fid, color=MUTED, linestyle="--", linewidth=1, label="deterministic")
     n = points[0][1].n if points else 0
     axes.set_xlabel("S_churn")
     axes.set_ylabel(f"FID (n={n})")
-    axes.set_title(f"{where}; bars: 95 % intervals", fontsize=9, color=_MUTED)
+    axes.set_title(f"{where}; bars: 95 % intervals", fontsize=9, color=MUTED)
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def fid_of_all(result: SweepResult, where: str) -> str:
@@ -64,10 +64,10 @@ def fid_of_all(result: SweepResult, where: str) -> str:
     figure = Figure(figsize=(7.2, 0.8 + 0.27 * len(shown)))
     axes = figure.subplots()
     for row, (label, estimate) in enumerate(shown):
-        colour = _ACCENT if label == result.best else _MUTED if label == DETERMINISTIC else _INK
-        axes.errorbar(estimate.fid, row, xerr=2 * estimate.se, fmt="o", color=colour, capsize=3)
+        colour = ACCENT if label == result.best else MUTED if label == DETERMINISTIC else INK
+        axes.errorbar(estimate.fid, row, xerr=1.96 * estimate.se, fmt="o", color=colour, capsize=3)
     axes.set_yticks(range(len(shown)), [label for label, _ in shown], fontsize=8)
     axes.set_xlabel(f"FID (n={shown[0][1].n if shown else 0})")
-    axes.set_title(f"{where}; bars: 95 % intervals", fontsize=9, color=_MUTED)
+    axes.set_title(f"{where}; bars: 95 % intervals", fontsize=9, color=MUTED)
     axes.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
+    return svg(figure)

@@ -1,16 +1,27 @@
 from __future__ import annotations
 
+import dataclasses
+import html
 import io
+import json
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from edm_ray.cli import main
+from edm_ray.report.figures import drawings
 from edm_ray.report.html import Context, render_report
+from edm_ray.report.saved import load_report, save_report
 from edm_ray.search.race import Race
 from edm_ray.search.result import result_of
-from tests.search.worlds import PLAN, SPACE, run
+from tests.search.worlds import PLAN, SPACE, run, space_from
+
+FIGURES = ["fid-churn", "fid-parameters", "fid-pairs", "race", "fid-all"]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +46,85 @@ def page(tmp_path_factory):
     return render_report(result, context), result
 
 
+@pytest.fixture(scope="module")
+def browser():
+    found = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+    )
+    return found or pytest.skip("no Chromium or Chrome on this machine")
+
+
+def test_a_browser_shows_every_figure_and_has_nothing_to_complain_of(page, browser, tmp_path):
+    """Headless, with an address for every name that leads nowhere: a request to the outside would be an error."""
+    path, picture = tmp_path / "report.html", tmp_path / "page.png"
+    path.write_text(page[0])
+    checked = page[0].replace("</body>", f"<script>{CHECK}</script></body>")
+    (tmp_path / "checked.html").write_text(checked)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=400,3000"]
+    options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}"]
+    shown = subprocess.run(
+        [browser, *options, "--dump-dom", f"file://{tmp_path / 'checked.html'}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "CONSOLE" not in shown.stderr and "ERR_" not in shown.stderr
+    found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", shown.stdout).group(1)))
+    assert found["figures"] == FIGURES and found["drawn"] == len(FIGURES) and found["broken"] == 0
+    assert found["spare"] >= 0, "nothing sticks out of a narrow screen"
+    subprocess.run(
+        [browser, *options, f"--screenshot={picture}", f"file://{path}"], capture_output=True, timeout=120, check=True
+    )
+    pixels = np.asarray(Image.open(picture).convert("L"))
+    assert pixels.std() > 5, "the picture of the page is not blank"
+
+
+CHECK = """
+const figures = [...document.querySelectorAll('figure[id]')];
+document.title = JSON.stringify({
+  figures: figures.map(f => f.id),
+  drawn: figures.filter(f => f.querySelector('svg').getBoundingClientRect().height > 50).length,
+  broken: [...document.images].filter(i => !i.naturalWidth).length,
+  spare: innerWidth - document.documentElement.scrollWidth});
+"""
+
+
+def test_a_saved_report_is_written_again_with_the_same_bytes(page, tmp_path, capsys):
+    result = page[1]
+    context = Context(title="T", reference="R", grids={"one": b"\x89PNG"}, seconds=1.0, commands=("c",))
+    path = Path(save_report(str(tmp_path), result, context))
+    assert load_report(str(tmp_path)) == (result, context)
+    before = path.read_bytes()
+    path.unlink()
+    assert main(["report", str(tmp_path)]) == 0
+    assert path.read_bytes() == before and "report.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "no sweep there"),
+        ({"chunks/x": "1"}, "a sweep that has not ended; run its command again"),
+        ({"sweep.json": "{"}, "sweep.json: not JSON"),
+        ({"sweep.json": "{}"}, "sweep.json: space"),
+    ],
+)
+def test_a_directory_without_a_finished_sweep_is_named(tmp_path, capsys, files, message):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert main(["report", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_front_of_cost_is_drawn_where_costs_differ():
+    space = space_from(SPACE.replace("search:", "search:\n  num_steps: {low: 8, high: 24, integer: true}", 1))
+    strategy = Race(space, dataclasses.replace(PLAN, objective=("fid", "nfe")))
+    run(strategy)
+    assert "pareto" in [drawing.id for drawing in drawings(result_of(strategy), "R")]
+
+
 def test_the_page_needs_nothing_from_outside(page):
     text = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page[0])
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:|#)", text)
@@ -43,7 +133,8 @@ def test_the_page_needs_nothing_from_outside(page):
 
 def test_the_page_holds_figures_grids_trials_cost_and_commands(page):
     text, result = page
-    assert text.count("<svg") == 2 and text.count("data:image/png;base64,") == 1
+    assert re.findall(r'<figure id="([^"]+)"', text) == FIGURES
+    assert text.count("<svg") == len(FIGURES) and text.count("data:image/png;base64,") == 1
     assert all(line.split(",")[0].split("<")[0] in text for line in result.summary())
     assert f"{result.images:,} images" in text and "edm-ray sweep --model M" in text and "1.234" in text
     assert text.count("<tr") >= len(result.trials) + 2

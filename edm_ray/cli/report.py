@@ -1,0 +1,26 @@
+"""Write a finished sweep's report.html anew, from what its directory holds; nothing is sampled, no Ray is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from edm_ray.cli.console import say
+from edm_ray.report.saved import load_report, write_page
+from edm_ray.storage import uris
+
+
+@dataclass(frozen=True)
+class Args:
+    sweep: Annotated[str, tyro.conf.Positional]
+    """Directory or s3:// URI of a sweep (its --out)."""
+
+
+def run(args: Args) -> None:
+    out = uris.absolute(args.sweep)
+    result, context = load_report(out)
+    for line in result.summary():
+        say(line)
+    say(f"report: {write_page(out, result, context)}")

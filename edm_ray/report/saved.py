@@ -1,0 +1,56 @@
+"""What a sweep keeps for its report: the result, what the page says beside it, and the grids as PNG files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from edm_ray.config.load import validate
+from edm_ray.errors import InputError, IntegrityError
+from edm_ray.report.html import Context, render_report
+from edm_ray.search.result import SweepResult
+from edm_ray.storage import uris
+
+RESULT, CONTEXT, PAGE = "sweep.json", "report.json", "report.html"
+
+
+def save_report(out: str, result: SweepResult, context: Context) -> str:
+    """Write result, context, grids and the page into a sweep's directory; returns the page's path."""
+    names = {title: f"samples-{number}.png" for number, title in enumerate(context.grids, 1)}
+    for title, name in names.items():
+        uris.write_bytes(uris.join(out, name), context.grids[title])
+    content: dict[str, Any] = {**dataclasses.asdict(context), "grids": names}
+    uris.write_bytes(uris.join(out, RESULT), json.dumps(result.to_dict(), indent=1).encode())
+    uris.write_bytes(uris.join(out, CONTEXT), json.dumps(content, indent=1).encode())
+    return write_page(out, result, context)
+
+
+def write_page(out: str, result: SweepResult, context: Context) -> str:
+    page = uris.join(out, PAGE)
+    uris.write_bytes(page, render_report(result, context).encode())
+    return page
+
+
+def load_report(out: str) -> tuple[SweepResult, Context]:
+    """Read a finished sweep's directory. Raises InputError when there is none, IntegrityError when it is damaged."""
+    if not uris.exists(uris.join(out, RESULT)):
+        if "chunks" in uris.list_names(out):
+            raise InputError(f"{out}: a sweep that has not ended; run its command again, it goes on from its chunks")
+        raise InputError(f"{out}: no sweep there ({RESULT} is missing); give the --out of an `edm-ray sweep`")
+    result = validate(SweepResult, _json(uris.join(out, RESULT)), uris.join(out, RESULT))
+    if not uris.exists(uris.join(out, CONTEXT)):
+        raise InputError(f"{out}: {CONTEXT} is missing; run the sweep's command again, it generates nothing anew")
+    about = _json(uris.join(out, CONTEXT))
+    grids = {title: uris.read_bytes(uris.join(out, str(name))) for title, name in about.get("grids", {}).items()}
+    return result, validate(Context, {**about, "grids": grids}, uris.join(out, CONTEXT))
+
+
+def _json(path: str) -> dict[str, Any]:
+    try:
+        content = json.loads(uris.read_bytes(path))
+    except ValueError as error:
+        raise IntegrityError(f"{path}: not JSON ({error}); run the sweep's command again to write it anew") from error
+    if not isinstance(content, dict):
+        raise IntegrityError(f"{path}: not what a sweep writes; run the sweep's command again to write it anew")
+    return content
