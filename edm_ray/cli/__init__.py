@@ -19,7 +19,7 @@ COMMANDS = {
     "generate": "sample images from a model into a grid or a folder",
     "evaluate": "FID of a model with one sampler, with error bars",
     "sweep": "find the best sampler for a model, as Ray Tune trials",
-    "report": "write a finished sweep's report anew",
+    "report": "write a sweep's report anew (of an unfinished one: so far)",
     "submit": "run any of these as a job on a Ray cluster",
     "doctor": "check a machine or cluster, and say how to mend what is wrong",
     "import": "turn an official network file into a model, without executing it",

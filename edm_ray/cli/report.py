@@ -1,4 +1,6 @@
-"""Write a finished sweep's report.html anew, from what its directory holds; nothing is sampled, no Ray is started."""
+"""Write a sweep's report.html anew, from what its directory holds; nothing is sampled, no Ray is started.
+
+A sweep that has not ended gets a report so far, which says so."""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from edm_ray.cli.console import say
+from edm_ray.report.html import summary
 from edm_ray.report.saved import load_report, write_page
 from edm_ray.storage import uris
 
@@ -21,6 +24,6 @@ class Args:
 def run(args: Args) -> None:
     out = uris.absolute(args.sweep)
     result, context = load_report(out)
-    for line in result.summary():
+    for line in summary(result, context):
         say(line)
     say(f"report: {write_page(out, result, context)}")

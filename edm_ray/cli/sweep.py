@@ -10,6 +10,7 @@ import io
 import math
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
 from edm_ray.evaluation.grids import image_grid
 from edm_ray.report.html import Context
-from edm_ray.report.saved import save_report
+from edm_ray.report.saved import save_progress, save_report
 from edm_ray.sampling.generate import generate
 from edm_ray.search.plan import StrategyName, SweepPlan
 from edm_ray.search.result import best_sampler_yaml, result_of
@@ -137,13 +138,23 @@ def run(args: Args) -> None:
         least_workers=least,
         device=args.device,
     )
+    sampler_at = uris.join(args.out, BEST_SAMPLER)
+    context = Context(
+        title=f"The best sampler for {model.about.get('dataset', 'this model')}",
+        reference=reference.describe(),
+        commands=(
+            shlex.join(["edm-ray", "sweep", *_as_flags(args)]),
+            shlex.join(["edm-ray", "report", args.out]),
+            shlex.join(["edm-ray", "generate", "--model", args.model, "--sampler", sampler_at, "--out", "best.png"]),
+        ),
+    )
     started = time.monotonic()
     sweep_on_ray(
         bench,
         strategy,
         args.chunk_size,
         out,
-        TrialLines(),
+        TrialLines(lambda: save_progress(out, result_of(strategy), context)),
         concurrent=args.concurrent,
         budget_hours=args.budget_gpu_hours,
     )
@@ -161,9 +172,8 @@ def run(args: Args) -> None:
         images = generate(denoiser, seeds, settings, "balanced").numpy()
         image_grid(images, 10, max(1, 48 // images.shape[-1]), gap=4).save(buffer, format="PNG")
         grids[f"{title}, seeds 0..{args.grid - 1}"] = buffer.getvalue()
-    context = Context(
-        title=f"The best sampler for {model.about.get('dataset', 'this model')}",
-        reference=reference.describe(),
+    context = dataclasses.replace(
+        context,
         grids=grids,
         real=None
         if real is None
@@ -175,11 +185,6 @@ def run(args: Args) -> None:
             "debiased": f"{real.debiased:.3f}",
         },
         seconds=time.monotonic() - started,
-        commands=(
-            shlex.join(["edm-ray", "sweep", *_as_flags(args)]),
-            f"edm-ray report {args.out}",
-            f"edm-ray generate --model {args.model} --sampler {args.out}/best-sampler.yaml --out best.png",
-        ),
     )
     sampler = best_sampler_yaml(result, model=model.hash, reference_data=reference.describe())
     for place in (out, *([uris.absolute(args.model)] if args.export else [])):
@@ -200,12 +205,15 @@ def _as_flags(args: Args) -> list[str]:
 
 
 class TrialLines:
-    """One line for every trial as it ends."""
+    """One line for every trial as it ends; ``keep`` notes now and then what was told before it."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, keep: Callable[[], None]) -> None:
+        self.count, self.keep, self.kept = 0, keep, -math.inf
 
     def __call__(self, evaluation: Evaluation, result: dict[str, Any] | None) -> None:
+        if self.count and time.monotonic() - self.kept > 5:
+            self.keep()
+            self.kept = time.monotonic()
         self.count += 1
         what = evaluation.settings
         text = "FAILED" if result is None else f"FID {result['fid']:6.2f} +- {result['se']:.2f}  n={result['n']}"

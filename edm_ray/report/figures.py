@@ -7,20 +7,26 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.evaluation.fid import FidEstimate
-from edm_ray.report.plots import ACCENT, INK, MUTED, fid_against_churn, fid_of_all, svg
+from edm_ray.report.plots import ACCENT, INK, MUTED, PANEL, WIDE, fid_against_churn, fid_of_all, svg
 from edm_ray.search.result import SweepResult
 from edm_ray.search.strategy import DETERMINISTIC, front
 
 NAMES = {"s_churn": "S_churn", "s_tmin": "S_tmin", "s_tmax": "S_tmax", "s_noise": "S_noise"}
 UNITS = {"s_tmin": "noise level sigma", "s_tmax": "noise level sigma", "sigma_min": "sigma", "sigma_max": "sigma"}
+Array = np.ndarray[Any, Any]
 MOST_PAIRS = 15
+MOST_BARS = 60
+CELLS = 7
+"""Of a heat map, along each axis."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class Drawing:
     title: str
     about: str
     """What is to be seen, for those who cannot see it and as its caption."""
-    svg: str
+    svgs: tuple[str, ...]
+    """Panels, set beside or below each other as the screen is wide."""
 
 
 @dataclass(frozen=True)
@@ -41,32 +48,46 @@ class Look:
     estimate: FidEstimate
 
 
-def drawings(result: SweepResult, where: str) -> list[Drawing]:
+def drawings(result: SweepResult) -> list[Drawing]:
     """All figures that this sweep has something for, in the order of the page."""
     first = _looks(result, result.first_chunks)
     names = searched([look.settings for look in first])
-    found = [
-        Drawing(
-            "fid-churn",
-            "FID against S_churn",
-            "S_churn alone, at every noise level, with 95 % intervals.",
-            fid_against_churn(result, where),
-        )
-    ]
+    found = []
+    if first:
+        about = "S_churn alone, at every noise level, with 95 % intervals."
+        found.append(Drawing("fid-churn", "FID against S_churn", about, (fid_against_churn(result),)))
     if names:
         about = "Every sampler's first look, with 95 % intervals; the dashed line is deterministic sampling."
-        found.append(Drawing("fid-parameters", "FID against each parameter", about, _each(result, first, names)))
-    if len(names) > 1:
-        about = "Where the search looked, two parameters at a time; darker is a lower FID, the ring is what it found."
-        found.append(Drawing("fid-pairs", "FID over pairs of parameters", about, _pairs(result, first, names)))
+        found.append(
+            Drawing(
+                "fid-parameters",
+                "FID against each parameter",
+                about,
+                tuple(_each(result, first, name) for name in names),
+            )
+        )
+    if pairs := list(itertools.combinations(names, 2))[:MOST_PAIRS]:
+        about = (
+            "Mean debiased FID of the samplers in each cell, where any was looked at; darker is lower. Dots are the "
+            "samplers, the ring is what the search found."
+        )
+        found.append(
+            Drawing(
+                "fid-pairs", "FID over pairs of parameters", about, tuple(_pair(result, first, x, y) for x, y in pairs)
+            )
+        )
     if history := _history(result):
         about = "Each line is a sampler: how far it was above the best of its round, as it was given more images."
-        found.append(Drawing("race", "Race: who was looked at how long", about, history))
+        found.append(Drawing("race", "Race: who was looked at how long", about, (history,)))
+    if result.trials:
+        about = "Chunks of images that each sampler was given, on the search seeds and on the fresh ones."
+        found.append(Drawing("chunks", "Chunks spent on each sampler", about, (_chunks(result),)))
     if pareto := _pareto(result):
         about = "Every sampler's longest look; the line joins those that nothing cheaper beats."
-        found.append(Drawing("pareto", "FID against cost", about, pareto))
-    about = "Sorted by FID, with 95 % intervals, all on the same seeds."
-    found.append(Drawing("fid-all", "First look at every sampler", about, fid_of_all(result, where)))
+        found.append(Drawing("pareto", "FID against cost", about, (pareto,)))
+    if first:
+        about = "Sorted by FID, with 95 % intervals, all on the same seeds."
+        found.append(Drawing("fid-all", "First look at every sampler", about, (fid_of_all(result),)))
     return found
 
 
@@ -103,84 +124,108 @@ def _name(axes: Axes, set_label: Callable[[str], object], name: str) -> None:
     set_label(f"{label} ({UNITS[name]})" if name in UNITS else label)
 
 
-def _scale(looks: list[Look], name: str) -> str:
-    """Logarithmic where values lie orders of magnitude apart."""
-    values = [v for look in looks if math.isfinite(v := _value(look, name)) and v > 0]
-    return "log" if len(values) > 2 and max(values) > 30 * min(values) else "linear"
+def _scale(looks: list[Look], name: str) -> dict[str, Any]:
+    """Logarithmic where values lie orders of magnitude apart; linear around 0 where there is a 0 too."""
+    values = [v for look in looks if math.isfinite(v := _value(look, name))]
+    above = [v for v in values if v > 0]
+    if len(above) < 3 or max(above) <= 30 * min(above):
+        return {"value": "linear"}
+    if min(values) > 0:
+        return {"value": "log"}
+    return {"value": "symlog", "linthresh": min(above), "linscale": 0.3}
 
 
-def _each(result: SweepResult, looks: list[Look], names: list[str]) -> str:
-    columns = min(2, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.0 * rows), layout="constrained")
+def _each(result: SweepResult, looks: list[Look], name: str) -> str:
+    figure = Figure(figsize=PANEL, layout="constrained")
+    axes = figure.subplots()
     baseline = next((look.estimate.fid for look in looks if look.label == DETERMINISTIC), None)
-    for axes, name in zip(np.atleast_1d(figure.subplots(rows, columns, squeeze=False).ravel()), names, strict=False):
-        for look in looks:
-            if look.label == DETERMINISTIC or not math.isfinite(_value(look, name)):
-                continue
-            best = look.label == result.found
-            axes.errorbar(
-                _value(look, name),
-                look.estimate.fid,
-                yerr=1.96 * look.estimate.se,
-                fmt="o",
-                ms=6 if best else 3.5,
-                capsize=2,
-                elinewidth=1.4 if best else 0.6,
-                color=ACCENT if best else INK,
-                alpha=1.0 if best else 0.65,
-                zorder=3 if best else 2,
-            )
-        if baseline is not None:
-            axes.axhline(baseline, color=MUTED, linestyle="--", linewidth=1)
-        axes.set_xscale(_scale(looks, name))
-        _name(axes, axes.set_xlabel, name)
-        axes.set_ylabel(f"FID (n={looks[0].estimate.n})")
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in figure.axes[len(names) :]:
-        axes.set_visible(False)
+    shown = [look for look in looks if look.label != DETERMINISTIC and math.isfinite(_value(look, name))]
+    for look in shown:
+        best = look.label == result.found
+        axes.errorbar(
+            _value(look, name),
+            look.estimate.fid,
+            yerr=1.96 * look.estimate.se,
+            fmt="o",
+            ms=6 if best else 3.5,
+            capsize=2,
+            elinewidth=1.4 if best else 0.6,
+            color=ACCENT if best else INK,
+            alpha=1.0 if best else 0.65,
+            zorder=3 if best else 2,
+        )
+    if baseline is not None:
+        axes.axhline(baseline, color=MUTED, linestyle="--", linewidth=1)
+    axes.set_xscale(**_scale(shown, name))
+    _name(axes, axes.set_xlabel, name)
+    axes.set_ylabel(f"FID (n={looks[0].estimate.n})")
+    axes.spines[["top", "right"]].set_visible(False)
     return svg(figure)
 
 
-def _pairs(result: SweepResult, looks: list[Look], names: list[str]) -> str:
-    pairs = list(itertools.combinations(names, 2))[:MOST_PAIRS]
-    columns = min(3, len(pairs))
-    rows = -(-len(pairs) // columns)
-    figure = Figure(figsize=(2.9 * columns + 0.6, 2.7 * rows), layout="constrained")
+def _pair(result: SweepResult, looks: list[Look], x: str, y: str) -> str:
+    """Cells are means of what was measured in them; the others stay empty."""
     shown = [look for look in looks if look.label != DETERMINISTIC]
     fids = [look.estimate.debiased for look in shown]
     low, high = min(fids), float(np.quantile(fids, 0.9))
-    painted = None
-    panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False).ravel())
-    for axes, (x, y) in zip(panels, pairs, strict=False):
-        # The best are drawn last, over the others.
-        order = sorted(shown, key=lambda look: -look.estimate.debiased)
-        order = [look for look in order if math.isfinite(_value(look, x)) and math.isfinite(_value(look, y))]
-        painted = axes.scatter(
-            [_value(look, x) for look in order],
-            [_value(look, y) for look in order],
-            c=[look.estimate.debiased for look in order],
-            cmap="viridis",
-            vmin=low,
-            vmax=max(high, low + 1e-9),
-            s=34,
-            edgecolors="white",
-            linewidths=0.4,
-        )
-        for look in order:
-            if look.label == result.found:
-                axes.scatter(
-                    _value(look, x), _value(look, y), s=110, facecolors="none", edgecolors=ACCENT, linewidths=2
-                )
-        axes.set_xscale(_scale(shown, x))
-        axes.set_yscale(_scale(shown, y))
-        _name(axes, axes.set_xlabel, x)
-        _name(axes, axes.set_ylabel, y)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[len(pairs) :]:
-        axes.set_visible(False)
-    if painted is not None:
-        figure.colorbar(painted, ax=list(panels), label=f"debiased FID (n={looks[0].estimate.n})", shrink=0.8)
+    shown = [look for look in shown if math.isfinite(_value(look, x)) and math.isfinite(_value(look, y))]
+    figure = Figure(figsize=PANEL, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xscale(**_scale(shown, x))
+    axes.set_yscale(**_scale(shown, y))
+    xs, ys = (np.array([_value(look, name) for look in shown]) for name in (x, y))
+    columns, rows = _edges(axes.xaxis, xs), _edges(axes.yaxis, ys)
+    at = (np.digitize(ys, rows[1:-1]), np.digitize(xs, columns[1:-1]))
+    means = cell_means(*at, np.array([look.estimate.debiased for look in shown]))
+    cells = axes.pcolormesh(columns, rows, means, cmap="viridis", vmin=low, vmax=max(high, low + 1e-9))
+    axes.scatter(xs, ys, s=12, color="white", edgecolors="black", linewidths=0.7, zorder=2)
+    for look in shown:
+        if look.label == result.found:
+            ring = {"facecolors": "none", "edgecolors": ACCENT, "linewidths": 2.5}
+            axes.scatter(_value(look, x), _value(look, y), s=120, zorder=3, **ring)
+    _name(axes, axes.set_xlabel, x)
+    _name(axes, axes.set_ylabel, y)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.colorbar(cells, ax=axes, label=f"debiased FID (n={looks[0].estimate.n})")
+    return svg(figure)
+
+
+def cell_means(row: Array, column: Array, values: Array) -> np.ma.MaskedArray[Any, Any]:
+    """[CELLS, CELLS]: means of the values [N] whose cell each is; cells without a value are masked."""
+    sums, counts = np.zeros((CELLS, CELLS)), np.zeros((CELLS, CELLS))
+    np.add.at(sums, (row, column), values)
+    np.add.at(counts, (row, column), 1)
+    means: np.ma.MaskedArray[Any, Any] = np.ma.masked_where(counts == 0, sums / np.maximum(counts, 1))
+    return means
+
+
+def _edges(axis: Axis, values: Array) -> Array:
+    """``CELLS`` + 1 edges, evenly spaced on the axis as it is scaled, a little wider than the values."""
+    scale = axis.get_transform()
+    along = scale.transform(values)
+    margin = 0.03 * (along.max() - along.min()) or 0.5
+    edges: Array = scale.inverted().transform(np.linspace(along.min() - margin, along.max() + margin, CELLS + 1))
+    return edges
+
+
+def _chunks(result: SweepResult) -> str:
+    """Bars, longest-lived above."""
+    spent: dict[str, dict[str, int]] = {}
+    for trial in result.trials:
+        what = trial.evaluation
+        of = spent.setdefault(what.label, {"search": 0, "confirm": 0})
+        of[what.seeds] = max(of[what.seeds], what.chunks)
+    order = sorted(spent, key=lambda label: (spent[label]["search"], spent[label]["confirm"]))[-MOST_BARS:]
+    figure = Figure(figsize=(WIDE[0], 1.2 + 0.24 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    search = [spent[label]["search"] for label in order]
+    axes.barh(order, search, color=[ACCENT if label == result.found else INK for label in order], label="search seeds")
+    axes.barh(order, [spent[label]["confirm"] for label in order], left=search, color=MUTED, label="fresh seeds")
+    axes.tick_params(axis="y", labelsize=8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("chunks of images")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
     return svg(figure)
 
 
@@ -194,7 +239,7 @@ def _history(result: SweepResult) -> str:
     lived = {label for n in counts[1:] for label in rounds[n]}
     if not lived:
         return ""
-    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    figure = Figure(figsize=WIDE, layout="constrained")
     axes = figure.subplots()
     for label in sorted({label for each in rounds.values() for label in each}):
         seen = [(n, rounds[n][label]) for n in counts if label in rounds[n]]
@@ -228,7 +273,7 @@ def _pareto(result: SweepResult) -> str:
     looks = [look for look in _looks(result) if look.settings.nfe > 0]
     if len({look.settings.nfe for look in looks}) < 2:
         return ""
-    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    figure = Figure(figsize=WIDE, layout="constrained")
     axes = figure.subplots()
     for look in looks:
         colour = ACCENT if look.label in (result.found, result.cheapest) else INK

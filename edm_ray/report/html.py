@@ -26,6 +26,8 @@ class Context:
     """Held-out real images: dataset, fid, n."""
     seconds: float = 0.0
     commands: tuple[str, ...] = ()
+    unfinished: bool = False
+    """A report so far, of a sweep that has not ended."""
 
 
 def render_report(result: SweepResult, context: Context) -> str:
@@ -34,7 +36,7 @@ def render_report(result: SweepResult, context: Context) -> str:
     environment.filters["number"] = lambda value, digits=3: f"{value:.{digits}f}"
     template = environment.from_string(resources.files("edm_ray.report").joinpath("report.html.j2").read_text())
     pictures = {title: base64.b64encode(png).decode() for title, png in context.grids.items()}
-    figures = [(drawing, Markup(drawing.svg)) for drawing in drawings(result, context.reference)]
+    figures = [(drawing, [Markup(svg) for svg in drawing.svgs]) for drawing in drawings(result)]
     seconds = sum(trial.seconds for trial in result.trials)
     return template.render(
         result=result,
@@ -42,6 +44,25 @@ def render_report(result: SweepResult, context: Context) -> str:
         pictures=pictures,
         figures=figures,
         trial_seconds=seconds,
-        winner=result.require_best(),
-        summary=result.summary(),
+        summary=summary(result, context),
     )
+
+
+def summary(result: SweepResult, context: Context) -> list[str]:
+    """What was found, in a few sentences. Raises InputError when a finished sweep has no winner."""
+    if not context.unfinished:
+        return result.summary()
+    told = [trial for trial in result.trials if trial.estimate is not None]
+    lines = [
+        f"This sweep has not ended: {len(told)} evaluations so far, {len(result.trials) - len(told)} failed. "
+        "Run its command again: it goes on from its chunks."
+    ]
+    longest = max((trial.evaluation.chunks for trial in told if trial.evaluation.seeds == "search"), default=0)
+    ranks = [(t.estimate, t.evaluation.label) for t in told if t.evaluation.chunks == longest and t.estimate]
+    if ranks:
+        estimate, label = min(ranks, key=lambda item: (item[0].debiased, item[1]))
+        lines.append(
+            f"Best so far, of {len(ranks)} looked at longest: {label}, FID {estimate.fid:.3f} +- {estimate.se:.3f} on "
+            f"{estimate.n} images. It is chosen by these images and not confirmed on fresh ones, so it looks too good."
+        )
+    return lines

@@ -13,6 +13,8 @@ from edm_ray.search.strategy import DETERMINISTIC
 
 matplotlib.rcParams["svg.hashsalt"] = "edm_ray"
 INK, ACCENT, MUTED = "#24304a", "#c2410c", "#8a94a6"
+# Inches: small enough that letters stay readable when a phone shrinks them to its width.
+WIDE, PANEL = (5.2, 3.4), (4.0, 3.0)
 
 
 def svg(figure: Figure) -> str:
@@ -22,13 +24,13 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def fid_against_churn(result: SweepResult, where: str) -> str:
+def fid_against_churn(result: SweepResult) -> str:
     """FID of the line over S_churn alone, and of deterministic sampling, with 95 % intervals, all at one n."""
     first = [t for t in result.trials if t.evaluation.seeds == "search" and t.evaluation.chunks == result.first_chunks]
     answers = [t for t in first if t.estimate]
     line = [t for t in answers if t.evaluation.label in (*result.line, DETERMINISTIC)]
     line.sort(key=lambda t: t.evaluation.settings.s_churn)
-    figure = Figure(figsize=(7.2, 3.8))
+    figure = Figure(figsize=WIDE)
     axes = figure.subplots()
     points = [(t.evaluation.settings.s_churn, t.estimate) for t in line if t.estimate]
     axes.errorbar(
@@ -46,13 +48,12 @@ def fid_against_churn(result: SweepResult, where: str) -> str:
     n = points[0][1].n if points else 0
     axes.set_xlabel("S_churn")
     axes.set_ylabel(f"FID (n={n})")
-    axes.set_title(f"{where}; bars: 95 % intervals", fontsize=9, color=MUTED)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
     return svg(figure)
 
 
-def fid_of_all(result: SweepResult, where: str) -> str:
+def fid_of_all(result: SweepResult) -> str:
     """First look at every sampler, sorted, with 95 % intervals."""
     first = result.first_chunks
     shown: list[tuple[str, FidEstimate]] = [
@@ -61,13 +62,12 @@ def fid_of_all(result: SweepResult, where: str) -> str:
         if t.estimate and t.evaluation.seeds == "search" and t.evaluation.chunks == first
     ]
     shown = sorted(shown, key=lambda item: -item[1].fid)[-80:]
-    figure = Figure(figsize=(7.2, 0.8 + 0.27 * len(shown)))
+    figure = Figure(figsize=(WIDE[0], 0.8 + 0.27 * len(shown)))
     axes = figure.subplots()
     for row, (label, estimate) in enumerate(shown):
         colour = ACCENT if label == result.best else MUTED if label == DETERMINISTIC else INK
         axes.errorbar(estimate.fid, row, xerr=1.96 * estimate.se, fmt="o", color=colour, capsize=3)
     axes.set_yticks(range(len(shown)), [label for label, _ in shown], fontsize=8)
     axes.set_xlabel(f"FID (n={shown[0][1].n if shown else 0})")
-    axes.set_title(f"{where}; bars: 95 % intervals", fontsize=9, color=MUTED)
     axes.spines[["top", "right"]].set_visible(False)
     return svg(figure)

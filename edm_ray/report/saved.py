@@ -12,7 +12,7 @@ from edm_ray.report.html import Context, render_report
 from edm_ray.search.result import SweepResult
 from edm_ray.storage import uris
 
-RESULT, CONTEXT, PAGE = "sweep.json", "report.json", "report.html"
+RESULT, CONTEXT, PAGE, PROGRESS = "sweep.json", "report.json", "report.html", "progress.json"
 
 
 def save_report(out: str, result: SweepResult, context: Context) -> str:
@@ -26,6 +26,12 @@ def save_report(out: str, result: SweepResult, context: Context) -> str:
     return write_page(out, result, context)
 
 
+def save_progress(out: str, result: SweepResult, context: Context) -> None:
+    """Keep what an unfinished sweep knows, for a report so far."""
+    content = {"result": result.to_dict(), "context": {**dataclasses.asdict(context), "unfinished": True}}
+    uris.write_bytes(uris.join(out, PROGRESS), json.dumps(content).encode())
+
+
 def write_page(out: str, result: SweepResult, context: Context) -> str:
     page = uris.join(out, PAGE)
     uris.write_bytes(page, render_report(result, context).encode())
@@ -33,10 +39,21 @@ def write_page(out: str, result: SweepResult, context: Context) -> str:
 
 
 def load_report(out: str) -> tuple[SweepResult, Context]:
-    """Read a finished sweep's directory. Raises InputError when there is none, IntegrityError when it is damaged."""
+    """Read a sweep's directory; of one that has not ended what there is so far (``Context.unfinished``).
+
+    Raises InputError when there is none, IntegrityError when it is damaged.
+    """
     if not uris.exists(uris.join(out, RESULT)):
+        path = uris.join(out, PROGRESS)
+        if uris.exists(path):
+            kept = _json(path)
+            result, context = kept.get("result") or {}, kept.get("context") or {}
+            return validate(SweepResult, result, path), validate(Context, context, path)
         if "chunks" in uris.list_names(out):
-            raise InputError(f"{out}: a sweep that has not ended; run its command again, it goes on from its chunks")
+            raise InputError(
+                f"{out}: a sweep that has not ended, with nothing to report yet; run its command again, it goes on "
+                "from its chunks"
+            )
         raise InputError(f"{out}: no sweep there ({RESULT} is missing); give the --out of an `edm-ray sweep`")
     result = validate(SweepResult, _json(uris.join(out, RESULT)), uris.join(out, RESULT))
     if not uris.exists(uris.join(out, CONTEXT)):

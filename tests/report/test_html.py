@@ -14,14 +14,15 @@ import pytest
 from PIL import Image
 
 from edm_ray.cli import main
-from edm_ray.report.figures import drawings
+from edm_ray.report.figures import cell_means, drawings
 from edm_ray.report.html import Context, render_report
-from edm_ray.report.saved import load_report, save_report
+from edm_ray.report.saved import load_report, save_progress, save_report
 from edm_ray.search.race import Race
 from edm_ray.search.result import result_of
-from tests.search.worlds import PLAN, SPACE, run, space_from
+from tests.search.worlds import PLAN, SPACE, run, simulate, space_from
 
-FIGURES = ["fid-churn", "fid-parameters", "fid-pairs", "race", "fid-all"]
+# Figure -> panels: four parameters are searched.
+FIGURES = {"fid-churn": 1, "fid-parameters": 4, "fid-pairs": 6, "race": 1, "chunks": 1, "fid-all": 1}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_a_browser_shows_every_figure_and_has_nothing_to_complain_of(page, brows
     )
     assert "CONSOLE" not in shown.stderr and "ERR_" not in shown.stderr
     found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", shown.stdout).group(1)))
-    assert found["figures"] == FIGURES and found["drawn"] == len(FIGURES) and found["broken"] == 0
+    assert found["figures"] == FIGURES and found["drawn"] == sum(FIGURES.values()) and found["broken"] == 0
     assert found["spare"] >= 0, "nothing sticks out of a narrow screen"
     subprocess.run(
         [browser, *options, f"--screenshot={picture}", f"file://{path}"], capture_output=True, timeout=120, check=True
@@ -83,8 +84,8 @@ def test_a_browser_shows_every_figure_and_has_nothing_to_complain_of(page, brows
 CHECK = """
 const figures = [...document.querySelectorAll('figure[id]')];
 document.title = JSON.stringify({
-  figures: figures.map(f => f.id),
-  drawn: figures.filter(f => f.querySelector('svg').getBoundingClientRect().height > 50).length,
+  figures: Object.fromEntries(figures.map(f => [f.id, f.querySelectorAll('svg').length])),
+  drawn: [...document.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().height > 50).length,
   broken: [...document.images].filter(i => !i.naturalWidth).length,
   spare: innerWidth - document.documentElement.scrollWidth});
 """
@@ -101,11 +102,35 @@ def test_a_saved_report_is_written_again_with_the_same_bytes(page, tmp_path, cap
     assert path.read_bytes() == before and "report.html" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("answers", [0, 1, 18])
+def test_an_unfinished_sweep_gets_a_report_so_far_that_says_so(tmp_path, capsys, answers):
+    strategy = Race(space_from(SPACE), PLAN)
+    told = 0
+    while told < answers:
+        for evaluation in strategy.ask():
+            if told < answers:
+                strategy.tell(evaluation.id, simulate(evaluation))
+            told += 1
+    context = Context(title="T", reference="R", commands=("edm-ray sweep --model M",))
+    save_progress(str(tmp_path), result_of(strategy), context)
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "This sweep has not ended" in text and "edm-ray sweep --model M" in text
+    assert "This sweep has not ended" in capsys.readouterr().out
+    assert ("Best so far" in text) == ('id="fid-all"' in text) == (answers > 0)
+
+
+def test_a_cell_of_a_heat_map_without_a_sampler_stays_empty():
+    means = cell_means(np.array([0, 0, 3]), np.array([1, 1, 2]), np.array([4.0, 6.0, 7.0]))
+    assert means.count() == 2 and means[0, 1] == 5 and means[3, 2] == 7
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         ({}, "no sweep there"),
-        ({"chunks/x": "1"}, "a sweep that has not ended; run its command again"),
+        ({"chunks/x": "1"}, "a sweep that has not ended, with nothing to report yet; run its command again"),
+        ({"progress.json": "[]"}, "progress.json: not what a sweep writes"),
         ({"sweep.json": "{"}, "sweep.json: not JSON"),
         ({"sweep.json": "{}"}, "sweep.json: space"),
     ],
@@ -119,10 +144,12 @@ def test_a_directory_without_a_finished_sweep_is_named(tmp_path, capsys, files, 
 
 
 def test_a_front_of_cost_is_drawn_where_costs_differ():
-    space = space_from(SPACE.replace("search:", "search:\n  num_steps: {low: 8, high: 24, integer: true}", 1))
+    space = space_from(
+        "name: t\nsearch:\n  churn_fraction: {low: 0, high: 1}\n  num_steps: {low: 8, high: 24, integer: true}\n"
+    )
     strategy = Race(space, dataclasses.replace(PLAN, objective=("fid", "nfe")))
     run(strategy)
-    assert "pareto" in [drawing.id for drawing in drawings(result_of(strategy), "R")]
+    assert {"pareto", "fid-pairs"} < {drawing.id for drawing in drawings(result_of(strategy))}
 
 
 def test_the_page_needs_nothing_from_outside(page):
@@ -133,8 +160,11 @@ def test_the_page_needs_nothing_from_outside(page):
 
 def test_the_page_holds_figures_grids_trials_cost_and_commands(page):
     text, result = page
-    assert re.findall(r'<figure id="([^"]+)"', text) == FIGURES
-    assert text.count("<svg") == len(FIGURES) and text.count("data:image/png;base64,") == 1
+    assert re.findall(r'<figure id="([^"]+)"', text) == list(FIGURES)
+    assert (
+        text.count("<svg") == sum(FIGURES.values())
+        and text.count('<img alt="deterministic" src="data:image/png;base64,') == 1
+    )
     assert all(line.split(",")[0].split("<")[0] in text for line in result.summary())
     assert f"{result.images:,} images" in text and "edm-ray sweep --model M" in text and "1.234" in text
     assert text.count("<tr") >= len(result.trials) + 2
