@@ -199,8 +199,9 @@ def _as_flags(args: Args) -> list[str]:
     """The options as they can be typed again."""
     flags = []
     for key, value in dataclasses.asdict(args).items():
-        if value not in (None, False):
-            flags += [f"--{key.replace('_', '-')}", str(value)]
+        if value is None or value is False:
+            continue
+        flags += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
     return flags
 
 
