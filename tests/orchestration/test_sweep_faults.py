@@ -82,7 +82,7 @@ def test_a_chunk_whose_samplers_always_die_is_given_up_and_named():
 def test_a_sweep_killed_after_a_third_of_its_trials_decides_the_same_and_makes_no_chunk_again(parts, tmp_path):
     """SIGKILL of the driver; the same command goes on, and ends as a sweep that was left alone."""
     space = tmp_path / "space.yaml"
-    space.write_text(SPACE.replace("num_steps: 4", "num_steps: 18"))
+    space.write_text(SPACE.replace("num_steps: 4", "num_steps: 8"))
     environment = {**os.environ, "EDM_RAY_LOCAL_CPUS": "3"}
 
     def command(out: Path) -> list[str]:
