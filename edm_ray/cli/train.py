@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edm_ray.cli.console import Progress, duration, say
 from edm_ray.cli.workers import parse_workers
@@ -20,8 +22,12 @@ from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
 from edm_ray.training.run import checkpoint_store, claim_run, model_uri, read_metrics, refuse_mirrored_latents
+from edm_ray.training.snapshots import FidRows, fid_lines, picture_uri, snapshots_uri
 from edm_ray.training.trackers import parse_trackers
 from edm_ray.training.tracking import Tracking
+
+if TYPE_CHECKING:  # with --no-ray, Ray is not imported
+    from edm_ray.orchestration.snapshots import Follower, SnapshotPlan
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,18 @@ class Args:
     track: list[str] = field(default_factory=list)
     """Send the metrics to tensorboard, wandb or mlflow too; NAME=WHERE for a folder, project or experiment of your own.
     May name several."""
+    snapshot_kimg: float | None = None
+    """Every so many thousand images keep a snapshot of the model in RUN/snapshots, and draw a grid of fixed seeds from
+    it beside the training."""
+    snapshot_fid: str | None = None
+    """Reference that `edm-ray reference` wrote: a quick FID of each snapshot too."""
+    snapshot_images: int = 500
+    """Images of that FID; only FIDs of equal n compare."""
+    snapshot_sampler: str | None = None
+    """best-sampler.yaml of a sweep, or a directory that holds one; else deterministic, 18 steps."""
+    snapshot_on: str = "cpu"
+    """Where snapshots are drawn: cpu, gpu:SHARE (such as gpu:0.25), or after (when training has ended). Where there is
+    no room beside the training it is done after."""
     no_ray: bool = False
     """Train in this process, without Ray (one worker)."""
     dry_run: bool = False
@@ -71,6 +89,7 @@ def run(args: Args) -> None:
     check_fit(config, dataset)
     run_uri = uris.absolute(args.out)
     trackers = parse_trackers(args.track, run_uri)
+    plan = snapshot_plan(args)
     describe(config, dataset, run_uri, args.workers, args.device)
     if args.dry_run:
         from edm_ray.cli.plan import print_plan
@@ -89,21 +108,128 @@ def run(args: Args) -> None:
     }
     progress = Progress("images")
     fields = identity_fields(config, dataset.hash)
-    tracking = Tracking(trackers, run_uri, fields, read_metrics(run_uri))
+    rows = read_metrics(run_uri)
+    tracking, fids = Tracking(trackers, run_uri, fields, rows), FidRows(rows[-1]["nimg"] if rows else 0)
+    must_stop = terminated() if args.no_ray else lambda: False
+    with session_for(args, plan):
+        follower = follow(args, plan, run_uri, workers[1], fids, done[-1] if done else 0)
+        seen: list[dict[str, Any]] = []
 
-    def on_tick(row: dict[str, float]) -> None:
-        tracking.add(row)
-        progress.update(row["nimg"], row["total"], f"loss {row['loss']:.1f}  {row['images_per_s']:.0f} images/s")
+        def on_tick(row: dict[str, Any]) -> None:
+            seen.append(row)
+            tracking.add(fids.onto(row))
+            if follower is not None:
+                follower.on_tick(row)
+            progress.update(row["nimg"], row["total"], f"loss {row['loss']:.1f}  {row['images_per_s']:.0f} images/s")
 
-    started, done = time.monotonic(), False
-    try:
-        _train(args, workers, config, dataset, run_uri, about, on_tick, cache)
-        done = True
-    finally:
-        for line in tracking.close(done):
-            say(f"  {line}")
-    say(f"  trained in {duration(time.monotonic() - started)}; model: {model_uri(run_uri)}")
-    say(f"  next: edm-ray generate --model {model_uri(run_uri)} --out samples.png")
+        started, trained, drawn, ended = time.monotonic(), 0.0, True, False
+        try:
+            _train(args, workers, config, dataset, run_uri, about, on_tick, cache, must_stop)
+            trained, ended = time.monotonic() - started, True
+        finally:
+            try:
+                if follower is not None:
+                    drawn = follower.close(ended, must_stop)
+            finally:
+                for row in fids.rest():
+                    tracking.add(row)
+                for line in tracking.close(ended):
+                    say(f"  {line}")
+    summarise(args, run_uri, trained, seen, done[-1] if done else 0, follower)
+    if not drawn and must_stop():
+        raise SystemExit(143)
+
+
+def session_for(args: Args, plan: SnapshotPlan | None) -> contextlib.AbstractContextManager[None]:
+    """Tasks that draw snapshots need Ray for as long as the command; training alone opens it by itself."""
+    if args.no_ray or plan is None:
+        return contextlib.nullcontext()
+    from edm_ray.orchestration.session import session
+
+    return session()
+
+
+def snapshot_plan(args: Args) -> SnapshotPlan | None:
+    """What --snapshot-* ask for, checked; None where no snapshots are wanted."""
+    if args.snapshot_kimg is None:
+        given = {"--snapshot-fid": args.snapshot_fid, "--snapshot-sampler": args.snapshot_sampler}
+        if asked := [flag for flag, value in given.items() if value is not None]:
+            raise InputError(f"{asked[0]} is about snapshots, which are not asked for; give --snapshot-kimg N too")
+        return None
+    from edm_ray.cli.sampler import choose_settings
+    from edm_ray.evaluation.reference import open_reference
+    from edm_ray.orchestration.snapshots import SnapshotPlan, parse_place
+
+    if args.snapshot_kimg <= 0:
+        raise InputError(f"--snapshot-kimg {args.snapshot_kimg:g}: give more than 0")
+    if args.snapshot_images < 100:
+        raise InputError(
+            f"--snapshot-images {args.snapshot_images}: give 100 or more; FID of fewer images says nothing"
+        )
+    where = None if args.snapshot_fid is None else uris.absolute(args.snapshot_fid)
+    device, share, after = parse_place(args.snapshot_on, args.device)
+    return SnapshotPlan(
+        kimg=args.snapshot_kimg,
+        settings=choose_settings(args.snapshot_sampler, []),
+        reference=where,
+        reference_hash=None if where is None else open_reference(where)[0].moments.hash,
+        num=args.snapshot_images,
+        device=device,
+        share=share,
+        after=after,
+    )
+
+
+def follow(
+    args: Args, plan: SnapshotPlan | None, run_uri: str, workers: int, fids: FidRows, resumed_at: int
+) -> Follower | None:
+    """What draws the snapshots from here on; the caller closes it."""
+    if plan is None:
+        return None
+    from edm_ray.orchestration.snapshot_runners import ProcessRunner, RayRunner, Runner
+    from edm_ray.orchestration.snapshots import Follower
+
+    runner: Runner = (
+        ProcessRunner(plan.device) if args.no_ray else RayRunner(plan.device, plan.share, workers, args.device)
+    )
+
+    def on_record(record: dict[str, Any]) -> None:
+        fids.add(record)
+        fid = f", FID {record['fid']:.3f} (n={record['n']})" if "fid" in record else ""
+        say(f"  snapshot at {record['nimg']:,} images: {picture_uri(run_uri, record['nimg'])}{fid}")
+
+    follower = Follower(plan, run_uri, runner, lambda line: say(f"  {line}"), on_record, resumed_at)
+    follower.start()
+    return follower
+
+
+def summarise(
+    args: Args,
+    run_uri: str,
+    seconds: float,
+    seen: list[dict[str, Any]],
+    resumed_at: int,
+    follower: Follower | None,
+) -> None:
+    """What there is now, and what to do with it. ``seen``: this command's rows of metrics."""
+    if seen:
+        last, images = seen[-1], seen[-1]["nimg"] - resumed_at
+        whole = f" ({last['nimg']:,} in all)" if resumed_at else ""
+        speed = f"{images / max(seconds, 1e-9):.0f} images/s"
+        say(f"  trained {images:,} images{whole} in {duration(seconds)}, {speed}; last loss {last['loss']:.1f}")
+    else:
+        say("  nothing was left to train")
+    records = follower.records() if follower is not None else []
+    if follower is not None:
+        failed = f", {len(follower.failed)} failed: the same command tries them again" if follower.failed else ""
+        say(f"  snapshots: {len(records)} drawn in {snapshots_uri(run_uri)}{failed}")
+        for line in fid_lines(run_uri, records):
+            say(f"    {line}")
+    model = shlex.quote(model_uri(run_uri))
+    reference = "REFERENCE" if args.snapshot_fid is None else shlex.quote(args.snapshot_fid)
+    say(f"  model: {model_uri(run_uri)}")
+    say(f"  sample from it: edm-ray generate --model {model} --out samples.png")
+    say(f"  sweep its samplers: edm-ray sweep --model {model} --reference {reference} --space SPACE.yaml --out sweep")
 
 
 def _train(
@@ -115,12 +241,16 @@ def _train(
     about: dict[str, Any],
     on_tick: Callable[[dict[str, Any]], None],
     cache: dict[str, str],
+    must_stop: Callable[[], bool],
 ) -> None:
     if args.no_ray:
         from edm_ray.training.engine import Place, Stopped, train
 
         try:
-            train(config, dataset, run_uri, Place(device=args.device), about, on_tick, must_stop=terminated())
+            place = Place(device=args.device)
+            train(
+                config, dataset, run_uri, place, about, on_tick, must_stop=must_stop, snapshot_kimg=args.snapshot_kimg
+            )
         except Stopped as stopped:
             say(f"  {stopped}; the same command goes on from there")
             raise SystemExit(143) from stopped
@@ -137,6 +267,7 @@ def _train(
             max_failures=args.max_failures,
             on_tick=on_tick,
             variables=cache,
+            snapshot_kimg=args.snapshot_kimg,
         )
 
 

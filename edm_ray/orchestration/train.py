@@ -46,6 +46,7 @@ def _worker(job: dict[str, Any]) -> None:
         job["about"],
         on_tick=_report,
         must_save=_will_be_taken_away,
+        snapshot_kimg=job["snapshot_kimg"],
     )
 
 
@@ -69,6 +70,7 @@ def train_on_ray(
     max_failures: int,
     on_tick: Callable[[Metrics], None],
     variables: dict[str, str] | None = None,
+    snapshot_kimg: float | None = None,
 ) -> None:
     """Train with (least, most) DDP processes; ``on_tick`` is called here, in the driver, for each new row of metrics.
     ``variables`` are set in the environment of every worker.
@@ -94,6 +96,7 @@ def train_on_ray(
                 "run_uri": run_uri,
                 "about": about,
                 "variables": variables or {},
+                "snapshot_kimg": snapshot_kimg,
             },
             torch_config=NodeNetwork(),
             scaling_config=ScalingConfig(num_workers=most if least == most else workers, use_gpu=use_gpu),

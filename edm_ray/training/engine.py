@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import resource
 import time
@@ -27,9 +28,10 @@ from edm_ray.training.device import set_precision
 from edm_ray.training.ema import ema_beta, gamma_of, power_beta, update_ema
 from edm_ray.training.posthoc import save_snapshot
 from edm_ray.training.run import MetricsLog, checkpoint_store, model_uri, refuse_mirrored_latents
+from edm_ray.training.snapshots import snapshot_model_uri
 from edm_ray.training.step import learning_rate, make_objective, settle_gradients, share_loss
 from edm_ray.training.tally import Tally
-from edm_ray.training.writer import BackgroundWriter
+from edm_ray.training.writer import BackgroundWriter, persist_or_warn
 
 Metrics = dict[str, Any]
 
@@ -161,6 +163,7 @@ def train(
     on_tick: Callable[[Metrics], None] = lambda metrics: None,
     must_stop: Callable[[], bool] = lambda: False,
     must_save: Callable[[], bool] = lambda: False,
+    snapshot_kimg: float | None = None,
 ) -> None:
     """Train to the end, resuming from the newest whole checkpoint of ``run_uri``, and write the model directory.
 
@@ -168,6 +171,8 @@ def train(
     directory. Checkpoints are made at ticks, so a resumed run writes the same metrics as one that was not interrupted.
     ``must_stop`` is asked after each step when this is the only worker: True makes a checkpoint and raises Stopped.
     ``must_save`` is asked at every tick, on every worker: True makes a checkpoint there (a machine will be taken away).
+    ``snapshot_kimg``: at the first tick at or after every so many, and at the end, the averages become a model
+    directory below RUN/snapshots; one that cannot be written is named in the log, and training goes on.
     """
     if len(rank_positions(0, config.batch_size, place.world_size - 1, place.world_size, config.lanes)) == 0:
         raise InputError(
@@ -195,7 +200,7 @@ def train(
             stop = not done and place.world_size == 1 and must_stop()
             if not (done or stop or crossed(before, trainer.images_seen, config.tick_kimg)):
                 continue
-            writes = []
+            writes: list[Callable[[str, Trainer], Callable[[], None]]] = []
             if done or crossed(before, trainer.images_seen, config.tick_kimg):
                 row = {"nimg": trainer.images_seen, "total": total, **trainer.tally.read(place.world_size), **numbers}
                 _refuse_nonfinite(run_uri, row)
@@ -207,6 +212,8 @@ def train(
                 # Snapshots first: a run goes on from a checkpoint, so what lies before it must be there.
                 if trainer.powers and (done or crossed(tick_start, trainer.images_seen, config.ema.snapshot_kimg)):
                     writes.append(_snapshot)
+                if snapshot_kimg and (done or crossed(tick_start, trainer.images_seen, snapshot_kimg)):
+                    writes.append(functools.partial(_model_snapshot, about))
                 if done or urgent or crossed(tick_start, trainer.images_seen, config.checkpoint_kimg):
                     writes.append(_checkpoint)
                 tick_start = trainer.images_seen
@@ -252,6 +259,13 @@ def _snapshot(run_uri: str, trainer: Trainer) -> Callable[[], None]:
     averages = {width: _copy(average.state_dict()) for width, average in trainer.powers.items()}
     dtype = getattr(torch, trainer.config.ema.snapshot_dtype)
     return lambda: save_snapshot(run_uri, images_seen, averages, dtype)
+
+
+def _model_snapshot(about: dict[str, Any], run_uri: str, trainer: Trainer) -> Callable[[], None]:
+    """As `_checkpoint`, the averages only, as a model directory; what is returned does not raise."""
+    uri, config, codec = snapshot_model_uri(run_uri, trainer.images_seen), trainer.config.denoiser, trainer.codec
+    average, about = _copy(trainer.average.state_dict()), {**about, "images_seen": trainer.images_seen}
+    return lambda: persist_or_warn(lambda: save_model(uri, config, average, about, codec), uri)
 
 
 def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -57,3 +57,11 @@ def _persist(write: Callable[[], None]) -> None:
             wait = FIRST_WAIT_S * 2 ** (attempt - 1)
             logger.warning("writing a checkpoint failed (%s); trying again in %.1f s", error, wait)
             time.sleep(wait)
+
+
+def persist_or_warn(write: Callable[[], None], what: str) -> None:
+    """A write that training can do without: what fails, after the same tries, is named in the log."""
+    try:
+        _persist(write)
+    except Exception as error:
+        logger.warning("%s: could not be written (%s: %s); training goes on", what, type(error).__name__, error)
