@@ -29,6 +29,11 @@ SIZES = [
     *("--num-model", "6", "--confirm-chunks", "2", "--grid", "10"),
 ]
 
+FEW = [
+    *("--strategy", "random", "--num-global", "2", "--chunk-size", "50", "--max-chunks", "1", "--initial-chunks", "1"),
+    *("--confirm-chunks", "1", "--grid", "10"),
+]
+
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory, digits_dir):
@@ -44,10 +49,10 @@ def test_a_setting_that_gives_no_numbers_is_listed_and_the_sweep_goes_on(parts, 
     space = tmp_path / "space.yaml"
     space.write_text(SPACE)
     out = tmp_path / "sweep"
-    assert main(["sweep", *parts, "--space", str(space), "--out", str(out), "--workers", "1", *SIZES]) == 0
+    assert main(["sweep", *parts, "--space", str(space), "--out", str(out), "--workers", "1", *FEW]) == 0
     trials = json.loads((out / "sweep.json").read_text())["trials"]
     failed = {trial["evaluation"]["label"] for trial in trials if trial["estimate"] is None}
-    assert failed == {"broken"} and len(trials) > 8
+    assert failed == {"broken"} and len(trials) >= 5
     page = (out / "report.html").read_text()
     assert "failed:" in page and "broken" in page
     assert (out / "best-sampler.yaml").exists()
