@@ -36,8 +36,9 @@ SYM6 = (
     -0.007800708325034148,
 )
 """Low-pass filter of the symlet with 6 vanishing moments (Daubechies 1992, table 6.3), of unit norm."""
-DELAY = sum(i * tap for i, tap in enumerate(SYM6)) / sum(SYM6)
-"""Where the filter's centre of mass lies: pixel k of an image is sample 2 k + DELAY of its finer version."""
+DELAY = 5
+"""Pixel k of an image is taken to be sample 2 k + DELAY of its finer version, as in the released code. The filter's
+centre of mass is at 5.098: a half turn moves a picture by a tenth of a pixel."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,13 @@ def augment_labels(parameters: AugmentParameters) -> torch.Tensor:
 def augment(images: torch.Tensor, parameters: AugmentParameters) -> torch.Tensor:
     """Transformed images: float [B, C, R, R] -> the same shape; images whose parameters are zero keep every bit.
 
-    Only images with more than flips are resampled. Which ones is known on the host, so nothing waits for the device.
+    Only images with more than flips are resampled. Which ones is known on the host, so nothing waits for the device;
+    a batch that nothing touches is returned as it is.
     """
     p = parameters
-    images = _where(p.xflip != 0, images.flip(3), images)
-    images = _where(p.yflip != 0, images.flip(2), images)
+    for flag, axis in ((p.xflip, 3), (p.yflip, 2)):
+        if bool(flag.any()):
+            images = _where(flag != 0, images.flip(axis), images)
     moved = torch.stack([p.scale, p.rotate, p.aniso, p.shift_x, p.shift_y]).abs().amax(0) > 0
     if not bool(moved.any()):
         return images
