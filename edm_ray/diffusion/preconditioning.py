@@ -43,7 +43,8 @@ class Preconditioned(nn.Module):
         class_labels: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Denoise. x [B, C, H, W], sigma [B] or a scalar, class_labels one-hot [B, classes] -> D float32 [B, C, H, W].
+        """Denoise. x [B, C, H, W], sigma [B] or a scalar, class_labels one-hot [B or 1, classes], augment_labels
+        [B or 1, dim], all of any type of number -> D float32 [B, C, H, W].
 
         Without labels a conditional network gets zeros. Raises InputError for shapes that do not fit.
         """
@@ -58,10 +59,15 @@ class Preconditioned(nn.Module):
             class_labels = None
         elif class_labels is None:
             class_labels = torch.zeros(len(x), label_dim, device=x.device)
-        elif class_labels.shape != (len(x), label_dim):
+        elif class_labels.shape not in ((len(x), label_dim), (1, label_dim)):
             raise InputError(
-                f"class_labels={tuple(class_labels.shape)} is not allowed: one-hot rows of shape {(len(x), label_dim)}"
+                f"class_labels={tuple(class_labels.shape)} is not allowed: one-hot rows of shape {(len(x), label_dim)} "
+                f"or {(1, label_dim)}"
             )
+        else:
+            class_labels = class_labels.to(torch.float32).expand(len(x), -1)
+        if augment_labels is not None:
+            augment_labels = augment_labels.to(torch.float32)
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
         output: torch.Tensor = self.model(c_in * x, c_noise.flatten(), class_labels, augment_labels)
         return c_skip * x + c_out * output[:, : x.shape[1]].to(torch.float32)

@@ -247,6 +247,20 @@ def test_the_denoiser_holds_the_network_as_model_and_gives_images(kind: str) -> 
     assert out.shape == (3, 1, 8, 8) and bool(out.isfinite().all())
 
 
+@pytest.mark.parametrize("kind", list(TINY))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
+def test_the_denoiser_takes_labels_of_any_type_and_one_row_for_all(kind: str, dtype: torch.dtype) -> None:
+    denoiser = build_denoiser(DenoiserConfig(network=NetworkConfig(**TINY[kind])))
+    awake(denoiser).float()
+    x, sigma = torch.randn(2, 1, 8, 8), torch.tensor([0.5, 2.0])
+    labels, augment = torch.eye(3)[1:2], torch.tensor([[1.0, 2.0]])
+    expected = denoiser(x, sigma, labels.repeat(2, 1), augment.repeat(2, 1))
+    assert torch.equal(denoiser(x.double(), sigma, labels.to(dtype), augment.to(dtype)), expected)
+    assert not torch.equal(denoiser(x, sigma), expected) and expected.dtype == torch.float32
+    with pytest.raises(InputError, match=r"^class_labels=\(3, 3\) is not allowed: .* \(2, 3\) or \(1, 3\)"):
+        denoiser(x, sigma, torch.eye(3))
+
+
 def test_a_preconditioning_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(PRECONDITIONERS, "edm")
     with pytest.raises(InputError, match=r"^preconditioning.kind='edm' is not allowed: "):
