@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from edm_ray.checkpoint.card import model_card
-from edm_ray.checkpoint.weights import weights_bytes
+from edm_ray.checkpoint.weights import misfit, weights_bytes
 from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.load import validate
 from edm_ray.config.schema import DenoiserConfig
@@ -62,15 +62,8 @@ def denoiser_of(
     """D with these tensors, copied, in evaluation mode; ``.codec`` says what its samples are. Raises IntegrityError
     when the tensors are not the network's."""
     denoiser = build_denoiser(config)
-    expected = denoiser.state_dict()
-    if missing := sorted(expected.keys() - state.keys()):
-        raise IntegrityError(f"{where}: tensor {missing[0]!r} is missing ({len(missing)} in all)")
-    if extra := sorted(state.keys() - expected.keys()):
-        raise IntegrityError(f"{where}: tensor {extra[0]!r} is not part of the network ({len(extra)} in all)")
-    for name, tensor in expected.items():
-        if state[name].shape != tensor.shape:
-            found, wanted = tuple(state[name].shape), tuple(tensor.shape)
-            raise IntegrityError(f"{where}: tensor {name!r} has shape {found}, the network needs {wanted}")
+    if wrong := misfit(denoiser.state_dict(), state):
+        raise IntegrityError(f"{where}: {wrong}")
     denoiser.load_state_dict(state)
     denoiser.codec = codec  # type: ignore[assignment]
     return denoiser.to(device).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Weights as safetensors whose bytes depend on the tensors and the metadata alone."""
+"""Weights as safetensors whose bytes depend on the tensors and the metadata alone, and whether they fit a network."""
 
 from __future__ import annotations
 
@@ -22,3 +22,22 @@ def weights_bytes(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[8 + length :]))
+
+
+def misfit(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str | None:
+    """The first tensor of a state dict that is missing, too much, or of another shape or type than the network's, with
+    what is expected and what was found; None where all fit. Names may be foreign text: they are shown as ASCII."""
+    if missing := sorted(expected.keys() - found.keys()):
+        return f"tensor {missing[0]!r}: expected {_form(expected[missing[0]])}, it is missing ({len(missing)} in all)"
+    if extra := sorted(found.keys() - expected.keys()):
+        name = ascii(extra[0] if len(extra[0]) <= 120 else f"{extra[0][:117]}...")
+        return f"tensor {name} {_form(found[extra[0]])} is not part of the network ({len(extra)} in all)"
+    for name, tensor in expected.items():
+        got = found[name]
+        if got.shape != tensor.shape or got.dtype != tensor.dtype:
+            return f"tensor {name!r}: expected {_form(tensor)}, found {_form(got)}"
+    return None
+
+
+def _form(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from edm_ray.checkpoint.weights import misfit
 from edm_ray.config.schema import DenoiserConfig
 from edm_ray.errors import InputError, nearest
 from edm_ray.interop.containers import read_network_file
@@ -169,20 +170,10 @@ def check_tensors(config: DenoiserConfig, state: Mapping[str, torch.Tensor]) -> 
     """Refuse a state dict that is not the configured network's: tensor, expected and found are named."""
     with torch.device("meta"):
         expected = build_denoiser(config).state_dict()
-    if missing := sorted(expected.keys() - state.keys()):
-        raise InputError(
-            f"tensor {missing[0]!r} {tuple(expected[missing[0]].shape)} is missing ({len(missing)} in all)"
-        )
-    if extra := sorted(state.keys() - expected.keys()):
-        found = tuple(state[extra[0]].shape)
-        raise InputError(f"tensor {shown(extra[0])!r} {found} is not part of the network ({len(extra)} in all)")
-    for name, tensor in expected.items():
-        got = state[name]
-        if got.shape != tensor.shape or got.dtype != tensor.dtype:
-            raise InputError(
-                f"tensor {name!r}: expected {tensor.dtype} {tuple(tensor.shape)}, found {got.dtype} {tuple(got.shape)}"
-            )
-        if not bool(torch.isfinite(got).all()):
+    if wrong := misfit(expected, state):
+        raise InputError(wrong)
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"tensor {name!r} has values that are not finite")
 
 

@@ -72,12 +72,17 @@ def test_a_model_directory_gives_back_the_denoiser_and_the_same_bytes(tmp_path):
 def test_a_missing_or_wrong_tensor_is_named(tmp_path):
     state = build_denoiser(CONFIG).state_dict()
     name = next(iter(state))
-    save_model(str(tmp_path / "short"), CONFIG, {k: v for k, v in state.items() if k != name}, {})
-    save_model(str(tmp_path / "wide"), CONFIG, {**state, name: torch.zeros(7, 7)}, {})
-    for folder, says in (("short", "is missing"), ("wide", r"has shape \(7, 7\)")):
-        with pytest.raises(IntegrityError, match=says) as error:
+    form = f"float32 {tuple(state[name].shape)}"
+    for folder, changed, says in (
+        ("short", {k: v for k, v in state.items() if k != name}, f"{name!r}: expected {form}, it is missing (1 in"),
+        ("wide", {**state, name: torch.zeros(7, 7)}, f"{name!r}: expected {form}, found float32 (7, 7)"),
+        ("low", {**state, name: state[name].half()}, f"{name!r}: expected {form}, found float16"),
+        ("more", {**state, "other": torch.zeros(2)}, "'other' float32 (2,) is not part of the network (1 in all)"),
+    ):
+        save_model(str(tmp_path / folder), CONFIG, changed, {})
+        with pytest.raises(IntegrityError) as error:
             load_model(str(tmp_path / folder))
-        assert name in str(error.value)
+        assert str(error.value).startswith(f"{tmp_path / folder}: tensor {says}")
 
 
 def test_a_run_given_for_a_model_is_told_where_the_model_is(tmp_path):

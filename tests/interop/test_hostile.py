@@ -272,7 +272,7 @@ def test_a_state_that_is_not_modules_and_tensors_is_refused(tmp_path: Path) -> N
         ({"_parameters": {"w": "text"}}, "model.w is a str, not a tensor"),
         ({"_buffers": {"w": OrderedDict()}}, "model.w is a OrderedItems, not a tensor"),
         ({"_modules": {"enc": 3}}, "model.enc is a int, not a module"),
-        ({"_parameters": {"w": torch.zeros(2)}}, r"tensor 'model.dec.* is missing \(\d+ in all\)"),
+        ({"_parameters": {"w": torch.zeros(2)}}, r"tensor 'model.dec.*, it is missing \(\d+ in all\)"),
     ):
         refused(wrapped(state), says, tmp_path, megabytes=None)
 
