@@ -6,7 +6,9 @@ http://HOST:8265 the check runs there as a job; without it, on the cluster RAY_A
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from edm_ray.cli.console import say
@@ -56,4 +58,9 @@ def _as_job(args: Args) -> int:
     for name in ("storage", "weights", "sha256"):
         if value := getattr(args, name):
             command += [f"--{name}", value]
-    return submit.run(submit.Args(command=tuple(command), address=args.address, insecure=args.insecure))
+    with tempfile.TemporaryDirectory() as nothing:
+        # Code travels, for nodes that have none of their own; whatever else lies here is not needed there.
+        here = "." if Path("edm_ray/orchestration/doctor.py").is_file() else nothing
+        return submit.run(
+            submit.Args(command=tuple(command), address=args.address, insecure=args.insecure, working_dir=here)
+        )

@@ -6,25 +6,29 @@ each, with the fix beside what failed. Nothing it writes stays.
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from edm_ray.errors import InputError
+from edm_ray.orchestration.nodes import (
+    ONE_IMAGE,
+    Node,
+    ask,
+    living,
+    marked,
+    on,
+    pinned,
+    released,
+)
+from edm_ray.orchestration.preflight import may_grow_to
 from edm_ray.orchestration.probe import Answer, Listener, Question, clock, connect, expected_hash, probe
 from edm_ray.orchestration.session import session
-from edm_ray.storage import uris
 
 MIN_MEMORY = 1 << 30
 MIN_DISK = 2 << 30
 MIN_SHM = 256 << 20
 MAX_SKEW_S = 2.0
-PROBE_TIMEOUT_S = 120.0
 GIB = 1 << 30
 
 
@@ -40,50 +44,17 @@ class Finding:
 def examine(question: Question) -> list[Finding]:
     """Probe every node of the cluster that RAY_ADDRESS names, or of a Ray of this machine."""
     with session():
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        token = uuid.uuid4().hex
-        marker = None
-        if question.storage is not None:
-            marker = uris.join(question.storage, f".edm-ray-doctor-{token}")
-            try:
-                uris.write_bytes(uris.join(marker, "driver"), token.encode())
-            except (OSError, InputError):
-                marker = None  # each node says for itself what is wrong
-        try:
-            temp_dir = ray._private.worker.global_worker.node.get_temp_dir_path()
-            answers, silent = _ask(nodes, lambda node: _on(node, probe).remote(question, token, temp_dir))
-            findings = compare(question, answers, silent)
-            findings.append(_clocks(nodes, silent))
-            findings.append(_ports(nodes, silent))
-            findings.append(authentication(answers, _dashboard_host()))
-        finally:
-            if marker is not None:
-                uris.delete_directory(marker)
+        nodes = living()
+        temp_dir = ray._private.worker.global_worker.node.get_temp_dir_path()
+        with marked(question.storage) as token:
+            heard, failed, late = ask(nodes, lambda node: on(node, probe).remote(question, token, temp_dir))
+        answers = [each.answer for each in heard]
+        there = [each.node for each in heard]
+        findings = compare(question, answers, failed | late)
+        findings.append(_clocks(there))
+        findings.append(_ports(there))
+        findings.append(authentication(answers, _dashboard_host()))
         return findings
-
-
-def _pinned(node: dict[str, Any]) -> dict[str, Any]:
-    """Options of what runs on that node and needs nothing of it: a busy cluster can be examined too."""
-    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)}
-
-
-def _on(node: dict[str, Any], function: Callable[..., Any]) -> Any:
-    """A task pinned to a node."""
-    return ray.remote(max_retries=0, **_pinned(node))(function)
-
-
-def _ask(nodes: list[dict[str, Any]], start: Callable[[dict[str, Any]], Any]) -> tuple[list[Any], dict[str, str]]:
-    """Answers of all nodes, and for those that gave none, why (by NodeID)."""
-    asked = {start(node): node for node in nodes}
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_TIMEOUT_S)
-    silent = {asked[reference]["NodeID"]: f"no answer in {PROBE_TIMEOUT_S:g} s" for reference in late}
-    answers = []
-    for reference in sorted(ready, key=lambda r: asked[r]["NodeID"]):
-        try:
-            answers.append(ray.get(reference))
-        except ray.exceptions.RayError as error:
-            silent[asked[reference]["NodeID"]] = str(error).strip().splitlines()[-1][:200]
-    return answers, silent
 
 
 def compare(question: Question, answers: list[Answer], silent: dict[str, str]) -> list[Finding]:
@@ -97,23 +68,25 @@ def compare(question: Question, answers: list[Answer], silent: dict[str, str]) -
         )
     ]
     for name in answers[0].versions if answers else ():
-        found = {answer.versions[name] for answer in answers}
+        found = sorted({answer.versions[name] for answer in answers})
+        same = len({released(version) for version in found}) == 1
         findings.append(
             Finding(
                 check=f"version of {name}",
-                ok=len(found) == 1,
-                found=found.pop() if len(found) == 1 else _by_node(answers, lambda a, name=name: a.versions[name]),
-                fix=f"use one image on all nodes: {name} must be the same everywhere",
+                ok=same,
+                found=" and ".join(found) if same else _by_node(answers, lambda a, name=name: a.versions[name]),
+                fix=f"{ONE_IMAGE}: {name} must be the same everywhere",
             )
         )
     gpus = [answer.gpus for answer in answers]
     kinds = sorted({name for names in gpus for name in names})
-    wanted = question.device == "cuda"
+    to_come = int(may_grow_to("GPU"))
+    none = f"no GPU now; the autoscaler may bring {to_come}" if to_come else "no GPU; CPUs only"
     findings.append(
         Finding(
             check="devices",
-            ok=bool(kinds) or not wanted,
-            found=f"{sum(map(len, gpus))} GPUs ({', '.join(kinds)})" if kinds else "no GPU; CPUs only",
+            ok=bool(kinds or to_come) or question.device != "cuda",
+            found=f"{sum(map(len, gpus))} GPUs ({', '.join(kinds)})" if kinds else none,
             fix="no node sees a GPU: is its driver there, is the image one for GPUs, does the manifest ask for a GPU?",
         )
     )
@@ -185,35 +158,45 @@ def skew(sent: float, there: float, received: float) -> float:
     return max(0.0, sent - there, there - received)
 
 
-def _clocks(nodes: list[dict[str, Any]], silent: dict[str, str]) -> Finding:
+def _clocks(nodes: list[Node]) -> Finding:
     """A second task on each node, whose process is up by now, so that the bracket around its clock is narrow."""
-    worst, where = 0.0, ""
-    for node in nodes:
-        if node["NodeID"] in silent:
-            continue
-        sent = time.time()
-        there = ray.get(_on(node, clock).remote(), timeout=PROBE_TIMEOUT_S)
-        if (found := skew(sent, there, time.time())) > worst:
-            worst, where = found, f" on {node['NodeManagerAddress']}"
-    ok = worst <= MAX_SKEW_S
+    heard, failed, late = ask(nodes, lambda node: on(node, clock).remote())
+    skews = [(skew(each.sent, each.answer, each.received), each.node["NodeManagerAddress"]) for each in heard]
+    worst, where = max(skews, default=(0.0, ""))
+    found = f"{worst:.1f} s apart or more on {where}" if worst else "agree"
+    if gone := failed | late:
+        found = f"not read on {_lost(gone)}; the others: {found}"
+    ok = worst <= MAX_SKEW_S and not gone
     fix = "" if ok else "run chrony or ntpd on the nodes; S3 refuses requests that are minutes off"
-    return Finding(check="clocks", ok=ok, found=f"{worst:.1f} s apart or more{where}" if where else "agree", fix=fix)
+    return Finding(check="clocks", ok=ok, found=found, fix=fix)
 
 
-def _ports(nodes: list[dict[str, Any]], silent: dict[str, str]) -> Finding:
-    """Each node connects to a port the next one opens."""
-    ring = [node for node in nodes if node["NodeID"] not in silent]
-    failures = []
-    for node, following in zip(ring, ring[1:] + ring[:1], strict=True):
-        listener = ray.remote(**_pinned(following))(Listener).remote()
-        address = ray.get(listener.address.remote(), timeout=PROBE_TIMEOUT_S)
-        if why := ray.get(_on(node, connect).remote(address), timeout=PROBE_TIMEOUT_S):
-            failures.append(f"{node['NodeManagerAddress']} -> {address[0]}:{address[1]}: {why}")
+def _ports(nodes: list[Node]) -> Finding:
+    """Each node connects to a port the next one opens, all at once."""
+    listeners = {node["NodeID"]: ray.remote(**pinned(node))(Listener).remote() for node in nodes}
+    opened, failed, late = ask(nodes, lambda node: listeners[node["NodeID"]].address.remote())
+    ring = list(zip(opened, opened[1:] + opened[:1], strict=True))
+    target = {each.node["NodeID"]: following for each, following in ring}
+    tried, broken, slow = ask(
+        [each.node for each in opened], lambda node: on(node, connect).remote(target[node["NodeID"]].answer)
+    )
+    for listener in listeners.values():
         ray.kill(listener)
+    failures = [
+        f"{each.node['NodeManagerAddress']} -> {':'.join(map(str, target[each.node['NodeID']].answer))}: {each.answer}"
+        for each in tried
+        if each.answer
+    ]
+    if gone := failed | late | broken | slow:
+        failures.append(f"not tried on {_lost(gone)}")
     fix = "nodes must reach each other on all ports (gloo and NCCL pick theirs): open the group to itself, and set "
     fix += "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME where a node has several networks"
     found = "; ".join(failures) if failures else f"open between nodes ({len(ring)} pairs tried)"
     return Finding(check="ports", ok=not failures, found=found, fix=fix if failures else "")
+
+
+def _lost(nodes: dict[str, str]) -> str:
+    return ", ".join(f"{node[:6]} ({why})" for node, why in nodes.items())
 
 
 def _dashboard_host() -> str:

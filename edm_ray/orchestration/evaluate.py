@@ -15,6 +15,7 @@ from edm_ray.errors import InputError
 from edm_ray.evaluation.measure import Measured, Plan, measure
 from edm_ray.evaluation.reference import ExtractorSpec, Reference
 from edm_ray.orchestration.chunks import Chunk, Generator, gather
+from edm_ray.orchestration.nodes import require_nodes
 from edm_ray.orchestration.pool import Pool, ask_for, start_pool, unwrapped
 from edm_ray.orchestration.preflight import Ask, preflight
 from edm_ray.orchestration.queue import ChunkFailed
@@ -73,8 +74,10 @@ class Bench:
         )
 
     def require(self) -> None:
-        """Refuse at once what the cluster cannot hold."""
-        preflight(self.ask())
+        """Refuse at once what the cluster cannot hold, and nodes that could not do it."""
+        ask = self.ask()
+        preflight(ask)
+        require_nodes(ask, self.store)
 
     def start(self) -> Pool:
         """Its pool; the caller stops it."""

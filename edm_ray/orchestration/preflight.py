@@ -133,13 +133,3 @@ def in_use(ask: Ask, there: list[Resources], free: list[Resources]) -> str:
         f"--workers {ask.needed}: {ask.describe(ask.needed)}, the cluster has {have:g} of which {have - left:g} are in "
         f"use by others and {left:g} are free"
     )
-
-
-def require_cpus(workers: int, cpus_each: float, what: str) -> None:
-    """Room for ``workers`` of so many CPUs each, or InputError."""
-    preflight(Ask(what=what, count=workers, cpus=cpus_each))
-
-
-def require_gpus(workers: int, what: str = "training") -> None:
-    """Room for ``workers`` of one GPU each, or InputError."""
-    preflight(Ask(what=what, count=workers, gpus=1))

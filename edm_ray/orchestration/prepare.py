@@ -14,7 +14,8 @@ from edm_ray.data.manifest import DataSet
 from edm_ray.data.plan import Plan, finish, prepare_shard
 from edm_ray.data.write import ShardEntry, shard_edges
 from edm_ray.errors import InputError
-from edm_ray.orchestration.preflight import require_cpus
+from edm_ray.orchestration.nodes import require_nodes
+from edm_ray.orchestration.preflight import Ask, preflight
 from edm_ray.orchestration.session import session
 from edm_ray.orchestration.shipping import environment
 
@@ -28,7 +29,9 @@ def prepare_on_ray(dest: str, plan: Plan, workers: int, on_shard: Callable[[int,
     The first InputError of a task ends the run (shards that are done stay); a task whose node dies is run again.
     """
     with session():
-        require_cpus(workers, TASK_CPUS, "prepare")
+        ask = Ask(what="prepare", count=workers, cpus=TASK_CPUS)
+        preflight(ask)
+        require_nodes(ask, dest)
         task: Any = ray.remote(prepare_shard).options(
             num_cpus=TASK_CPUS, max_retries=MAX_RETRIES, runtime_env=environment()
         )

@@ -1,8 +1,9 @@
-"""What `edm-ray doctor` looks at on one node."""
+"""What is looked at on one node: everything by `edm-ray doctor`, the part that is quick before a run starts."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import re
 import shutil
@@ -17,6 +18,9 @@ import ray
 
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
+
+MARKER = ".edm-ray-doctor-"
+"""Names of what is written to a storage to try it begin so; nothing of it stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,18 @@ class Answer:
     weights: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What must be right on a node before work begins there."""
+
+    node: str
+    versions: dict[str, str]
+    storage: str
+    """What went wrong at the storage; empty when nothing did."""
+    unseen: tuple[str, ...]
+    """Folders that are not there."""
+
+
 def source_hash() -> str:
     """Hash of the package's own source files: two nodes with the same version may still run different code."""
     digest = hashlib.sha256()
@@ -68,7 +84,7 @@ def _free_memory() -> int:
 
 def check_storage(storage: str, token: str, node: str) -> str:
     """Write, list, read and delete below ``storage``, and read what the driver wrote; what failed, or ''."""
-    own = uris.join(storage, f".edm-ray-doctor-{token}", node)
+    own = uris.join(storage, f"{MARKER}{token}", node)
     step = "write"
     try:
         uris.write_bytes(uris.join(own, "probe"), token.encode())
@@ -81,7 +97,7 @@ def check_storage(storage: str, token: str, node: str) -> str:
         step = "delete"
         uris.delete_directory(own)
         step = "shared"
-        if not uris.exists(uris.join(storage, f".edm-ray-doctor-{token}", "driver")):
+        if not uris.exists(uris.join(storage, f"{MARKER}{token}", "driver")):
             return f"shared: {storage} is another place on this node than where the job runs"
     except (OSError, InputError) as error:
         return f"{step}: {' '.join(str(error).split())[:200]}"
@@ -107,28 +123,47 @@ def check_weights(weights: str, sha256: str | None) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What must be the same on all nodes."""
-    import torch
-
+    """What must be the same on all nodes. Without importing torch, which takes seconds."""
     from edm_ray import __version__
 
     return {
         "python": ".".join(map(str, sys.version_info[:3])),
         "ray": ray.__version__,
-        "torch": str(torch.__version__),  # torch's own type of string would have the reader import torch
+        "torch": importlib.metadata.version("torch"),
         "edm_ray": f"{__version__} ({source_hash()})",
     }
+
+
+def name_of_this_node() -> str:
+    """Its address and the first digits of its id: two nodes may have one address."""
+    return f"{ray.util.get_node_ip_address()}/{ray.get_runtime_context().get_node_id()[:6]}"
+
+
+def stand(storage: str, token: str, reads: tuple[str, ...]) -> Standing:
+    """The quick part, about the node this runs on."""
+    return Standing(
+        node=name_of_this_node(),
+        versions=versions(),
+        storage=check_storage(storage, token, uuid.uuid4().hex[:8]),
+        unseen=tuple(uri for uri in reads if not _seen(uri)),
+    )
+
+
+def _seen(uri: str) -> bool:
+    try:
+        return uris.exists(uri)
+    except (OSError, InputError):
+        return False
 
 
 def probe(question: Question, token: str, temp_dir: str) -> Answer:
     """Everything about the node this runs on."""
     import torch
 
-    node = ray.util.get_node_ip_address()
     devices = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     place = temp_dir if Path(temp_dir).is_dir() else "/tmp"
     return Answer(
-        node=f"{node}/{ray.get_runtime_context().get_node_id()[:6]}",
+        node=name_of_this_node(),
         versions=versions(),
         gpus=devices,
         cpus=float(os.cpu_count() or 0),

@@ -14,6 +14,7 @@ from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError
 from edm_ray.evaluation.parts import Part, PartMeter
 from edm_ray.evaluation.reference import ExtractorSpec
+from edm_ray.orchestration.nodes import require_nodes
 from edm_ray.orchestration.preflight import Ask, preflight
 from edm_ray.orchestration.queue import cause_of
 from edm_ray.orchestration.session import session
@@ -61,6 +62,7 @@ def measure_on_ray(
             memory=3 * len(spec.weights) + (1 << 29),
         )
         preflight(ask)
+        require_nodes(ask, store, reads=(dataset.uri,))
         actor: Any = ray.remote(Meter).options(
             num_cpus=ask.cpus,
             num_gpus=ask.gpus,

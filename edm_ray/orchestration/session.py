@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from edm_ray.errors import InputError
 
@@ -46,12 +47,22 @@ def session() -> Iterator[None]:
             arguments["num_cpus"] = int(cpus)
     try:
         ray.init(**arguments)
-    except (ConnectionError, ValueError) as error:
-        address = os.environ.get("RAY_ADDRESS", "local")
-        raise InputError(f"RAY_ADDRESS={address}: could not connect to Ray: {error}") from error
+    except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
+        if local:
+            raise  # not an address that somebody gave
+        raise InputError(_no_connection(os.environ["RAY_ADDRESS"], error)) from error
     for name in ("ray.train", "ray.tune", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _no_connection(address: str, error: Exception) -> str:
+    """Ray says the same of a cluster that is not there and of one that refuses the token."""
+    why = str(error).strip().splitlines()[0].split(". ")[0]
+    return (
+        f"RAY_ADDRESS={address}: could not connect to Ray: {why}; is the cluster up, and the port open? A cluster that "
+        "asks for a token needs RAY_AUTH_MODE=token and its token here: RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
+    )

@@ -28,6 +28,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from edm_ray.errors import InputError
 
+logger = logging.getLogger(__name__)
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 MAX_BYTES = 50 << 20
 """Ray takes uploads up to 100 MiB; code is far smaller, so more than this is data that was left lying about."""
@@ -83,6 +84,12 @@ def require_authentication(address: str, insecure: bool) -> None:
         raise InputError(
             f"{address}: lists its jobs to anyone, without a token; restart the cluster with RAY_AUTH_MODE=token on "
             "every node. --insecure goes on all the same"
+        )
+    if urlsplit(address).scheme == "http":
+        logger.warning(
+            "%s: the token goes there in the clear, and whoever reads it on the way can run code; use https, or a "
+            "tunnel (ssh -L 8265:127.0.0.1:8265 HEAD) and --address http://127.0.0.1:8265",
+            address,
         )
 
 

@@ -20,8 +20,10 @@ from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError
 from edm_ray.orchestration.network import NodeNetwork
-from edm_ray.orchestration.preflight import require_cpus, require_gpus
+from edm_ray.orchestration.nodes import require_nodes
+from edm_ray.orchestration.preflight import Ask, preflight
 from edm_ray.orchestration.session import session
+from edm_ray.orchestration.shipping import environment
 from edm_ray.storage import uris
 from edm_ray.training.engine import Metrics, Place, train
 from edm_ray.training.run import read_metrics
@@ -84,10 +86,9 @@ def train_on_ray(
             os.environ.setdefault(name, value)
     with session():
         use_gpu = device == "cuda"
-        if use_gpu:
-            require_gpus(least)
-        else:
-            require_cpus(least, 1, "training")
+        ask = Ask(what="training", count=least, cpus=float(not use_gpu), gpus=float(use_gpu))
+        preflight(ask)
+        require_nodes(ask, run_uri, reads=(dataset.uri,))
         trainer = ray.train.torch.TorchTrainer(
             _worker,
             train_loop_config={
@@ -95,7 +96,7 @@ def train_on_ray(
                 "dataset": dataset,
                 "run_uri": run_uri,
                 "about": about,
-                "variables": variables or {},
+                "variables": environment().get("env_vars", {}) | (variables or {}),
                 "snapshot_kimg": snapshot_kimg,
             },
             torch_config=NodeNetwork(),

@@ -1,8 +1,11 @@
-"""The files of cluster/ with their capital words filled in, as the READMEs' `sed` does it."""
+"""The files of cluster/ with their capital words filled in, by the script that the READMEs use."""
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +20,18 @@ FILLED = {
     "BUCKET": "edm-bucket",
     "ACCOUNT": "123456789012",
     "REGION": "eu-west-1",
-    "SECURITY-GROUP": "sg-0123456789abcdef0",
+    "SECURITY_GROUP": "sg-0123456789abcdef0",
     "SUBNET": "subnet-0123456789abcdef0",
     "AMI": "ami-0123456789abcdef0",
 }
 
 
+@functools.cache
 def filled(path: Path) -> str:
-    text = path.read_text()
-    for word, value in FILLED.items():
-        text = re.sub(rf"(?<![\w$-]){word}(?![\w-])", value, text)
-    return text
+    script = [str(CLUSTER / "fill.sh"), str(path)]
+    return subprocess.run(
+        script, env={"PATH": os.environ["PATH"], **FILLED}, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
 
 
 def documents(*folders: str) -> list[tuple[str, dict[str, Any]]]:

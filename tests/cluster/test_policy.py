@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster.manifests import CLUSTER, ROOT, documents, filled, pods
+from tests.cluster.manifests import CLUSTER, ROOT, documents, entrypoints, filled, pods
 
 KUBERNETES = documents("kuberay")
 FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file())
@@ -117,6 +117,29 @@ def test_the_network_policy_lets_in_its_own_pods_the_operator_and_submitters():
                 assert [entry["port"] for entry in rule["ports"]] == [443]
 
 
+def test_every_selector_of_the_network_policy_is_a_label_that_somebody_sets():
+    """A rule for pods that nobody labels so lets nobody in: the submitters would wait for ever."""
+    policy = next(document for _, document in KUBERNETES if document["kind"] == "NetworkPolicy")
+    wanted = [
+        peer["podSelector"]["matchLabels"]
+        for rule in policy["spec"]["ingress"]
+        for peer in rule["from"]
+        if "podSelector" in peer
+    ]
+    # The operator puts the first on every pod of a RayCluster; what it puts on a RayJob's submitter is on the
+    # Kubernetes Job, and not on its pods (KubeRay 1.5, createNewK8sJob).
+    given = [{"ray.io/cluster": "edm"}]
+    templates = {
+        name: document["spec"]["submitterPodTemplate"] for name, document in KUBERNETES if document["kind"] == "RayJob"
+    }
+    for name, template in templates.items():
+        labels = template["metadata"]["labels"]
+        assert any(selector.items() <= labels.items() for selector in wanted), f"{name}: locked out"
+        given.append(labels)
+    for selector in wanted:
+        assert any(selector.items() <= labels.items() for labels in given), f"nobody is {selector}"
+
+
 def test_the_head_does_no_work_and_spot_workers_scale_from_zero(ray_cluster, ray_up):
     spec = ray_cluster["spec"]
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0" and spec["enableInTreeAutoscaling"] is True
@@ -164,6 +187,8 @@ def test_what_kuberay_itself_refuses(ray_cluster):
             job = document["spec"]
             assert job["clusterSelector"] == {"ray.io/cluster": ray_cluster["metadata"]["name"]}, name
             assert "ttlSecondsAfterFinished" not in job and "suspend" not in job, name
+            # 1.5 deletes the cluster before it tries again (kuberay issue 4516); later ones refuse the two together.
+            assert "backoffLimit" not in job, name
 
 
 def test_every_manifest_speaks_of_one_ray_version(ray_cluster):
@@ -173,6 +198,29 @@ def test_every_manifest_speaks_of_one_ray_version(ray_cluster):
     pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M).group(1)
     assert pinned == ray.__version__ == ray_cluster["spec"]["rayVersion"]
     assert set(re.findall(r"rayproject/ray:(\d+\.\d+\.\d+)", dockerfile)) == {pinned}
+
+
+def test_images_of_ray_up_and_sky_are_pinned_and_may_gain_no_rights(ray_up):
+    sky = yaml.safe_load(filled(CLUSTER / "sky" / "train-and-sweep.yaml"))
+    images = [ray_up["docker"]["image"], sky["resources"]["image_id"].removeprefix("docker:")]
+    images += [node["docker"]["worker_image"] for node in ray_up["available_node_types"].values() if "docker" in node]
+    assert len(images) == 3
+    for image in images:
+        assert PINNED.match(image), image
+    assert "--security-opt no-new-privileges" in ray_up["docker"]["run_options"]
+    assert not any("privileged" in option.split() for option in ray_up["docker"]["run_options"])
+
+
+def test_the_work_of_every_job_is_done_by_workers_and_not_by_its_driver():
+    """The driver of a job runs on the head, which has two CPUs: a job without --workers would be its work."""
+    found = 0
+    for where, command in entrypoints():
+        words = command.replace("/opt/edm_ray/jobs/", "").replace(".py", "").split()
+        name = next(word for word in words if word != "python")
+        if name != "doctor" and "sky/README" not in where:  # there they run on one's own machine
+            assert "--workers" in words, (where, command)
+            found += 1
+    assert found > 10
 
 
 def test_the_image_is_pinned_has_no_root_user_and_no_secret():

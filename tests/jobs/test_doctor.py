@@ -72,6 +72,34 @@ def test_no_gpu_is_wrong_only_when_one_is_wanted():
     assert _failed(compare(Question(device="cuda"), nodes, {})) == ["devices"]
 
 
+def test_a_cluster_of_cpu_and_gpu_images_is_healthy():
+    """The head's image has torch's CPU build: the same version, built otherwise."""
+    gpu = _answer("10.0.0.2/bbbbbb", versions={**_answer().versions, "torch": "2.13.0+cu128"})
+    findings = compare(Question(), [_answer(gpus=()), gpu], {})
+    assert _failed(findings) == []
+    assert "2.13.0 and 2.13.0+cu128" in [finding.found for finding in findings if finding.check == "version of torch"]
+
+
+def test_a_cluster_at_rest_is_healthy_when_its_autoscaler_may_bring_gpus(monkeypatch):
+    monkeypatch.setenv("EDM_RAY_MAX_GPUS", "8")
+    findings = compare(Question(device="cuda"), [_answer(gpus=())], {})
+    assert _failed(findings) == []
+    assert "no GPU now; the autoscaler may bring 8" in [finding.found for finding in findings]
+
+
+def test_a_node_that_is_lost_while_it_is_asked_is_a_finding_and_not_a_crash(monkeypatch):
+    from edm_ray.orchestration import doctor
+    from edm_ray.orchestration.nodes import Heard
+
+    good = {"NodeID": "a" * 56, "NodeManagerAddress": "10.0.0.1"}
+    gone = {"NodeID": "b" * 56, "NodeManagerAddress": "10.0.0.2"}
+    monkeypatch.setattr(
+        doctor, "ask", lambda nodes, start: ([Heard(good, 5.0, 4.0, 6.0)], {gone["NodeID"]: "node died"}, {})
+    )
+    finding = doctor._clocks([good, gone])
+    assert not finding.ok and "bbbbbb (node died)" in finding.found and finding.fix
+
+
 def test_a_node_that_does_not_answer_is_a_failure():
     assert _failed(compare(Question(), [_answer()], {"abcdef123": "no answer in 120 s"})) == ["nodes"]
     assert not compare(Question(), [], {"abcdef123": "died"})[0].ok

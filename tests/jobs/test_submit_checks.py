@@ -227,6 +227,49 @@ def test_a_cluster_that_answers_without_a_token_is_refused_though_we_have_one(mo
         server.server_close()
 
 
+class _ClosedCluster(_OpenCluster):
+    """Asks for a token."""
+
+    def do_GET(self):
+        self.send_error(401)
+
+
+def test_a_token_that_would_travel_in_the_clear_is_said(monkeypatch, caplog):
+    from edm_ray.orchestration import submit
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _ClosedCluster)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(submit, "is_token_auth_enabled", lambda: True)
+    try:
+        submit.require_authentication(address, insecure=False)
+        assert not caplog.text, "nobody else reads the loopback"
+        monkeypatch.setattr(submit, "is_loopback", lambda _: False)
+        submit.require_authentication(address, insecure=False)
+        assert "in the clear" in caplog.text and "tunnel" in caplog.text
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_doctor_of_a_cluster_sends_code_and_nothing_else_of_the_current_directory(tmp_path, monkeypatch):
+    from edm_ray.cli import doctor, submit
+
+    sent = []
+
+    def note(args):
+        sent.append(sorted(path.name for path in Path(args.working_dir).iterdir()))
+        return 0
+
+    monkeypatch.setattr(submit, "run", note)
+    (tmp_path / "holiday.mkv").write_bytes(b"much")
+    monkeypatch.chdir(tmp_path)
+    assert doctor.run(doctor.Args(address="http://127.0.0.1:9")) == 0
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert doctor.run(doctor.Args(address="http://127.0.0.1:9")) == 0
+    assert sent[0] == [] and "edm_ray" in sent[1]
+
+
 def test_a_stopped_or_failed_job_never_counts_as_done():
     from ray.job_submission import JobDetails, JobStatus, JobType
 

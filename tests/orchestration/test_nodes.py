@@ -1,0 +1,116 @@
+"""What is asked of every node before a run starts, and what is made of the answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import pytest
+
+from edm_ray.errors import InputError
+from edm_ray.orchestration import nodes
+from edm_ray.orchestration.preflight import Ask
+from edm_ray.orchestration.probe import Standing, stand
+
+OURS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0+cpu", "edm_ray": "0.1.0 (0123456789)"}
+GOOD = Standing(node="10.0.0.2/bbbbbb", versions=OURS, storage="", unseen=())
+WORK = Ask(what="training", count=2, cpus=1)
+NODES = [
+    {"NodeID": digit * 56, "Alive": True, "Resources": {"CPU": cpus}} for digit, cpus in (("a", 0), ("b", 1), ("c", 1))
+]
+
+
+def test_a_good_node_may_work_and_a_gpu_image_beside_a_cpu_image_too():
+    assert nodes.objection(GOOD, OURS) is None
+    gpu = dataclasses.replace(GOOD, versions={**OURS, "torch": "2.13.0+cu128"})
+    assert nodes.objection(gpu, OURS) is None
+
+
+@pytest.mark.parametrize("name", list(OURS))
+def test_other_code_on_a_node_is_named_with_both_versions(name):
+    other = dataclasses.replace(GOOD, versions={**OURS, name: "9.9.9"})
+    message = nodes.objection(other, OURS)
+    assert f"10.0.0.2/bbbbbb: {name} is 9.9.9, here it is {OURS[name]}" in message and "one image" in message
+
+
+def test_a_place_that_is_not_shared_or_not_seen_is_named_with_the_fix():
+    message = nodes.objection(dataclasses.replace(GOOD, storage="shared: /out is another place"), OURS)
+    assert "10.0.0.2/bbbbbb" in message and "/out is another place" in message and "s3://" in message
+    message = nodes.objection(dataclasses.replace(GOOD, unseen=("/data/x", "/data/y")), OURS)
+    assert "does not see /data/x, /data/y" in message and "s3://" in message
+
+
+@pytest.fixture
+def three_nodes(monkeypatch):
+    """A head without CPUs, where this process runs, and two workers; returns who was asked and sets the answers."""
+    asked, answers = [], {"b": GOOD, "c": GOOD}
+
+    def ask(those, start, timeout):
+        asked.extend(node["NodeID"][0] for node in those)
+        given = {node["NodeID"]: answers[node["NodeID"][0]] for node in those}
+        failed = {name: answer for name, answer in given.items() if isinstance(answer, str)}
+        late = {name: "no answer in 20 s" for name, answer in given.items() if answer is None}
+        heard = [nodes.Heard(name, answer, 0, 0) for name, answer in given.items() if isinstance(answer, Standing)]
+        return heard, failed, late
+
+    class Here:
+        def get_node_id(self):
+            return "a" * 56
+
+    monkeypatch.setattr(nodes, "ask", ask)
+    monkeypatch.setattr(nodes, "living", lambda: NODES)
+    monkeypatch.setattr(nodes, "versions", lambda: OURS)
+    monkeypatch.setattr(nodes.ray, "get_runtime_context", Here)
+    return asked, answers
+
+
+def test_only_nodes_that_could_work_are_asked_and_nothing_stays_at_the_storage(three_nodes, tmp_path):
+    asked, _ = three_nodes
+    nodes.require_nodes(WORK, str(tmp_path))
+    assert asked == ["b", "c"] and list(tmp_path.iterdir()) == []
+
+
+def test_one_bad_node_is_enough(three_nodes, tmp_path):
+    _, answers = three_nodes
+    answers["c"] = dataclasses.replace(GOOD, node="10.0.0.3/cccccc", storage="write: denied")
+    with pytest.raises(InputError, match=r"10\.0\.0\.3/cccccc and the results: write: denied"):
+        nodes.require_nodes(WORK, str(tmp_path))
+    answers["c"] = "ModuleNotFoundError: No module named 'edm_ray'"
+    with pytest.raises(InputError, match="cccccc cannot run edm_ray: ModuleNotFoundError"):
+        nodes.require_nodes(WORK, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slow_node_is_no_reason_to_stop(three_nodes, tmp_path, caplog):
+    _, answers = three_nodes
+    answers["b"] = None
+    nodes.require_nodes(WORK, str(tmp_path))
+    assert "bbbbbb: no answer in 20 s" in caplog.text
+
+
+def test_a_single_machine_is_not_asked_what_it_has_shown(three_nodes, tmp_path, monkeypatch):
+    asked, _ = three_nodes
+    monkeypatch.setattr(nodes, "living", lambda: [{**NODES[0], "Resources": {"CPU": 8}}])
+    nodes.require_nodes(WORK, str(tmp_path))
+    assert asked == []
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_nodes_answer_fail_or_are_late(tmp_path):
+    def broken():
+        raise OSError("the disk is gone")
+
+    there = nodes.living()
+    with nodes.marked(str(tmp_path)) as token:
+        heard, failed, late = nodes.ask(
+            there, lambda node: nodes.on(node, stand).remote(str(tmp_path), token, ("/no",))
+        )
+    assert [each.answer.storage for each in heard] == [""] and not failed and not late
+    assert heard[0].answer.unseen == ("/no",) and heard[0].sent <= heard[0].received
+    assert list(tmp_path.iterdir()) == []
+    heard, failed, late = nodes.ask(there, lambda node: nodes.on(node, broken).remote())
+    assert not heard and not late and "the disk is gone" in failed[there[0]["NodeID"]]
+    started = time.monotonic()
+    heard, failed, late = nodes.ask(there, lambda node: nodes.on(node, lambda: time.sleep(8)).remote(), timeout=0.5)
+    assert not heard and not failed and list(late) == [there[0]["NodeID"]] and time.monotonic() - started < 5
