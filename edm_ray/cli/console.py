@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
 
 def say(text: str = "") -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever was reading has gone (`edm-ray presets | head`): end as other programs do, and without a word.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
 
 
 def duration(seconds: float) -> str:

@@ -29,7 +29,7 @@ def print_plan(config: TrainingConfig, dataset: DataSet, workers: tuple[int, int
     steps = -(-round(config.total_kimg * 1000) // config.batch_size)
     say("  batch     " + _batch(config.batch_size, most, sorted(shares), at_once, rounds))
     say(f"  steps     {steps:,}; {config.total_kimg * 1000 / dataset.rows / (2 if config.xflip else 1):,.1f} epochs")
-    say(f"  memory    {memory_gib(cost, at_once)}")
+    say(f"  memory    {memory_gib(cost, at_once, config.precision)}")
     decoded = dataset.rows * dataset.channels * dataset.resolution**2
     stored = sum(entry["bytes"] for entry in dataset.files.values())
     say(f"  data      {len(dataset.shards)} shards, {stored / 2**20:,.1f} MiB; {decoded / 2**20:,.1f} MiB decoded")

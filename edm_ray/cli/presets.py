@@ -19,9 +19,6 @@ from edm_ray.errors import InputError, nearest
 from edm_ray.networks.cost import network_cost
 from edm_ray.training.estimate import dollars, gpu_hours, memory_gib
 
-GPUS = 8
-"""The example of the memory column."""
-
 
 @dataclass(frozen=True)
 class Args:
@@ -35,20 +32,25 @@ def run(args: Args) -> None:
             raise InputError(f"{args.name}: unknown preset{nearest(args.name, PRESETS)}; `edm-ray presets` lists them")
         _show(args.name)
         return
-    say(f"{'preset':<20}{'parameters':>12}{'GMAC':>9}{'batch':>7}{'GiB/GPU':>9}{'Mimg':>8}{'GPU hours':>12}  what")
+    head = f"{'preset':<20}{'parameters':>12}{'GMAC':>9}{'batch':>7}{'GPUs':>6}{'GiB/GPU':>9}"
+    say(f"{head}{'Mimg':>8}{'GPU hours':>12}  what")
     for name, entry in PRESETS.items():
         config = entry.make(entry.example)
         cost = network_cost(config.denoiser)
         hours = gpu_hours(name, config, cost)
-        memory = memory_gib(cost, -(-config.batch_size // GPUS)).value
+        memory = memory_gib(cost, -(-config.batch_size // entry.gpus), config.precision).value
         time = "<1" if hours.value < 1 else f"{'' if hours.kind == 'published' else '~'}{hours.value:,.0f}"
         say(
-            f"{name:<20}{cost.parameters:>12,}{cost.forward_macs / 1e9:>9.3f}{config.batch_size:>7}{memory:>9,.1f}"
+            f"{name:<20}{cost.parameters:>12,}{cost.forward_macs / 1e9:>9.3f}{config.batch_size:>7}"
+            f"{entry.gpus:>6}{memory:>9,.1f}"
             f"{config.total_kimg / 1000:>8,.4g}{time + ' ' + hours.unit.split()[0]:>12}  {entry.about}"
         )
     say()
     say("GMAC: multiply-adds of one forward pass of one image, 10^9 (computed). Mimg: length of the run.")
-    say(f"GiB/GPU: fp32, the batch shared by {GPUS} GPUs without accumulation (computed).")
+    say(
+        "GPUs: the paper's (published: Table 7), 1 for small presets. GiB/GPU: each with its share of the batch at once"
+    )
+    say("(computed for fp32; 16-bit activations are assumed to take half).")
     say("GPU hours: published for the paper's own runs; ~ assumed: the CIFAR-10 run scaled by multiply-adds.")
     say("`edm-ray presets NAME` shows one with its sources; `edm-ray train --preset NAME --set a.b=c` changes it.")
 
@@ -62,7 +64,7 @@ def _show(name: str) -> None:
     shape = entry.example
     say(f"  for {shape.resolution}x{shape.resolution}x{shape.channels}, {shape.num_classes or 'no'} classes")
     say(f"  {cost.parameters:,} parameters, {cost.forward_macs / 1e9:.4g} GMAC an image forward (computed)")
-    say(f"  memory   {memory_gib(cost, -(-config.batch_size // GPUS))}")
+    say(f"  memory   {memory_gib(cost, -(-config.batch_size // entry.gpus), config.precision)}")
     say(f"  time     {hours}")
     say(f"  money    {dollars(hours)}")
     stem, _, letter = name.rpartition("-")

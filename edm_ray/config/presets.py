@@ -110,6 +110,8 @@ class Preset:
     make: Callable[[DataShape], TrainingConfig]
     about: str
     example: DataShape
+    gpus: int
+    """What the paper trained it on (Table 7); 1 for small ones of ours."""
 
 
 def _paper_presets() -> dict[str, Preset]:
@@ -126,7 +128,9 @@ def _paper_presets() -> dict[str, Preset]:
                 make = functools.partial(_paper, config, family, column, classes > 0)
                 about = (config.__doc__ or "").splitlines()[0]
                 example = DataShape(resolution=family.resolution, channels=3, num_classes=classes)
-                found[f"{prefix}-{column}-{letter}"] = Preset(make=make, about=about, example=example)
+                found[f"{prefix}-{column}-{letter}"] = Preset(
+                    make=make, about=about, example=example, gpus=4 if letter == "a" else 8
+                )
     return found
 
 
@@ -138,19 +142,21 @@ def _paper(
     return config(shape if conditional else dataclasses.replace(shape, num_classes=0), family, column)
 
 
-def _own(make: Callable[[DataShape], TrainingConfig], resolution: int, channels: int, classes: int) -> Preset:
+def _own(
+    make: Callable[[DataShape], TrainingConfig], resolution: int, channels: int, classes: int, gpus: int = 1
+) -> Preset:
     shape = DataShape(resolution=resolution, channels=channels, num_classes=classes)
-    return Preset(make=make, about=(make.__doc__ or "").splitlines()[0], example=shape)
+    return Preset(make=make, about=(make.__doc__ or "").splitlines()[0], example=shape, gpus=gpus)
 
 
 PRESETS: dict[str, Preset] = {
     "digits": _own(digits, 8, 1, 10),
     "tiny": _own(tiny, 8, 1, 10),
     "small-32": _own(small_32, 32, 3, 0),
-    "ddpmpp-32": _own(ddpmpp_32, 32, 3, 0),
-    "ddpmpp-64": _own(ddpmpp_64, 64, 3, 0),
+    "ddpmpp-32": _own(ddpmpp_32, 32, 3, 0, gpus=8),
+    "ddpmpp-64": _own(ddpmpp_64, 64, 3, 0, gpus=8),
     **_paper_presets(),
-    "imagenet64-adm": _own(recipes.imagenet64_adm, 64, 3, 1000),
+    "imagenet64-adm": _own(recipes.imagenet64_adm, 64, 3, 1000, gpus=32),
 }
 
 

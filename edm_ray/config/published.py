@@ -23,7 +23,8 @@ class Quantity:
     source: str
 
     def __str__(self) -> str:
-        return f"{self.value:,.4g} {self.unit} ({self.kind}: {self.source})"
+        number = f"{self.value:,.0f}" if self.value >= 1e4 else f"{self.value:,.4g}"
+        return f"{number} {self.unit} ({self.kind}: {self.source})"
 
 
 V100_HOURS = {

@@ -13,15 +13,17 @@ STATE_BYTES = 4 * 5
 GIB = 1 << 30
 
 
-def memory_gib(cost: NetworkCost, images: int) -> Quantity:
-    """Parameters, optimizer, averages and activations of one worker that holds ``images`` at once, in fp32."""
-    size = cost.parameters * STATE_BYTES + cost.saved_bytes * images
+def memory_gib(cost: NetworkCost, images: int, precision: str) -> Quantity:
+    """Parameters, optimizer, averages and activations of one worker that holds ``images`` at once."""
+    low = precision in ("bf16", "fp16")
+    saved = cost.saved_bytes / (2 if low else 1)
     return Quantity(
-        value=size / GIB,
+        value=(cost.parameters * STATE_BYTES + saved * images) / GIB,
         unit="GiB a worker",
-        kind="computed",
-        source=f"{STATE_BYTES} bytes a parameter and {cost.saved_bytes / 2**20:,.1f} MiB of activations an image "
-        f"x {images} images, fp32, without the library's own workspace",
+        kind="assumed" if low else "computed",
+        source=f"{STATE_BYTES} bytes a parameter and {saved / 2**20:,.1f} MiB of activations an image "
+        f"x {images} images, {f'in {precision} half of those in fp32' if low else 'fp32'}, without the library's own "
+        "workspace",
     )
 
 

@@ -111,11 +111,23 @@ def test_jobs_are_the_commands():
         assert len(path.read_text().splitlines()) <= 25
 
 
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_traceback():
+    """`edm-ray presets tiny | head -1`"""
+    command = [sys.executable, "-c", "from edm_ray.cli import main; raise SystemExit(main())", "presets", "tiny"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(120) == 141
+
+
 def test_a_preset_is_shown_with_what_it_changes_and_the_source_of_every_number(capsys):
     assert main(["presets", "cifar10-cond-vp-d"]) == 0
     text = capsys.readouterr().out
     assert "changes cifar10-cond-vp-c:\n    denoiser.preconditioning.kind: 'vp' -> 'edm'\n" in text
-    assert "V100 hours (assumed:" in text and "GiB a worker (computed:" in text
+    assert "V100 hours (assumed:" in text and "GiB a worker (computed:" in text and "x 64 images, fp32," in text
+    assert main(["presets", "imagenet64-adm"]) == 0  # 4,096 images on 32 GPUs, in fp16
+    text = capsys.readouterr().out
+    assert "59.35 GiB a worker (assumed:" in text and "x 128 images, in fp16 half" in text
+    assert "A100 hours (published:" in text and "27,356 USD (assumed:" in text
     assert "did you mean 'cifar10-cond-vp-d'" in _error(capsys, "presets", "cifar10-cond-vpd")
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from edm_ray.config.presets import PRESETS
-from edm_ray.config.schema import DenoiserConfig, NetworkConfig
+from edm_ray.config.schema import DenoiserConfig, NetworkConfig, PreconditioningConfig
 from edm_ray.networks.build import build_denoiser
 from edm_ray.networks.cost import network_cost
 
@@ -57,6 +59,25 @@ def test_multiply_adds_are_those_of_the_layers_by_hand():
     cost = network_cost(TINY)
     assert cost.parameters == sum(parameter.numel() for parameter in denoiser.parameters())
     assert cost.forward_macs == total
+
+
+def test_a_network_is_counted_once_whatever_surrounds_it(monkeypatch):
+    """54 presets share 24 networks; D and E are C's. Dropout of any strength costs the same, none less memory."""
+    built = []
+    original = build_denoiser
+    monkeypatch.setattr("edm_ray.networks.cost.build_denoiser", lambda config: built.append(config) or original(config))
+    network = replace(TINY.network, model_channels=20)  # no other test counts it
+    for dropout in (0.1, 0.13, 0.25):
+        for kind in ("edm", "vp", "ve"):
+            config = DenoiserConfig(
+                network=replace(network, dropout=dropout), preconditioning=PreconditioningConfig(kind=kind)
+            )
+            cost = network_cost(config)
+    assert len(built) == 1
+    bare = network_cost(DenoiserConfig(network=replace(network, dropout=0.0)))
+    assert bare.forward_macs == cost.forward_macs and bare.saved_bytes < cost.saved_bytes
+    iddpm = network_cost(replace(config, preconditioning=PreconditioningConfig(kind="iddpm")))
+    assert iddpm.parameters == cost.parameters + 3 * (20 * 9 + 1) and len(built) == 3
 
 
 def test_saved_activations_are_what_autograd_holds_for_a_real_image():
