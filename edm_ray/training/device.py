@@ -14,7 +14,8 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def set_precision(config: TrainingConfig, device: torch.device) -> None:
-    """Set the process's matrix and convolution precision: TF32 on a GPU only where asked (torch has it on for cuDNN).
+    """Set the process's matrix and convolution precision: TF32 on a GPU only where asked (torch has it on for cuDNN),
+    sums of 16-bit products always in fp32 (torch lets cuBLAS split them in 16 bits); and let cuDNN try its algorithms.
 
     Raises InputError where the device cannot do what is asked.
     """
@@ -24,4 +25,7 @@ def set_precision(config: TrainingConfig, device: torch.device) -> None:
         )
     if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise InputError("precision='bf16' is not allowed: this GPU has no bf16; give fp32 or fp16")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
+    matmul.allow_fp16_reduced_precision_reduction = matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cudnn.benchmark = device.type == "cuda"

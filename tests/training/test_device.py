@@ -10,12 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
+from edm_ray.config.shape import DataShape
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import open_reader
-from edm_ray.training.device import to_device
+from edm_ray.training.device import set_precision, to_device
 from edm_ray.training.engine import Place, Trainer
 
 META = torch.device("meta")
+DIGITS = DataShape(resolution=8, channels=1, num_classes=10)
 
 
 class _NoWaiting(TorchDispatchMode):
@@ -45,6 +47,24 @@ def test_the_watch_finds_what_waits(pinned):
             waits()
     with _NoWaiting():
         assert to_device(torch.zeros(3), META).device == META
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_sums_are_in_fp32_and_tf32_is_on_only_where_asked(monkeypatch, precision):
+    """Flags of the process; no GPU is needed to set them."""
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    flags = ((matmul, "allow_fp16_reduced_precision_reduction"), (matmul, "allow_bf16_reduced_precision_reduction"),
+             (matmul, "allow_tf32"), (cudnn, "allow_tf32"), (cudnn, "benchmark"))  # fmt: skip
+    before = [getattr(*flag) for flag in flags]
+    try:
+        for place, name in flags:
+            setattr(place, name, name != "benchmark")
+        set_precision(configure(tiny(DIGITS), None, [f"precision={precision}"]), torch.device("cuda"))
+        assert [getattr(*flag) for flag in flags] == [False, False, precision == "tf32", precision == "tf32", True]
+    finally:
+        for (place, name), value in zip(flags, before, strict=True):
+            setattr(place, name, value)
 
 
 @pytest.mark.parametrize(("augmented", "kind"), [(True, "edm"), (False, "iddpm")])

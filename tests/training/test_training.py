@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from edm_ray.data.order import rank_positions
 from edm_ray.data.reader import open_reader
 from edm_ray.diffusion.objectives import OBJECTIVES
 from edm_ray.errors import InputError
+from edm_ray.networks.build import build_denoiser
 from edm_ray.training import engine, writer
 from edm_ray.training.ema import ema_beta, update_ema
 from edm_ray.training.engine import Place, Stopped, Trainer, train
@@ -154,6 +156,33 @@ def test_gradients_are_clipped_to_the_norm_asked_for_and_small_ones_left_alone()
     assert [float(p.grad) for p in parameters] == pytest.approx([0.6, 0.8])
     settle_gradients(parameters, 1.0, 5.0)
     assert [float(p.grad) for p in parameters] == pytest.approx([0.6, 0.8])
+
+
+def test_the_loss_scale_saves_small_gradients_from_fp16(dataset, config):
+    """The step's own loss and gradient under fp16 autocast, which a CPU has too; 10^8 times smaller than at batch 1."""
+    pixels, objective, positions = open_reader(dataset), make_objective(config), np.arange(8)
+    images, labels = pixels.at(positions, config.seed)
+    denoiser = build_denoiser(config.denoiser, seed=0)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():  # the paper's networks start at zero: most gradients would be
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    parameters = list(denoiser.parameters())
+
+    def gradient(precision, scale):
+        for parameter in parameters:
+            parameter.grad = None
+        low = configure(config, None, [f"precision={precision}", f"loss_scale={scale}"])
+        losses, _ = share_loss(denoiser, objective, images, labels, positions, low, torch.device("cpu"))
+        assert losses.dtype == torch.float32
+        (losses.sum() * (low.loss_scale * 1e-8)).backward()
+        _, nonfinite = settle_gradients(parameters, low.loss_scale, 0.0)
+        assert nonfinite == (scale == 1e16) and all(p.grad.dtype == torch.float32 for p in parameters)
+        return torch.cat([p.grad.flatten() for p in parameters])
+
+    exact = gradient("fp32", 1)
+    scaled, unscaled = ((gradient("fp16", scale) - exact).norm() / exact.norm() for scale in (1e6, 1))
+    assert float(scaled) < 0.01 and float(unscaled) > 0.05
+    assert bool(torch.isfinite(gradient("fp16", 1e16)).all())  # overflow: counted, and nothing in it is infinite
 
 
 def _poison(monkeypatch, calls_to_poison):
