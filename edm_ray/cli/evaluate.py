@@ -11,6 +11,7 @@ from typing import Literal
 
 from edm_ray.checkpoint import open_model
 from edm_ray.cli.console import Progress, duration, say
+from edm_ray.cli.device import check_device
 from edm_ray.cli.sampler import choose_settings
 from edm_ray.cli.workers import parse_workers
 from edm_ray.data.manifest import open_dataset
@@ -56,16 +57,18 @@ def run(args: Args) -> None:
     from edm_ray.evaluation.reference import open_reference, real_features
     from edm_ray.orchestration.chunks import POOL_START
     from edm_ray.orchestration.evaluate import Bench, evaluate_on_ray
-    from edm_ray.sampling.generate import PRECISIONS
+    from edm_ray.sampling.generate import PRECISIONS, check_labels
 
     if args.num < 100:
         raise InputError(f"--num {args.num}: give 100 or more; FID of fewer images says nothing")
     if args.precision not in PRECISIONS:
         raise InputError(f"--precision {args.precision}: give {', '.join(PRECISIONS)}")
+    check_device(args.device, here=False)
     least, most = parse_workers(args.workers)
     metrics = parse_metrics(args.metrics)
     settings = choose_settings(args.sampler, args.set)
     model = open_model(uris.absolute(args.model))
+    check_labels(args.labels, model.config.network.label_dim)
     where = uris.absolute(args.reference)
     reference, extractor = open_reference(where)
     plan = plan_measurement(metrics, where, reference, extractor)

@@ -16,6 +16,7 @@ import torch
 from edm_ray.checkpoint import open_model
 from edm_ray.checkpoint.model import Model
 from edm_ray.cli.console import Progress, duration, say
+from edm_ray.cli.device import check_device
 from edm_ray.cli.sampler import choose_settings
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.reader import open_reader
@@ -26,7 +27,7 @@ from edm_ray.evaluation.grids import save_grid
 from edm_ray.evaluation.neighbours import pixel_rows
 from edm_ray.evaluation.reference import open_reference
 from edm_ray.sampling.figures import Figure, interpolation_figure, inversion_figure, neighbour_figure
-from edm_ray.sampling.generate import BALANCED_RUN, MICRO_BATCH, PRECISIONS, generate, labels_of
+from edm_ray.sampling.generate import BALANCED_RUN, MICRO_BATCH, PRECISIONS, check_labels, generate, labels_of
 from edm_ray.sampling.outputs import Output, ParquetSet, PngFolder, PngZip, Writing
 from edm_ray.storage import uris
 
@@ -40,7 +41,7 @@ class Args:
     model: str
     """Model directory."""
     out: str
-    """A .png file for a grid, a .zip file as NVlabs lay theirs out, or a folder."""
+    """A .png file for a grid, a .zip file as NVlabs lay theirs out, or a folder; a path or s3:// URI."""
     num: int | None = None
     """Number of images (100), or of rows of the grid with --neighbours and --invert (8)."""
     first_seed: int = 0
@@ -89,6 +90,7 @@ def run(args: Args) -> None:
     _check(args, num, figures, is_grid)
     settings = choose_settings(args.sampler, args.set)
     model = open_model(uris.absolute(args.model))
+    check_labels(args.labels, model.config.network.label_dim)
     denoiser = model.denoiser(args.device)
     if args.dry_run:
         what = figures[0] if figures else f"{num:,} images, seeds from {args.first_seed},"
@@ -102,8 +104,7 @@ def run(args: Args) -> None:
     if is_grid:
         seeds, images = _sample(args, _seeds(args, num), denoiser, settings, None)
         about = {**_about(args, settings), "seeds": f"{seeds[0]}..{seeds[-1]}"}
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        save_grid(Path(args.out), images, args.columns, about, _scale(args, images), GAP)
+        save_grid(args.out, images, args.columns, about, _scale(args, images), GAP)
     else:
         with Writing(_output(args, num, model, settings)) as output:
             _sample(args, _seeds(args, num), denoiser, settings, output)
@@ -113,6 +114,8 @@ def run(args: Args) -> None:
 def _check(args: Args, num: int, figures: list[str], is_grid: bool) -> None:
     if num < 1 or args.columns < 1 or (args.scale is not None and args.scale < 1) or args.first_seed < 0:
         raise InputError("--num, --columns and --scale must be 1 or more, --first-seed 0 or more")
+    check_device(args.device, here=True)
+    uris.resolve(args.out)  # refuses what is no place
     if args.precision not in PRECISIONS:
         raise InputError(f"--precision {args.precision}: give {', '.join(PRECISIONS)}")
     if len(figures) > 1:
@@ -138,9 +141,9 @@ def _output(args: Args, num: int, model: Model, settings: SamplerSettings) -> Ou
     about = _about(args, settings)
     classes = model.config.network.label_dim
     if Path(args.out).suffix.lower() == ".zip":
-        return PngZip(Path(args.out), classes > 0, about)
+        return PngZip(args.out, classes > 0, about)
     if args.format == "png":
-        return PngFolder(Path(args.out), about)
+        return PngFolder(args.out, about)
     names = model.about.get("class_names") or []
     return ParquetSet(args.out, num, names if len(names) == classes else [str(i) for i in range(classes)], about)
 
@@ -225,9 +228,8 @@ def _require_like(dataset: DataSet, model: Model, flag: str) -> None:
 
 
 def _save_figure(args: Args, figure: Figure) -> None:
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     scale = _scale(args, figure.images)
     about = {"model": args.model, "first seed": str(args.first_seed), "labels": args.labels, **figure.text}
-    save_grid(Path(args.out), figure.images, figure.columns, about, scale, GAP, figure.lead)
+    save_grid(args.out, figure.images, figure.columns, about, scale, GAP, figure.lead)
     for line in figure.lines:
         say(f"  {line}")

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from edm_ray.cli.console import Progress, say
+from edm_ray.cli.device import check_device
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
@@ -56,6 +57,7 @@ def run(args: Args) -> None:
         raise InputError(f"--features {args.features}: give 0 or more")
     if args.workers < 0:
         raise InputError(f"--workers {args.workers}: give 1 or more, or 0 to use no Ray")
+    check_device(args.device, here=args.workers == 0)
     data = uris.absolute(args.data)
     dataset = open_dataset(data)
     require_pictures(dataset)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from edm_ray.storage import uris
 
 GAP_LEVEL = 96
 
@@ -30,7 +32,7 @@ def image_grid(images: npt.NDArray[np.uint8], columns: int, scale: int = 1, gap:
 
 
 def save_grid(
-    path: Path,
+    uri: str,
     images: npt.NDArray[np.uint8],
     columns: int,
     text: dict[str, str],
@@ -38,7 +40,10 @@ def save_grid(
     gap: int = 0,
     lead: int = 0,
 ) -> None:
+    """As a PNG file: a path or s3:// URI. ``text``: for its text chunks."""
     info = PngInfo()
     for key, value in text.items():
         info.add_text(key, value)
-    image_grid(images, columns, scale, gap, lead).save(path, pnginfo=info)
+    buffer = io.BytesIO()
+    image_grid(images, columns, scale, gap, lead).save(buffer, format="PNG", pnginfo=info)
+    uris.write_bytes(uri, buffer.getvalue())

@@ -116,6 +116,11 @@ def open_reference(uri: str) -> tuple[Reference, ExtractorSpec]:
     """Read and check a reference directory. Raises InputError when there is none or its parts do not match."""
     manifest = read_manifest(uri)
     if manifest is None:
+        if uri.endswith(".npz"):
+            raise InputError(
+                f"{uri}: a published mean and covariance is made a reference by: edm-ray import {uri} OUT "
+                "--extractor inception --weights WEIGHTS; give --reference OUT"
+            )
         raise InputError(f"{uri}: no reference there; make one with: edm-ray reference --data DATASET --out {uri}")
     if manifest.get("kind") != KIND:
         raise InputError(f"{uri}: holds {manifest.get('kind', 'something else')!r}, not a reference")

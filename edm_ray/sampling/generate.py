@@ -34,19 +34,28 @@ def network_precision(precision: str, device: torch.device) -> contextlib.Abstra
     return stack
 
 
+def check_labels(policy: str, num_classes: int) -> None:
+    """Refuse a policy that a model of so many classes cannot follow."""
+    if policy in ("random", "balanced"):
+        return  # of a model without classes they ask for nothing
+    if not num_classes:
+        raise InputError(f"--labels {policy}: the model has no classes; leave it out")
+    if not policy.isdecimal() or int(policy) >= num_classes:
+        raise InputError(f"--labels {policy}: give random, balanced, or a class in 0..{num_classes - 1}")
+
+
 def labels_of(seeds: torch.Tensor, num_classes: int, policy: str) -> torch.Tensor:
     """Class of each seed: int64 [B].
 
     policy: "random" (uniform per seed, as in the paper), "balanced" (ten seeds in a row share a class, so that
     every residue of seeds mod 10, which is a jackknife group, holds all classes alike), or a class number.
     """
+    check_labels(policy, num_classes)
     if policy == "random":
         draw = uniform(stream_key("class label"), seeds, 1)[:, 0]
         return (draw * num_classes).long()
     if policy == "balanced":
         return seeds // BALANCED_RUN % num_classes
-    if not policy.isdecimal() or int(policy) >= num_classes:
-        raise InputError(f"--labels {policy}: give random, balanced, or a class in 0..{num_classes - 1}")
     return torch.full_like(seeds, int(policy))
 
 

@@ -1,13 +1,15 @@
 """Where sampled images go: a folder of PNG files, a zip as NVlabs lay theirs out, or a Parquet data set.
 
-Images are given in any number of parts, so memory does not grow with their number. A zip and a data set exist when they
-are whole; a folder grows file by file.
+Each may be local or on S3. Images are given in any number of parts, so memory does not grow with their number (except
+for a zip on S3: it is made in a temporary file and sent in one piece). A zip and a data set exist when they are whole;
+a folder grows file by file.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 from edm_ray.data.format import Labels, Pixels
 from edm_ray.data.write import ShardEntry, build_shard, publish_dataset, save_shard, shard_edges, shard_name
 from edm_ray.errors import InputError
+from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST
 
 IMAGES_PER_SHARD = 10_000
@@ -43,13 +46,18 @@ class Output(Protocol):
 class PngFolder:
     """``seed00000012.png`` for each image, with what made it in the PNG's text."""
 
-    def __init__(self, folder: Path, about: dict[str, str]) -> None:
-        self.folder, self.about = folder, about
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: str, about: dict[str, str]) -> None:
+        self.folder, self.about = uris.absolute(folder), about
+        if not uris.is_remote(folder):
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
 
     def add(self, seeds: Labels, labels: Labels, images: Pixels) -> None:
         for seed, image in zip(seeds.tolist(), images, strict=True):
-            (self.folder / f"seed{seed:08d}.png").write_bytes(png(image, {**self.about, "seed": str(seed)}))
+            name, content = f"seed{seed:08d}.png", png(image, {**self.about, "seed": str(seed)})
+            if uris.is_remote(self.folder):
+                uris.write_bytes(uris.join(self.folder, name), content)
+            else:  # without waiting for the disk at every picture
+                (Path(self.folder) / name).write_bytes(content)
 
     def finish(self) -> None:
         pass
@@ -62,10 +70,14 @@ class PngZip:
     """``00000/img00000012.png`` (the number is the seed), stored without compression, and ``dataset.json`` with the
     labels: what the dataset_tool.py of NVlabs writes, and what `edm-ray prepare` and their fid.py read."""
 
-    def __init__(self, path: Path, has_classes: bool, about: dict[str, str]) -> None:
-        self.path, self.has_classes = path, has_classes
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.part = path.with_name(f".{path.name}.part")
+    def __init__(self, uri: str, has_classes: bool, about: dict[str, str]) -> None:
+        self.uri, self.has_classes = uris.absolute(uri), has_classes
+        if uris.is_remote(uri):
+            self.part = Path(tempfile.mkdtemp()) / "samples.zip"
+        else:
+            path = Path(self.uri)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.part = path.with_name(f".{path.name}.part")
         self.archive = zipfile.ZipFile(self.part, "w", compression=zipfile.ZIP_STORED)
         self.archive.comment = json.dumps(about, sort_keys=True).encode()[:65535]
         self.labels: list[list[object]] = []
@@ -81,11 +93,22 @@ class PngZip:
         table = {"labels": self.labels if self.has_classes else None}
         self.archive.writestr(zipfile.ZipInfo("dataset.json", ZIP_EPOCH), json.dumps(table))
         self.archive.close()
-        self.part.replace(self.path)
+        if uris.is_remote(self.uri):
+            try:
+                uris.write_bytes(self.uri, self.part.read_bytes())
+            finally:
+                self._forget()
+        else:
+            self.part.replace(self.uri)
 
     def abandon(self) -> None:
         self.archive.close()
+        self._forget()
+
+    def _forget(self) -> None:
         self.part.unlink(missing_ok=True)
+        if uris.is_remote(self.uri):
+            self.part.parent.rmdir()
 
 
 class ParquetSet:
@@ -94,7 +117,8 @@ class ParquetSet:
     def __init__(
         self, uri: str, count: int, class_names: Sequence[str], about: dict[str, str], per_shard: int = IMAGES_PER_SHARD
     ) -> None:
-        if (Path(uri) / MANIFEST).exists():
+        uri = uris.absolute(uri)
+        if uris.exists(uris.join(uri, MANIFEST)):
             raise InputError(f"--out {uri}: holds {MANIFEST} already; choose another place")
         self.uri, self.class_names, self.about = uri, tuple(class_names), about
         self.edges = shard_edges(count, max(1, -(-count // per_shard)))

@@ -10,11 +10,9 @@ import dataclasses
 import json
 import os
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,6 @@ from edm_ray.evaluation.fid import interval_95
 from edm_ray.evaluation.grids import save_grid
 from edm_ray.evaluation.reference import estimate_fid, open_reference
 from edm_ray.sampling.generate import MICRO_BATCH, generate
-from edm_ray.storage import uris
 
 GRID_IMAGES, GRID_COLUMNS, GRID_GAP = 100, 10, 6
 GRID_LABELS, FID_LABELS = "balanced", "random"
@@ -85,20 +82,12 @@ def draw(job: Job) -> dict[str, Any]:
         "labels": GRID_LABELS,
         "seeds": f"0..{GRID_IMAGES - 1}",
     }
-    uris.write_bytes(job.picture, _grid(images, about))
+    save_grid(job.picture, images, GRID_COLUMNS, about, max(1, 64 // images.shape[-1]), GRID_GAP)
     record: dict[str, Any] = {"nimg": job.nimg, "model_hash": model.hash, "device": job.device}
     record |= {"settings": str(settings), "grid_seeds": [0, GRID_IMAGES - 1]}
     if job.reference is not None:
         record |= _quick_fid(job, denoiser, settings)
     return {**record, "seconds": round(time.monotonic() - began, 3)}
-
-
-def _grid(images: np.ndarray, about: dict[str, str]) -> bytes:
-    """By way of a temporary file, because the run may be on S3."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "samples.png"
-        save_grid(path, images, GRID_COLUMNS, about, max(1, 64 // images.shape[-1]), GRID_GAP)
-        return path.read_bytes()
 
 
 def _quick_fid(job: Job, denoiser: torch.nn.Module, settings: SamplerSettings) -> dict[str, Any]:

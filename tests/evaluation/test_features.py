@@ -118,5 +118,5 @@ def test_a_grid_shows_the_images_in_order_and_says_what_made_them(tmp_path):
     assert spaced.shape == (17, 17)
     assert (spaced[0, 0], spaced[0, 11], spaced[11, 0]) == (0, 100, 200)
     assert len(np.unique(spaced[:, 6:11])) == 1 and spaced[0, 6] == spaced[16, 16]
-    save_grid(tmp_path / "g.png", images, 2, {"seeds": "0..2"})
+    save_grid(str(tmp_path / "g.png"), images, 2, {"seeds": "0..2"})
     assert Image.open(tmp_path / "g.png").text["seeds"] == "0..2"

@@ -72,6 +72,9 @@ def test_the_papers_protocol_measures_three_sets_of_seeds_from_zero(
         (["--num", "99"], "give 100 or more"),
         (["--precision", "fp8"], "give fp32, bf16, fp16"),
         (["--real", "DATA"], "1000000 are needed"),
+        (["--labels", "10"], "a class in 0..9"),
+        (["--device", "tpu"], "give cpu or cuda"),
+        (["--reference", "cifar10-32x32.npz"], "give --reference OUT"),
         (["--reference", "BARE", "--metrics", "prc"], "--metrics prc: needs features of real images"),
     ],
 )
