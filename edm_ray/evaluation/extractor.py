@@ -66,6 +66,10 @@ class Extractor:
                 values = self._network(padded)[: len(part)].to(torch.float64)
                 if not bool(torch.isfinite(values).all()):
                     raise FloatingPointError(f"extractor {self.name}: features are not finite")
+                if float(values.abs().max()) * 2.0**self.scale_bits >= 2.0**31 - 1:
+                    raise FloatingPointError(
+                        f"extractor {self.name}: a feature of {float(values.abs().max()):g} does not fit 32 bits"
+                    )
                 rows.append(torch.round(values * 2.0**self.scale_bits).to(torch.int32).cpu().numpy())
         return np.concatenate(rows) if rows else np.empty((0, self.dim), np.int32)
 

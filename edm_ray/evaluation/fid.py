@@ -14,7 +14,7 @@ from scipy.stats import t as student
 
 from edm_ray.errors import InputError
 from edm_ray.evaluation.given import GivenMoments
-from edm_ray.evaluation.moments import Array, Moments
+from edm_ray.evaluation.moments import Array, GroupSums, Moments
 
 
 class FidReference:
@@ -126,7 +126,9 @@ def group_moments(
     features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], num_groups: int, extractor: str, scale_bits: int
 ) -> list[Moments]:
     """Moments of ``num_groups`` groups of images, group = seed mod num_groups."""
-    return [Moments.of(features[seeds % num_groups == k], extractor, scale_bits) for k in range(num_groups)]
+    sums = GroupSums(num_groups, extractor, scale_bits)
+    sums.add(features, seeds)
+    return sums.groups()
 
 
 def paired_difference(a: FidEstimate, b: FidEstimate) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from edm_ray.errors import InputError, nearest
-from edm_ray.evaluation.fid import FidEstimate, interval_95
+from edm_ray.evaluation.fid import FidEstimate, fid_reference, interval_95, jackknife_fid
 from edm_ray.evaluation.inception_score import InceptionScore, inception_score
 from edm_ray.evaluation.kept import KeptFeatures, open_kept
 from edm_ray.evaluation.kid import KidEstimate, kid
+from edm_ray.evaluation.moments import GroupSums
 from edm_ray.evaluation.precision_recall import PrecisionRecall, precision_recall
-from edm_ray.evaluation.reference import ExtractorSpec, Reference, estimate_fid
+from edm_ray.evaluation.reference import ExtractorSpec, Reference
 
 METRICS = ("fid", "kid", "isc", "prc")
+FRECHET_NAMES = {"dinov2": "FD-DINOv2", "clip": "FD-CLIP"}
+"""By extractor; what is not here is called FID."""
 
 
 def parse_metrics(text: str) -> tuple[str, ...]:
@@ -80,6 +83,8 @@ class Measured:
     prc: PrecisionRecall | None = None
     n_reference: int | None = None
     """Images behind the reference's moments; None where nobody published it."""
+    frechet: str = "FID"
+    """What the Frechet distance of this extractor's features is called."""
 
     def to_dict(self) -> dict[str, Any]:
         parts = {name: getattr(self, name) for name in METRICS}
@@ -92,9 +97,9 @@ class Measured:
         debiased = interval_95(fid.debiased, fid.se, groups)
         seen, m = fid.n, self.n_reference
         rows = [
-            Row(metric="FID", value=fid.fid, low=spread[0], high=spread[1], n=seen, n_reference=m),
+            Row(metric=self.frechet, value=fid.fid, low=spread[0], high=spread[1], n=seen, n_reference=m),
             Row(
-                metric="FID, bias removed",
+                metric=f"{self.frechet}, bias removed",
                 value=fid.debiased,
                 low=debiased[0],
                 high=debiased[1],
@@ -153,8 +158,22 @@ class Measured:
 
 def measure(features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], plan: Plan) -> Measured:
     """The plan's metrics of int32 [n, d] features of the images with these seeds [n]."""
+    return measure_parts([(features, seeds)], plan)
+
+
+def measure_parts(parts: Iterable[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]], plan: Plan) -> Measured:
+    """The same of images that come in parts, each once. For FID alone memory does not grow with their number; the
+    other metrics look at all rows together."""
     moments = plan.reference.moments
+    sums = GroupSums(plan.groups, moments.extractor, moments.scale_bits)
+    kept: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = []
+    for rows, numbers in parts:
+        sums.add(rows, numbers)
+        if plan.metrics != ("fid",):
+            kept.append((rows, numbers))
     scores: dict[str, Any] = {}
+    if kept:
+        features, seeds = (np.concatenate(pieces) for pieces in zip(*kept, strict=True))
     if "kid" in plan.metrics:
         assert plan.kept is not None
         scores["kid"] = kid(features, seeds, plan.kept.features, moments.scale_bits, plan.groups)
@@ -165,8 +184,9 @@ def measure(features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], plan:
         assert plan.head is not None
         scores["isc"] = inception_score(plan.head.load().logits(features))
     return Measured(
-        fid=estimate_fid(features, seeds, plan.reference, plan.groups),
+        fid=jackknife_fid(sums.groups(), fid_reference(moments)),
         n_reference=plan.reference.images,
+        frechet=FRECHET_NAMES.get(plan.reference.extractor_name, "FID"),
         **scores,
     )
 

@@ -15,6 +15,8 @@ from edm_ray.errors import InputError, IntegrityError
 
 Array = npt.NDArray[np.float64]
 _LIMIT = 2.0**53
+ROWS_AT_ONCE = 1000
+"""Rows of a group that wait for one product: each product costs a d x d sum beside."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -126,3 +128,37 @@ class Moments:
             )
         except (safetensors.SafetensorError, KeyError, ValueError) as error:
             raise IntegrityError(f"{where}: not a file of moments: {error}") from error
+
+
+class GroupSums:
+    """Moments of groups of images (group = seed mod ``count``) that come in parts of any size. Memory depends on
+    the number of groups and on d, not on the number of images."""
+
+    def __init__(self, count: int, extractor: str, scale_bits: int) -> None:
+        self.extractor, self.scale_bits = extractor, scale_bits
+        self.waiting: list[list[npt.NDArray[np.int32]]] = [[] for _ in range(count)]
+        self.sums: list[Moments | None] = [None] * count
+
+    def add(self, features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64]) -> None:
+        """int32 [n, d] features of the images with these seeds [n]."""
+        for k, waiting in enumerate(self.waiting):
+            waiting.append(features[seeds % len(self.waiting) == k])
+            if sum(map(len, waiting)) >= ROWS_AT_ONCE:
+                self._fold(k)
+
+    def groups(self) -> list[Moments]:
+        """Of all that came. Raises InputError when nothing did."""
+        for k in range(len(self.waiting)):
+            self._fold(k)
+        found = [moments for moments in self.sums if moments is not None]
+        if not found:
+            raise InputError("no image, no moments")
+        return found
+
+    def _fold(self, k: int) -> None:
+        if not self.waiting[k]:
+            return
+        rows, before = np.concatenate(self.waiting[k]), self.sums[k]
+        self.waiting[k] = []
+        moments = Moments.of(rows, self.extractor, self.scale_bits)
+        self.sums[k] = moments if before is None else Moments.merge(before, moments)

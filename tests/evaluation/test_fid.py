@@ -12,7 +12,7 @@ from edm_ray.evaluation.fid import (
     jackknife_fid,
     paired_difference,
 )
-from edm_ray.evaluation.moments import Moments
+from edm_ray.evaluation.moments import GroupSums, Moments
 
 RNG = np.random.default_rng(0)
 BITS = 14
@@ -43,6 +43,21 @@ def test_taking_a_group_out_equals_never_having_had_it():
     features = _features(100, 8)
     left = Moments.merge(_moments(features[:60]), _moments(features[60:])).without(_moments(features[60:]))
     assert left.hash == _moments(features[:60]).hash
+
+
+def test_groups_that_come_in_any_parts_have_the_same_bits(monkeypatch):
+    features, seeds = _features(700, 16, mean=1.0), np.arange(40, 740)
+    whole = group_moments(features, seeds, 7, "x", BITS)
+    monkeypatch.setattr("edm_ray.evaluation.moments.ROWS_AT_ONCE", 30)
+    for sizes in ([700], [1] * 700, [13, 600, 87]):
+        sums, first = GroupSums(7, "x", BITS), 0
+        for size in sizes:
+            sums.add(features[first : first + size], seeds[first : first + size])
+            assert max(sum(map(len, rows)) for rows in sums.waiting) < 30, "no more rows wait than are said to"
+            first += size
+        assert [group.hash for group in sums.groups()] == [group.hash for group in whole]
+    left_out = Moments.of(features[seeds % 7 == 3], "x", BITS)
+    assert whole[3].hash == left_out.hash
 
 
 def test_sums_that_could_be_inexact_are_refused():

@@ -12,7 +12,7 @@ from edm_ray.cli.tables import measured_table, protocol_table, show
 from edm_ray.evaluation.fid import FidReference, fid_reference, interval_95
 from edm_ray.evaluation.kept import KeptFeatures
 from edm_ray.evaluation.kid import kid
-from edm_ray.evaluation.measure import Plan, measure, over_sets
+from edm_ray.evaluation.measure import Plan, measure, measure_parts, over_sets
 from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.precision_recall import precision_recall
 from edm_ray.evaluation.reference import Reference, estimate_fid
@@ -55,6 +55,43 @@ def test_one_pass_gives_what_each_metric_gives_alone(plan, sets):
     assert sets[1].kid == kid(features, seeds, kept, BITS, 10)
     assert sets[1].prc == precision_recall(features, kept)
     assert measure(features, seeds, dataclasses.replace(plan, metrics=("fid",))).kid is None
+
+
+@pytest.mark.parametrize("metrics", [("fid",), ("fid", "kid", "isc", "prc")])
+def test_images_that_come_in_parts_are_measured_alike(plan, metrics):
+    features, seeds, plan = _features(1, std=1.2), np.arange(N), dataclasses.replace(plan, metrics=metrics)
+    parts = [(features[i : i + 70], seeds[i : i + 70]) for i in range(0, N, 70)]
+    assert measure_parts(iter(parts), plan) == measure(features, seeds, plan)
+
+
+def test_fid_of_parts_needs_no_more_memory_for_more_images(monkeypatch):
+    """Parts are made as they are asked for; what is held at most is measured by tracemalloc."""
+    import tracemalloc
+
+    monkeypatch.setattr("edm_ray.evaluation.moments.ROWS_AT_ONCE", 200)
+
+    d, reference = 256, np.random.default_rng(0).normal(size=(600, 256))
+    moments = Moments.of(np.rint(reference * 2**BITS).astype(np.int32), "x", BITS)
+    known = Reference(moments=moments, dataset="d", dataset_hash="h", extractor_name="x", weights_sha256="w")
+    plan = Plan(metrics=("fid",), reference=known)
+    fid_reference(moments)
+    peaks = []
+    for count in (100, 400):
+        made = (
+            (np.random.default_rng(i).integers(0, 1 << 14, (100, d), np.int32), np.arange(100 * i, 100 * i + 100))
+            for i in range(count)
+        )
+        tracemalloc.start()
+        measure_parts(made, plan)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.05 * peaks[0] < 0.9 * 400 * 100 * d * 4
+
+
+def test_the_distance_of_other_features_has_another_name(plan):
+    reference = dataclasses.replace(plan.reference, extractor_name="dinov2")
+    rows = measure(_features(1), np.arange(N), dataclasses.replace(plan, metrics=("fid",), reference=reference)).rows()
+    assert [row.metric for row in rows] == ["FD-DINOv2", "FD-DINOv2, bias removed"]
 
 
 def test_every_number_says_its_n_and_that_of_the_reference(sets):
