@@ -19,6 +19,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError
+from edm_ray.orchestration.elastic import KnowWhoIsLeft
 from edm_ray.orchestration.network import NodeNetwork
 from edm_ray.orchestration.nodes import require_nodes
 from edm_ray.orchestration.preflight import Ask, preflight
@@ -105,6 +106,7 @@ def train_on_ray(
                 name="ray_train",
                 storage_path=uris.join(run_uri, "log"),
                 failure_config=FailureConfig(max_failures=max_failures),
+                callbacks=[KnowWhoIsLeft()],
             ),
         )
         stop = threading.Event()

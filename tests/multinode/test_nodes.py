@@ -52,7 +52,7 @@ def test_two_workers_on_two_nodes_train_the_model_of_one_process(cluster, digits
     ]
 
 
-def _node_with(cluster: Head, title: str, seconds: float = 120) -> subprocess.Popen:
+def node_with(cluster: Head, title: str, seconds: float = 120) -> subprocess.Popen:
     """The first node that runs a process of this title, once one does."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -78,7 +78,7 @@ def test_a_run_that_loses_a_node_goes_on_on_another_and_gives_the_same_bits(clus
     log = cluster.log.with_name("driver.log")
     try:
         _wait_for_checkpoint(tmp_path / "struck", driver, log)
-        victim = _node_with(cluster, "RayTrainWorker")
+        victim = node_with(cluster, "RayTrainWorker")
         lose(victim)
         assert not (tmp_path / "struck" / "model" / "manifest.json").exists(), "lost in mid-run, not after it"
         add_node(cluster, 1)  # as an autoscaler would
@@ -123,7 +123,7 @@ def test_a_sweep_that_loses_a_node_in_mid_trial_ends_with_the_same_result(cluste
         while not list((tmp_path / "struck" / "chunks").rglob("*.safetensors")):
             assert driver.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        lose(_node_with(cluster, "Sampler"))
+        lose(node_with(cluster, "Sampler"))
         assert not (tmp_path / "struck" / "sweep.json").exists(), "lost in mid-sweep, not after it"
         add_node(cluster, 1)
         assert driver.wait(500) == 0, log.read_text()
