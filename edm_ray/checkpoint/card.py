@@ -25,13 +25,15 @@ def model_card(config: DenoiserConfig, about: Mapping[str, Any], layout: str = "
     metrics = about.get("metrics")
     if isinstance(metrics, Mapping) and metrics:
         rows += ["", "| metric | value |", "|---|---|"]
-        rows += [f"| {name} | {_text(value)} |" for name, value in sorted(metrics.items())]
+        rows += [f"| {_text(name)} | {_text(value)} |" for name, value in sorted(metrics.items())]
     return "\n".join([*_front_matter(bool(network.label_dim)), "", "# EDM denoiser", "", *rows, "", *_USE[layout], ""])
 
 
 def _text(value: Any) -> str:
     """One line."""
-    return " ".join(str(value).split()) if isinstance(value, (str, int, float)) else canonical_json(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " ".join(str(value).split()) if isinstance(value, (str, int)) else canonical_json(value)
 
 
 def _front_matter(conditional: bool) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,14 @@ def save_model(
     card = model_card(config, about)
     files = [("config.json", text.encode()), ("model.safetensors", weights), ("README.md", card.encode())]
     commit(uri, files, replace=True, kind=KIND)  # a longer run has a newer model
+
+
+def add_metrics(uri: str, metrics: Mapping[str, Any]) -> None:
+    """Write measurements of a model directory into it (config.json, model card), over older ones of the same names.
+    What it computes, and so its hash, stays."""
+    model = open_model(uri)
+    about = {**model.about, "metrics": {**model.about.get("metrics", {}), **metrics}}
+    save_model(uri, model.config, safetensors.torch.load(model.weights), about, model.codec)
 
 
 def open_model(uri: str) -> Model:

@@ -33,6 +33,8 @@ def run(args: Args) -> None:
     run_uri = uris.absolute(args.run)
     model = open_model(model_uri(run_uri))
     state, at = synthesise(run_uri, args.sigma_rel, args.nimg)
-    about = {**json.loads(json.dumps(model.about)), "images_seen": at, "ema_sigma_rel": args.sigma_rel}
+    # What was measured was measured of another average.
+    kept = {name: value for name, value in json.loads(json.dumps(model.about)).items() if name != "metrics"}
+    about = {**kept, "images_seen": at, "ema_sigma_rel": args.sigma_rel}
     save_model(uris.absolute(args.out), model.config, state, about, model.codec)
     say(f"{args.out}: parameters at {at:,} images, averaged with sigma_rel {args.sigma_rel:g}")

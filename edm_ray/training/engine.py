@@ -229,7 +229,7 @@ def train(
         pixels.close()
         writer.close()
     if place.rank == 0:
-        about = {**about, "images_seen": trainer.images_seen}
+        about = {**about, "images_seen": trainer.images_seen, "metrics": _metrics(log)}
         save_model(model_uri(run_uri), config.denoiser, trainer.average.state_dict(), about, dataset.codec)
     if place.world_size > 1:
         dist.barrier()
@@ -242,6 +242,12 @@ def _refuse_nonfinite(run_uri: str, row: Metrics) -> None:
             f"{run_uri}: the loss is not finite at {row['nimg']} images ({row['nonfinite']} of the last {row['steps']} "
             "steps); the last checkpoint is kept. Lower optimizer.lr or look at the data set"
         )
+
+
+def _metrics(log: MetricsLog | None) -> dict[str, float]:
+    """What training knows of its result, for the model card: means over the last tick."""
+    rows = log.rows if log is not None else []
+    return {f"training {name}, last tick": rows[-1][name] for name in ("loss", "grad_norm") if rows}
 
 
 def _checkpoint(run_uri: str, trainer: Trainer) -> Callable[[], None]:

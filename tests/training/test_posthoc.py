@@ -103,6 +103,8 @@ def test_a_trained_run_gives_models_of_other_widths_and_the_stored_width_is_the_
     assert main(["ema", run, str(tmp_path / "wide"), "--sigma-rel", "0.1"]) == 0
     model = open_model(str(tmp_path / "wide"))
     assert (model.about["ema_sigma_rel"], model.about["images_seen"]) == (0.1, 240)
+    # What the run says of its own average is not said of this one.
+    assert "metrics" in open_model(f"{run}/model").about and "metrics" not in model.about
     stored = safetensors.torch.load_file(
         tmp_path / "run" / "ema-snapshots" / "nimg-000000000240" / "sigma_rel-0.1.safetensors"
     )
