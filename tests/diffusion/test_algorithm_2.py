@@ -102,7 +102,7 @@ def test_without_churn_no_noise_is_drawn():
 
 
 def test_churn_without_noise_is_refused():
-    with pytest.raises(InputError, match="s_churn=5 adds noise"):
+    with pytest.raises(InputError, match=r"s_churn=5\.0 adds noise"):
         sample(gaussian, _latents(2), SamplerSettings(s_churn=5))
 
 

@@ -275,6 +275,17 @@ def test_steps_are_on_the_grid_of_an_iddpm_network() -> None:
         ({"churn_bins": ((1.0, 2.0, 1.0), (1.5, 3.0, 1.0))}, "churn_bins"),
         ({"restarts": ((1.0, 0.5, 3, 1),)}, "restarts"),
         ({"epsilon_s": 1.0}, "epsilon_s"),
+        ({"s_tmax": math.nan}, "s_tmax"),
+        ({"s_tmax": -1.0}, "s_tmax"),
+        ({"s_churn": "5"}, "s_churn"),
+        ({"num_steps": 18.0}, "num_steps"),
+        ({"num_steps": True}, "num_steps"),
+        ({"rho": None}, "rho"),
+        ({"sigma_min": math.nan}, "sigma_min"),
+        ({"churn_bins": ((1.0, 2.0),)}, "churn_bins"),
+        ({"churn_bins": 3.0}, "churn_bins"),
+        ({"restarts": ((0.3, 5.0, 2.5, 1),)}, "restarts"),
+        ({"restarts": ((0.3, math.inf, 3, 1),)}, "restarts"),
     ],
 )
 def test_bad_settings_are_refused_by_field_and_value(wrong, field) -> None:
@@ -282,7 +293,34 @@ def test_bad_settings_are_refused_by_field_and_value(wrong, field) -> None:
         SamplerSettings(**wrong)
 
 
+def test_numbers_of_other_libraries_and_lists_are_taken_as_plain_ones() -> None:
+    plain = SamplerSettings(num_steps=20, s_noise=1.5, churn_bins=((0.0, 1.0, 3.0),), restarts=((0.5, 5.0, 3, 1),))
+    given = SamplerSettings(
+        num_steps=np.int64(20), s_noise=np.float32(1.5), churn_bins=[[0, 1, 3]], restarts=[(0.5, 5, 3, 1)]
+    )
+    assert given == plain and repr(given) == repr(plain) and hash(given) == hash(plain)
+
+
+def test_the_default_range_of_vp_begins_at_epsilon_s(gaussian) -> None:
+    for epsilon_s in (1e-3, 1e-2):
+        low, high = SamplerSettings(discretization="vp", epsilon_s=epsilon_s).sigma_range(gaussian)
+        assert low == pytest.approx(math.sqrt(math.exp(9.95 * epsilon_s**2 + 0.1 * epsilon_s) - 1), rel=1e-9)
+        assert high == pytest.approx(152.167, rel=1e-5)
+
+
+def test_what_a_network_does_not_know_is_refused(gaussian) -> None:
+    gaussian.sigma_min, gaussian.sigma_max = 0.01, 50.0
+    with pytest.raises(InputError, match=r"sampler\.sigma_min=60\.0 is not allowed: less than sigma_max=50\.0"):
+        SamplerSettings(sigma_min=60.0).effective(gaussian)
+    with pytest.raises(InputError, match=r"sampler\.restarts=.* is not allowed: high at most 50\.0"):
+        SamplerSettings(restarts=((0.3, 60.0, 3, 1),)).effective(gaussian)
+
+
 def test_bad_calls_are_refused(gaussian, latents) -> None:
+    with pytest.raises(InputError, match=r"noise=\(1, 3, 2, 2\) is not allowed"):  # it would be that of all images
+        sample(gaussian, latents, SamplerSettings(s_churn=5), noise=keyed(1))
+    with pytest.raises(InputError, match=r"the denoiser gave \(2, 1, 2, 2\)"):
+        sample(lambda x, sigma, labels: gaussian(x, sigma)[:, :1], latents, SamplerSettings())
     with pytest.raises(InputError, match="latents"):
         sample(gaussian, latents[0], SamplerSettings())
     with pytest.raises(InputError, match="class_labels"):

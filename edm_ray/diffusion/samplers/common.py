@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from edm_ray.diffusion.schedules import Path
+from edm_ray.errors import InputError
 
 Denoiser = Callable[..., torch.Tensor]
 NoiseSource = Callable[..., torch.Tensor]
@@ -24,6 +25,10 @@ def denoise(denoiser: Denoiser, x: torch.Tensor, level: float, class_labels: tor
     else:
         sigma = torch.full((len(x),), level, dtype=torch.float64, device=x.device)
         result = denoiser(x, sigma, class_labels)
+    if result.shape != x.shape:
+        raise InputError(
+            f"the denoiser gave {tuple(result.shape)} for images of {tuple(x.shape)}: the same is expected"
+        )
     return result.to(torch.float64)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from edm_ray.diffusion.samplers.common import Denoiser, ode_step, slope
 from edm_ray.diffusion.samplers.settings import SamplerSettings
-from edm_ray.diffusion.samplers.time_steps import path_of, time_steps
+from edm_ray.diffusion.samplers.time_steps import path_of, rounded
 from edm_ray.errors import InputError
 
 
@@ -17,12 +17,13 @@ def sample_rk45(
 ) -> torch.Tensor:
     """Latents -> images, float64 [B, C, H, W].
 
-    Each image is solved by itself, so that its step sizes do not depend on the batch. From t_0 to t_{N-1} the steps
-    adapt to ``settings.tolerance``; the last one, to 0, is an Euler step. A grid of noise levels is not respected.
+    Each image is solved by itself, so that its step sizes do not depend on the batch. From sigma_max to sigma_min the
+    steps adapt to ``settings.tolerance``, so neither the discretization nor num_steps acts; the last step, to 0, is an
+    Euler step. A grid of noise levels is not respected between the ends.
     """
     path = path_of(settings, denoiser)
-    t = time_steps(settings, denoiser).tolist()
-    first, last = t[0], t[-2]
+    low, high = settings.sigma_range(denoiser)
+    first, last = (path.sigma_inv(level) for level in rounded([high, low], denoiser))
     images = []
     for k in range(len(latents)):
         x = latents[k : k + 1].to(torch.float64) * (path.sigma(first) * path.s(first))

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import torch
 
+from edm_ray.diffusion.samplers.canonical import ALWAYS_NOISY
 from edm_ray.diffusion.samplers.common import Denoiser, NoiseSource
 from edm_ray.diffusion.samplers.dpmpp_2m import sample_dpmpp_2m
 from edm_ray.diffusion.samplers.dpmpp_3m_sde import sample_dpmpp_3m_sde
 from edm_ray.diffusion.samplers.euler_maruyama import sample_euler_maruyama
+from edm_ray.diffusion.samplers.plan import plan_of
 from edm_ray.diffusion.samplers.predictor_corrector import sample_predictor_corrector
 from edm_ray.diffusion.samplers.rk45 import sample_rk45
 from edm_ray.diffusion.samplers.settings import SamplerSettings
 from edm_ray.diffusion.samplers.stochastic import sample_stochastic
-from edm_ray.diffusion.samplers.time_steps import noise_levels
 from edm_ray.errors import InputError
 
 
 def needs_noise(settings: SamplerSettings, denoiser: Denoiser) -> bool:
     """Whether these settings draw noise beyond the latents."""
-    if settings.solver in ("dpmpp_3m_sde", "euler_maruyama", "predictor_corrector") or settings.restarts:
+    if settings.solver in ALWAYS_NOISY:
         return True
-    if settings.s_churn == 0 and not settings.churn_bins:
-        return False
-    return any(settings.gamma(level) > 0 for level in noise_levels(settings, denoiser))
+    return settings.solver in ("heun", "euler") and plan_of(settings, denoiser).noisy
+
+
+def _checked(noise: NoiseSource, shape: torch.Size) -> NoiseSource:
+    """Noise of another shape would be broadcast in silence: the same for all images, or all pixels."""
+
+    def checked(step: int, draw: int = 0) -> torch.Tensor:
+        drawn: torch.Tensor = noise(step, draw=draw) if draw else noise(step)
+        if drawn.shape != shape:
+            raise InputError(f"noise={tuple(drawn.shape)} is not allowed: the shape of the latents, {tuple(shape)}")
+        return drawn
+
+    return checked
 
 
 def _no_noise(step: int, draw: int = 0) -> torch.Tensor:
@@ -50,9 +61,11 @@ def sample(
         raise InputError(f"class_labels={tuple(class_labels.shape)} is not allowed: one row an image, {len(latents)}")
     if noise is None:
         if needs_noise(settings, denoiser):
-            what = f"s_churn={settings.s_churn}" if settings.s_churn else f"solver={settings.solver!r}"
+            names = [name for name in ("s_churn", "churn_bins", "restarts") if getattr(settings, name)]
+            what = next((f"{name}={getattr(settings, name)}" for name in names), f"solver={settings.solver!r}")
             raise InputError(f"sampler.{what} adds noise: pass noise=, for example seeding.image_noise")
         noise = _no_noise
+    noise = _checked(noise, latents.shape)
     if settings.solver == "dpmpp_2m":
         return sample_dpmpp_2m(denoiser, latents, settings, class_labels)
     if settings.solver == "rk45":

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from edm_ray.diffusion.schedules import VP
 from edm_ray.errors import InputError
 
-RANGES = {
-    "edm": (0.002, 80.0),
-    "iddpm": (0.002, 81.0),
-    "vp": (VP().sigma(1e-3), VP().sigma(1.0)),
-    "ve": (0.02, 100.0),
-}
-"""Default noise levels of each discretization (Table 1)."""
+RANGES = {"edm": (0.002, 80.0), "iddpm": (0.002, 81.0), "ve": (0.02, 100.0)}
+"""Default noise levels of each discretization (Table 1); those of vp follow from epsilon_s."""
 GAMMA_MAX = math.sqrt(2.0) - 1.0
 CHOICES = {
     "solver": ("heun", "euler", "dpmpp_2m", "dpmpp_3m_sde", "rk45", "euler_maruyama", "predictor_corrector"),
@@ -24,6 +20,11 @@ CHOICES = {
     "schedule": ("linear", "vp", "ve"),
     "scaling": ("none", "vp"),
 }
+WHOLE = ("num_steps", "num_train_steps")
+REAL = ("rho", "alpha", "s_churn", "s_tmin", "s_tmax", "s_noise", "epsilon_s", "c_1", "c_2", "snr", "tolerance")
+BOUNDS = ("sigma_min", "sigma_max")
+BINS = "ascending (low, high, s_churn) that do not overlap, 0 <= low < high, s_churn 0 or more and finite"
+RESTARTS = "(low, high, steps, times), 0 < low < high, both finite, steps a whole number >= 2, times one >= 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,39 +79,66 @@ class SamplerSettings:
             if not condition:
                 raise InputError(f"sampler.{name}={getattr(self, name)!r} is not allowed: {allowed}")
 
-        require(isinstance(self.num_steps, int) and self.num_steps >= 2, "num_steps", "a whole number, at least 2")
-        require(
-            isinstance(self.num_train_steps, int) and self.num_train_steps >= 2,
-            "num_train_steps",
-            "a whole number, at least 2",
-        )
+        self._take_plain_types(require)
+        for name in WHOLE:
+            require(getattr(self, name) >= 2, name, "a whole number, at least 2")
         for name, allowed in CHOICES.items():
             require(getattr(self, name) in allowed, name, " or ".join(allowed))
         for name in ("rho", "alpha", "c_1", "c_2", "snr", "tolerance"):
             require(0 < getattr(self, name) < math.inf, name, "greater than 0, finite")
-        require(self.epsilon_s > 0 and self.epsilon_s < 1, "epsilon_s", "between 0 and 1")
-        for name in ("sigma_min", "sigma_max"):
+        require(0 < self.epsilon_s < 1, "epsilon_s", "between 0 and 1")
+        for name in BOUNDS:
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, "greater than 0, finite")
         if self.sigma_min is not None and self.sigma_max is not None:
             require(self.sigma_min < self.sigma_max, "sigma_min", f"less than sigma_max={self.sigma_max}")
         require(0 <= self.s_churn < math.inf, "s_churn", "0 or more, finite")
         require(0 <= self.s_tmin < math.inf, "s_tmin", "0 or more, finite")
+        require(self.s_tmax >= 0, "s_tmax", "0 or more, at least s_tmin; inf for no bound")
         require(self.s_tmin <= self.s_tmax, "s_tmin", f"at most s_tmax={self.s_tmax}")
         require(0 <= self.s_noise < math.inf, "s_noise", "0 or more, finite")
         edge = 0.0
         for low, high, churn in self.churn_bins:
-            fits = edge <= low < high and 0 <= churn < math.inf
-            require(fits, "churn_bins", "ascending (low, high, s_churn) that do not overlap, low < high, s_churn >= 0")
+            require(edge <= low < high and 0 <= churn < math.inf, "churn_bins", BINS)
             edge = high
         require(not (self.churn_bins and self.s_churn), "s_churn", "0 with churn_bins, which replace it")
         for low, high, steps, times in self.restarts:
-            fits = 0 < low < high < math.inf and steps >= 2 and times >= 1
-            require(fits, "restarts", "(low, high, steps, times), 0 < low < high, steps >= 2, times >= 1")
+            require(0 < low < high < math.inf and steps >= 2 and times >= 1, "restarts", RESTARTS)
         if self.solver not in ("heun", "euler"):
             require(self.s_churn == 0, "s_churn", f"0 with solver {self.solver}; heun and euler take it")
             require(self.churn_bins == (), "churn_bins", f"empty with solver {self.solver}; heun and euler take them")
             require(self.restarts == (), "restarts", f"empty with solver {self.solver}; heun and euler take them")
+
+    def _take_plain_types(self, require: Callable[[bool, str, str], None]) -> None:
+        """Numbers of any library and lists become float, int and tuple, so that equal settings are written equally."""
+
+        def real(value: Any) -> bool:
+            return isinstance(value, Real) and not isinstance(value, bool)
+
+        def whole(value: Any) -> bool:
+            return isinstance(value, Integral) and not isinstance(value, bool)
+
+        def rows(name: str, width: int) -> list[Any]:
+            given = getattr(self, name)
+            allowed = {"churn_bins": BINS, "restarts": RESTARTS}[name]
+            require(isinstance(given, (list, tuple)), name, allowed)
+            for row in given:
+                fits = isinstance(row, (list, tuple)) and len(row) == width and all(map(real, row))
+                require(fits and (name == "churn_bins" or all(map(whole, row[2:]))), name, allowed)
+            return list(given)
+
+        for name in WHOLE:
+            require(whole(getattr(self, name)), name, "a whole number, at least 2")
+            object.__setattr__(self, name, int(getattr(self, name)))
+        for name in REAL + BOUNDS:
+            value = getattr(self, name)
+            if value is not None or name in REAL:
+                require(real(value), name, "a number")
+                object.__setattr__(self, name, float(value))
+        bins = tuple((float(low), float(high), float(churn)) for low, high, churn in rows("churn_bins", 3))
+        restarts = tuple((float(a), float(b), int(steps), int(times)) for a, b, steps, times in rows("restarts", 4))
+        object.__setattr__(self, "churn_bins", bins)
+        object.__setattr__(self, "restarts", restarts)
 
     @property
     def churn_cap(self) -> float:
@@ -128,63 +156,34 @@ class SamplerSettings:
 
     def sigma_range(self, denoiser: Any) -> tuple[float, float]:
         """(sigma_min, sigma_max) within what the denoiser knows. Raises InputError when nothing is left."""
-        low, high = RANGES[self.discretization]
+        low, high = self._table_range()
         low = max(self.sigma_min or low, float(getattr(denoiser, "sigma_min", 0.0)))
         high = min(self.sigma_max or high, float(getattr(denoiser, "sigma_max", math.inf)))
         if not low < high:
             raise InputError(f"sampler.sigma_min={low} is not allowed: less than sigma_max={high}")
         return low, high
 
-    def gamma(self, sigma: float) -> float:
-        """Relative increase of the noise level at a step that starts at ``sigma`` (Algorithm 2, line 4)."""
+    def _table_range(self) -> tuple[float, float]:
+        if self.discretization == "vp":
+            return VP().sigma(self.epsilon_s), VP().sigma(1.0)
+        return RANGES[self.discretization]
+
+    def churn_at(self, sigma: float) -> float:
+        """The S_churn that acts at a step which starts at ``sigma``, at most its cap."""
         if self.churn_bins:
             churn = next((churn for low, high, churn in self.churn_bins if low <= sigma < high), 0.0)
-            return min(churn / self.num_steps, GAMMA_MAX)
-        return min(self.s_churn / self.num_steps, GAMMA_MAX) if self.s_tmin <= sigma <= self.s_tmax else 0.0
+        else:
+            churn = self.s_churn if self.s_tmin <= sigma <= self.s_tmax else 0.0
+        return min(churn, self.churn_cap)
+
+    def gamma(self, sigma: float) -> float:
+        """Relative increase of the noise level at a step that starts at ``sigma`` (Algorithm 2, line 4)."""
+        churn = self.churn_at(sigma)
+        # N g / N may round to something below g, and a capped S_churn must act as any above it.
+        return GAMMA_MAX if churn == self.churn_cap else min(churn / self.num_steps, GAMMA_MAX)
 
     def effective(self, denoiser: Any) -> SamplerSettings:
-        """The canonical form: two settings that give the same images are equal in it.
+        """The canonical form: settings that give the same images are equal in it (`samplers.canonical`)."""
+        from edm_ray.diffusion.samplers.canonical import canonical
 
-        Bounds are written out, settings that nothing reads take their default, S_churn is cut at its cap, and the churn
-        window is moved to the time steps it contains; a window without time steps, or no churn, is deterministic.
-        """
-        from edm_ray.diffusion.samplers.time_steps import noise_levels
-
-        low, high = self.sigma_range(denoiser)
-        churned = [sigma for sigma in noise_levels(self, denoiser) if self.gamma(sigma) > 0]
-        changes: dict[str, Any] = {"sigma_min": low, "sigma_max": high}
-        if self.churn_bins:
-            bins = [
-                (a, b, min(churn, self.churn_cap))
-                for a, b, churn in self.churn_bins
-                if churn > 0 and any(a <= sigma < b for sigma in churned)
-            ]
-            changes |= {"churn_bins": tuple(bins)}
-        if self.churn_bins or not churned:
-            changes |= {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf}
-        else:
-            changes |= {"s_churn": min(self.s_churn, self.churn_cap), "s_tmin": min(churned), "s_tmax": max(churned)}
-        unread = self._unread(noisy=bool(churned))
-        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in unread}
-        return dataclasses.replace(self, **{**changes, **defaults})
-
-    def _unread(self, noisy: bool) -> set[str]:
-        """Names of settings that do not act together with the others; noisy: some step adds churn noise."""
-        unread = set()
-        if self.solver in ("dpmpp_2m", "dpmpp_3m_sde", "predictor_corrector"):
-            unread |= {"schedule", "scaling"}
-        if self.solver != "heun":
-            unread.add("alpha")
-        if self.solver != "predictor_corrector":
-            unread.add("snr")
-        if self.solver != "rk45":
-            unread.add("tolerance")
-        if self.discretization != "edm" and not self.restarts:
-            unread.add("rho")
-        if self.discretization != "iddpm":
-            unread |= {"c_1", "c_2", "num_train_steps"}
-        if self.discretization != "vp" and (self.schedule != "vp" or "schedule" in unread):
-            unread.add("epsilon_s")
-        if not (noisy or self.restarts or self.solver in ("dpmpp_3m_sde", "euler_maruyama", "predictor_corrector")):
-            unread.add("s_noise")
-        return unread
+        return canonical(self, denoiser)

@@ -34,7 +34,7 @@ def noise_levels(settings: SamplerSettings, denoiser: Any) -> list[float]:
     elif settings.discretization == "ve":
         levels = [math.sqrt(high**2 * (low**2 / high**2) ** share) for share in shares]
     elif settings.discretization == "iddpm":
-        grid = [u for u in iddpm_grid(settings.num_train_steps, settings.c_1, settings.c_2) if low <= u <= high]
+        grid = grid_levels(settings, low, high)
         if len(grid) < count:
             raise InputError(
                 f"sampler.num_steps={count} is not allowed: at most {len(grid)}, "
@@ -44,6 +44,11 @@ def noise_levels(settings: SamplerSettings, denoiser: Any) -> list[float]:
     else:
         levels = edm_levels(low, high, count, settings.rho)
     return rounded(levels, denoiser)
+
+
+def grid_levels(settings: SamplerSettings, low: float, high: float) -> list[float]:
+    """The levels of the iddpm grid in [low, high], descending."""
+    return [u for u in iddpm_grid(settings.num_train_steps, settings.c_1, settings.c_2) if low <= u <= high]
 
 
 def rounded(levels: list[float], denoiser: Any) -> list[float]:
