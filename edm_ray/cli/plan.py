@@ -13,6 +13,7 @@ from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions
 from edm_ray.networks.build import build_denoiser
 from edm_ray.networks.cost import network_cost
+from edm_ray.training.device import cpu_threads
 from edm_ray.training.estimate import dollars, gpu_hours, memory_gib
 
 MEASURED_IMAGES, MEASURED_STEPS = 4, 2
@@ -33,15 +34,16 @@ def print_plan(config: TrainingConfig, dataset: DataSet, workers: tuple[int, int
     decoded = dataset.rows * dataset.channels * dataset.resolution**2
     stored = sum(entry["bytes"] for entry in dataset.files.values())
     say(f"  data      {len(dataset.shards)} shards, {stored / 2**20:,.1f} MiB; {decoded / 2**20:,.1f} MiB decoded")
-    unit = "GPU" if device == "cuda" else "CPU"
-    many = f"{most} bundles of 1 {unit}" if least == most else f"{least} to {most} bundles of 1 {unit}"
+    unit = "1 GPU" if device == "cuda" else f"{config.threads} CPU{'s' * (config.threads > 1)}"
+    many = f"{most} bundles of {unit}" if least == most else f"{least} to {most} bundles of {unit}"
     say(f"  Ray       {many}, one DDP process each ({'nccl' if device == 'cuda' else 'gloo'})")
     if device == "cuda" and not torch.cuda.is_available():
         hours = gpu_hours(preset, config, cost)
         say(f"  time      {hours}")
         say(f"  cost      {dollars(hours)}")
     else:
-        seconds = measure_image(config, device)
+        with cpu_threads(config.threads):
+            seconds = measure_image(config, device)
         say(
             f"  time      about {duration(seconds * config.total_kimg * 1000 / most)} with {most} such workers: "
             f"{seconds * 1e3:,.1f} ms an image (measured here, now, {MEASURED_IMAGES} images at a time, without the "

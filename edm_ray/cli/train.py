@@ -112,7 +112,7 @@ def run(args: Args) -> None:
     tracking, fids = Tracking(trackers, run_uri, fields, rows), FidRows(rows[-1]["nimg"] if rows else 0)
     must_stop = terminated() if args.no_ray else lambda: False
     with session_for(args, plan):
-        follower = follow(args, plan, run_uri, workers[1], fids, done[-1] if done else 0)
+        follower = follow(args, plan, run_uri, (workers[1], config.threads), fids, done[-1] if done else 0)
         seen: list[dict[str, Any]] = []
 
         def on_tick(row: dict[str, Any]) -> None:
@@ -181,16 +181,18 @@ def snapshot_plan(args: Args) -> SnapshotPlan | None:
 
 
 def follow(
-    args: Args, plan: SnapshotPlan | None, run_uri: str, workers: int, fids: FidRows, resumed_at: int
+    args: Args, plan: SnapshotPlan | None, run_uri: str, workers: tuple[int, int], fids: FidRows, resumed_at: int
 ) -> Follower | None:
-    """What draws the snapshots from here on; the caller closes it."""
+    """What draws the snapshots from here on; the caller closes it. ``workers``: (how many at most, threads of each)."""
     if plan is None:
         return None
     from edm_ray.orchestration.snapshot_runners import ProcessRunner, RayRunner, Runner
     from edm_ray.orchestration.snapshots import Follower
 
     runner: Runner = (
-        ProcessRunner(plan.device) if args.no_ray else RayRunner(plan.device, plan.share, workers, args.device)
+        ProcessRunner(plan.device)
+        if args.no_ray
+        else RayRunner(plan.device, plan.share, workers[0], args.device, workers[1])
     )
 
     def on_record(record: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from edm_ray.config.schema import TrainingConfig
 
 _OUTSIDE = (
-    *("total_kimg", "tick_kimg", "checkpoint_kimg", "keep_checkpoints", "micro_batch", "compile", "on_damage"),
+    *("total_kimg", "tick_kimg", "checkpoint_kimg", "keep_checkpoints", "on_damage"),
+    *("micro_batch", "compile", "threads"),
     *("ema.snapshot_kimg", "ema.snapshot_dtype"),
 )
 

@@ -214,7 +214,7 @@ class EmaConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """One training run. All of it is in the run's identity but length, how often something is written, and what changes
-    rounding only (micro_batch, compile)."""
+    rounding only (micro_batch, compile, threads)."""
 
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -235,6 +235,9 @@ class TrainingConfig:
     """Images a worker takes through the network at once, gradients adding up; 0 = its whole share. For memory only."""
     compile: bool = False
     """torch.compile the network: minutes at the start, then fewer and larger kernels. Changes rounding only."""
+    threads: int = 1
+    """CPU threads of each worker, whatever the machine has: another number is another order of sums, and the bits of a
+    run would depend on where it runs. On a CPU, Ray gives a worker as many CPUs. Changes rounding only."""
     total_kimg: float = 200_000.0
     """Length of the run in thousands of images; the last step is cut nowhere: it ends at the first batch past it."""
     tick_kimg: float = 50.0
@@ -251,6 +254,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.threads >= 1, "threads", self.threads, "at least 1")
         require(self.micro_batch >= 0, "micro_batch", self.micro_batch, "0 (the whole share) or more")
         require(
             self.augment.probability == 0 or self.denoiser.network.augment_dim == 9,

@@ -87,7 +87,7 @@ def train_on_ray(
             os.environ.setdefault(name, value)
     with session():
         use_gpu = device == "cuda"
-        ask = Ask(what="training", count=least, cpus=float(not use_gpu), gpus=float(use_gpu))
+        ask = Ask(what="training", count=least, cpus=0.0 if use_gpu else float(config.threads), gpus=float(use_gpu))
         preflight(ask)
         require_nodes(ask, run_uri, reads=(dataset.uri,))
         trainer = ray.train.torch.TorchTrainer(
@@ -101,7 +101,11 @@ def train_on_ray(
                 "snapshot_kimg": snapshot_kimg,
             },
             torch_config=NodeNetwork(),
-            scaling_config=ScalingConfig(num_workers=most if least == most else workers, use_gpu=use_gpu),
+            scaling_config=ScalingConfig(
+                num_workers=most if least == most else workers,
+                use_gpu=use_gpu,
+                resources_per_worker=None if use_gpu else {"CPU": config.threads},
+            ),
             run_config=RunConfig(
                 name="ray_train",
                 storage_path=uris.join(run_uri, "log"),

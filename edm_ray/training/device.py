@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from edm_ray.config.schema import TrainingConfig
@@ -11,6 +14,21 @@ from edm_ray.errors import InputError
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A host tensor to the device without waiting: from pageable memory, the copy would wait for all work before it."""
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """So many threads for every sum in this context, and what the process had after it.
+
+    torch's own choice is the number of cores, and cuts long sums into as many parts: without this, the bits of a run
+    would depend on the machine, and on whether Ray (which gives a worker one thread) started it.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def set_precision(config: TrainingConfig, device: torch.device) -> None:

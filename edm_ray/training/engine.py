@@ -24,7 +24,7 @@ from edm_ray.data.order import rank_positions, shares
 from edm_ray.data.reader import Reader, open_reader
 from edm_ray.errors import InputError
 from edm_ray.networks.build import build_denoiser
-from edm_ray.training.device import set_precision
+from edm_ray.training.device import cpu_threads, set_precision
 from edm_ray.training.ema import ema_beta, gamma_of, power_beta, update_ema
 from edm_ray.training.posthoc import save_snapshot
 from edm_ray.training.run import MetricsLog, checkpoint_store, model_uri, refuse_mirrored_latents
@@ -180,6 +180,21 @@ def train(
             "without images; use fewer workers or a larger batch"
         )
     refuse_mirrored_latents(config, dataset)
+    with cpu_threads(config.threads):
+        _train(config, dataset, run_uri, place, about, on_tick, must_stop, must_save, snapshot_kimg)
+
+
+def _train(
+    config: TrainingConfig,
+    dataset: DataSet,
+    run_uri: str,
+    place: Place,
+    about: dict[str, Any],
+    on_tick: Callable[[Metrics], None],
+    must_stop: Callable[[], bool],
+    must_save: Callable[[], bool],
+    snapshot_kimg: float | None,
+) -> None:
     pixels = open_reader(dataset, config.xflip, on_damage=config.on_damage, order=config.order, lanes=config.lanes)
     trainer = Trainer(config, place, dataset.codec)
     checkpoint = _agreed_checkpoint(checkpoint_store(run_uri), place)

@@ -73,6 +73,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, digits_dir, tmp_pa
     assert "ms an image (measured here" in text
     assert main([*data, "--dry-run", "--workers", "2:3", "--set", "micro_batch=10"]) == 0
     assert "3 workers x 42 to 43, in 5 rounds of at most 10" in capsys.readouterr().out
+    assert main([*data, "--dry-run", "--set", "threads=2"]) == 0
+    assert "1 bundles of 2 CPUs" in capsys.readouterr().out
 
 
 def test_generated_images_depend_on_their_seed_alone(digits_dir, tmp_path):

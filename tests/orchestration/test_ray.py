@@ -68,6 +68,22 @@ def test_two_ddp_workers_give_the_parameters_of_one_process(root, run_dir, digit
     assert np.allclose(losses[0], losses[1], rtol=1e-4)
 
 
+def test_one_worker_of_ray_has_the_bits_of_a_process_without_ray_whatever_threads_either_was_given(root, digits_dir):
+    """The engine sets its threads itself: Ray gives its workers one, a plain process would take all cores."""
+    before, results = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        for name, how in (("one-ray", ["--workers", "1"]), ("one-plain", ["--no-ray"])):
+            uri = str(root / name)
+            data = ["--data", str(digits_dir / "train"), "--out", uri, "--preset", "tiny"]
+            assert main(["train", *data, *how, "--set", "total_kimg=0.096"]) == 0
+            rows = [(row["loss"], row["loss_by_sigma"], row["grad_norm"]) for row in read_metrics(uri)]
+            results.append((open_model(model_uri(uri)).weights, rows))
+    finally:
+        torch.set_num_threads(before)
+    assert results[0] == results[1]
+
+
 def _sigkill_a_worker_after_the_first_checkpoint(run_uri: str, killed: list[int]) -> None:
     store = checkpoint_store(run_uri)
     while not store.committed():
