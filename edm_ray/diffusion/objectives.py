@@ -5,11 +5,12 @@ They know nothing of the preconditioning: configuration D of the paper is EDM pr
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -25,6 +26,10 @@ class Objective:
     sigma_data: float = 0.5
     draw: str = "uniform"
     """The unit draw that `sigma` takes: uniform in (0, 1), or normal."""
+
+    def __call__(self, **constants: Any) -> Self:
+        """The same objective with other constants."""
+        return dataclasses.replace(self, **constants)
 
     def sigma(self, draw: torch.Tensor) -> torch.Tensor:
         """Unit draws [B] -> noise levels [B]."""
@@ -45,7 +50,9 @@ class Objective:
     ) -> torch.Tensor:
         """lambda(sigma) (D(y + sigma n) - y)^2 per pixel: images y and unit noise n [B, C, H, W], draw [B]."""
         sigma = self.sigma(draw).reshape(-1, 1, 1, 1)
-        denoised = denoiser(images + noise * sigma, sigma.flatten(), class_labels, augment_labels)
+        # Only a network that is trained with augmentation takes the fourth; closed-form denoisers do not.
+        labels = (class_labels,) if augment_labels is None else (class_labels, augment_labels)
+        denoised = denoiser(images + noise * sigma, sigma.flatten(), *labels)
         return self.weight(sigma) * (denoised - images) ** 2
 
 
@@ -106,7 +113,8 @@ def _iddpm_grid(steps: int, c_1: float, c_2: float, device: torch.device, dtype:
     return torch.tensor(schedules.iddpm_grid(steps, c_1, c_2, torch.float32)).to(device, dtype)
 
 
-OBJECTIVES: dict[str, Callable[..., Any]] = {"edm": EDM, "vp": VP, "ve": VE, "iddpm": IDDPM}
+OBJECTIVES: dict[str, Objective] = {"edm": EDM(), "vp": VP(), "ve": VE(), "iddpm": IDDPM()}
+"""With the paper's constants; called, each gives a copy with others: OBJECTIVES["edm"](sigma_data=0.7)."""
 
 
 def loss_by_sigma(

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from edm_ray.diffusion.analytic import GaussianMixture
 from edm_ray.diffusion.objectives import OBJECTIVES, loss_by_sigma
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS
 from edm_ray.diffusion.schedules import VE, VP, Linear, Path, iddpm_grid
@@ -139,3 +140,20 @@ def test_loss_of_gaussian_data_is_its_posterior_variance(gaussian, kind) -> None
     assert loss.shape == y.shape
     expected = loss_by_sigma(gaussian, objective, y, n, [level])[0]
     assert torch.allclose(loss.flatten(1).mean(1), expected, rtol=1e-9)
+
+
+def test_objectives_have_the_papers_constants_and_take_others_and_any_denoiser(latents) -> None:
+    assert OBJECTIVES["edm"]() == OBJECTIVES["edm"]
+    assert OBJECTIVES["edm"](p_std=2.0).p_std == 2.0 and OBJECTIVES["edm"].p_std == 1.2
+    assert {name: objective.draw for name, objective in OBJECTIVES.items()} == {
+        "edm": "normal",
+        "vp": "uniform",
+        "ve": "uniform",
+        "iddpm": "uniform",
+    }
+    mixture = GaussianMixture(torch.zeros(1, 3, 2, 2), torch.ones(1), torch.ones(1))
+    draw, noise = torch.tensor([0.3, 0.6], dtype=torch.float64), torch.ones_like(latents)
+    for objective in OBJECTIVES.values():
+        sigma = objective.sigma(draw).reshape(-1, 1, 1, 1)
+        expected = objective.weight(sigma) * ((latents + sigma) / (1 + sigma**2) - latents) ** 2
+        assert torch.allclose(objective.loss(mixture, latents, draw, noise), expected, rtol=1e-12)
