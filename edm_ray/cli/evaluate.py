@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from edm_ray.checkpoint import open_model
 from edm_ray.cli.console import Progress, duration, say
@@ -23,14 +23,18 @@ from edm_ray.storage import uris
 class Args:
     model: str
     """Model directory."""
-    reference: str
-    """Reference that `edm-ray reference` wrote."""
+    reference: list[str]
+    """References that `edm-ray reference` wrote, e.g. one of inception and one of dinov2: all are measured on the same
+    images, which are sampled once."""
     out: str
-    """Directory: evaluation.json and the chunk store."""
+    """Directory or s3:// URI: evaluation.json and, without --store, the chunk store."""
+    store: str | None = None
+    """Chunk store: a directory or s3:// URI, for any number of evaluations; what is there is not sampled again."""
     num: int = 50_000
     """Number of images; FID depends on it."""
     metrics: str = "fid"
-    """fid, kid, isc (Inception Score), prc (precision and recall), with commas between; all from one pass."""
+    """fid, kid, isc (Inception Score), prc (precision and recall), with commas between; all from one pass. isc is of
+    the references whose extractor has classes."""
     protocol: Literal["interval", "paper"] = "interval"
     """interval: --num images, with error bars. paper: three times --num, seeds from 0, as in the paper, which reports
     the minimum; mean and interval are shown beside it."""
@@ -45,6 +49,9 @@ class Args:
     workers: str = "1"
     """Sampling actors; LEAST:MOST to begin with fewer and take more when the cluster has room."""
     device: str = "cpu"
+    """cpu or cuda."""
+    actors_per_gpu: int = 1
+    """Sampling actors that share a GPU."""
     precision: str = "fp32"
     """fp32, bf16 or fp16: of the network; the sampler's state stays float64."""
     dry_run: bool = False
@@ -53,8 +60,8 @@ class Args:
 
 def run(args: Args) -> None:
     from edm_ray.cli.tables import measured_table, protocol_table, show
-    from edm_ray.evaluation.measure import measure, over_sets, parse_metrics, plan_measurement
-    from edm_ray.evaluation.reference import open_reference, real_features
+    from edm_ray.evaluation.measure import measure, over_sets, parse_metrics, plan_all
+    from edm_ray.evaluation.reference import real_features
     from edm_ray.orchestration.chunks import POOL_START
     from edm_ray.orchestration.evaluate import Bench, evaluate_on_ray
     from edm_ray.sampling.generate import PRECISIONS, check_labels
@@ -69,54 +76,71 @@ def run(args: Args) -> None:
     settings = choose_settings(args.sampler, args.set)
     model = open_model(uris.absolute(args.model))
     check_labels(args.labels, model.config.network.label_dim)
-    where = uris.absolute(args.reference)
-    reference, extractor = open_reference(where)
-    plan = plan_measurement(metrics, where, reference, extractor)
+    plans, extractors = plan_all(metrics, [uris.absolute(where) for where in args.reference])
     dataset = open_dataset(uris.absolute(args.real)) if args.real is not None else None
     if dataset is not None and dataset.rows < args.num:
         raise InputError(f"--real {args.real}: {dataset.rows} images, {args.num} are needed: compare at equal n only")
-    store = uris.join(uris.absolute(args.out), "chunks")
+    store = uris.absolute(args.store) if args.store is not None else uris.join(uris.absolute(args.out), "chunks")
     bench = Bench(
         model=model,
-        extractor=extractor,
-        reference=reference,
+        extractor=extractors[0],
+        more_extractors=tuple(extractors[1:]),
+        reference=plans[0].reference,
         store=store,
         labels=args.labels,
         workers=most,
         least_workers=least,
         device=args.device,
+        actors_per_gpu=args.actors_per_gpu,
         precision=args.precision,
     )
     paper = args.protocol == "paper"
     starts = [0, args.num, 2 * args.num] if paper else [POOL_START["evaluate"]]
     if args.dry_run:
         times = f"{len(starts)} x {args.num:,}" if paper else f"{args.num:,}"
-        say(f"would sample {times} images on {args.workers} x {args.device} and measure {', '.join(metrics)} against")
-        say(f"  {reference.describe()}; settings: {settings}; chunks: {store}")
+        say(f"would sample {times} images on {args.workers} x {args.device}; settings: {settings}; chunks: {store}")
+        for plan in plans:
+            say(f"  and measure {', '.join(plan.metrics)} against {plan.reference.describe()}")
         return
     progress, started = Progress("chunks"), time.monotonic()
-    sets = evaluate_on_ray(bench, settings, starts, args.num, plan, progress.update)
+    answers = evaluate_on_ray(bench, settings, starts, args.num, plans, progress.update)
+    made_on = sorted({kind for of_set in answers for answer in of_set for kind in answer.made_on})
     content = {
         "model": args.model,
         "model_hash": model.hash,
         "settings": str(settings),
         "labels": args.labels,
         "precision": args.precision,
-        "reference": reference.describe(),
-        "samples": sets[0].fid.to_dict(),
-        "metrics": [{"first_seed": first, **measured.to_dict()} for first, measured in zip(starts, sets, strict=True)],
+        "made_on": made_on,
     }
-    if paper:
-        rows = over_sets(sets)
-        content["protocol"] = [row.to_dict() for row in rows]
-        show(protocol_table(rows, reference.describe(), args.num))
-    else:
-        show(measured_table(sets[0], f"samples against {reference.describe()}"))
-    if dataset is not None:
-        features, rank = real_features(dataset, args.num, extractor)
-        real = measure(features, rank, plan)
-        show(measured_table(real, f"real images of {dataset.name} against {reference.describe()}"))
-        content["real"] = {"dataset": args.real, **real.fid.to_dict(), "metrics": real.to_dict()}
+    further: list[dict[str, Any]] = []
+    for place, (plan, extractor) in enumerate(zip(plans, extractors, strict=True)):
+        sets = [of_set[place].measured for of_set in answers]
+        said = plan.reference.describe()
+        entry: dict[str, Any] = {
+            "reference": said,
+            "samples": sets[0].fid.to_dict(),
+            "metrics": [{"first_seed": first, **one.to_dict()} for first, one in zip(starts, sets, strict=True)],
+        }
+        if paper:
+            rows = over_sets(sets)
+            entry["protocol"] = [row.to_dict() for row in rows]
+            show(protocol_table(rows, said, args.num))
+        else:
+            show(measured_table(sets[0], f"samples against {said}"))
+        if dataset is not None:
+            features, rank = real_features(dataset, args.num, extractor)
+            real = measure(features, rank, plan)
+            show(measured_table(real, f"real images of {dataset.name} against {said}"))
+            entry["real"] = {"dataset": args.real, **real.fid.to_dict(), "metrics": real.to_dict()}
+        if place:
+            further.append(entry)
+        else:
+            content |= entry
+    if further:
+        content["further_references"] = further
+    if len(made_on) > 1:
+        say(f"  made on {len(made_on)} kinds of device ({', '.join(made_on)}), whose images may differ by a level")
     path = uris.join(args.out, "evaluation.json")
     uris.write_bytes(path, json.dumps(content, indent=1).encode())
     say(f"  {duration(time.monotonic() - started)}; written to {path}")

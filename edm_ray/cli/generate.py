@@ -6,6 +6,7 @@ turned into latents and back (--invert), and paths between the latents of two se
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from edm_ray.checkpoint.model import Model
 from edm_ray.cli.console import Progress, duration, say
 from edm_ray.cli.device import check_device
 from edm_ray.cli.sampler import choose_settings
+from edm_ray.cli.workers import parse_workers
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.diffusion.samplers import SamplerSettings
@@ -65,6 +67,9 @@ class Args:
     """Data set: a grid of its first images, their latents, and the images made from those."""
     interpolate: list[str] = field(default_factory=list)
     """A grid of paths between the latents of two seeds, e.g. --interpolate 3:17 4:18"""
+    workers: str = "0"
+    """Ray actors that sample, or LEAST:MOST to begin with fewer; 0: this process, without Ray. The images are the
+    same. Every node must see the place of --out."""
     columns: int = 10
     scale: int | None = None
     """Grid only: enlarge pixels by this whole number; by default images become about 64 pixels wide."""
@@ -91,30 +96,40 @@ def run(args: Args) -> None:
     settings = choose_settings(args.sampler, args.set)
     model = open_model(uris.absolute(args.model))
     check_labels(args.labels, model.config.network.label_dim)
-    denoiser = model.denoiser(args.device)
     if args.dry_run:
         what = figures[0] if figures else f"{num:,} images, seeds from {args.first_seed},"
-        say(f"would sample {what} to {args.out}; settings: {settings}")
+        who = f"{args.workers} x {args.device}" if args.workers != "0" else "this process"
+        say(f"would sample {what} to {args.out}, by {who}; settings: {settings}")
         return
     started = time.monotonic()
     if figures:
-        _save_figure(args, _figure(args, num, model, denoiser, settings))
+        _save_figure(args, _figure(args, num, model, model.denoiser(args.device), settings))
         say(f"{figures[0]} in {duration(time.monotonic() - started)}: {args.out}")
         return
     if is_grid:
-        seeds, images = _sample(args, _seeds(args, num), denoiser, settings, None)
-        about = {**_about(args, settings), "seeds": f"{seeds[0]}..{seeds[-1]}"}
+        images = np.concatenate([part for _, part in _parts(args, num, model, settings)])
+        about = {**_about(args, settings), "seeds": f"{args.first_seed}..{args.first_seed + num - 1}"}
         save_grid(args.out, images, args.columns, about, _scale(args, images), GAP)
     else:
+        classes = model.config.network.label_dim
         with Writing(_output(args, num, model, settings)) as output:
-            _sample(args, _seeds(args, num), denoiser, settings, output)
+            for seeds, part in _parts(args, num, model, settings):
+                numbers = torch.from_numpy(seeds)
+                labels = labels_of(numbers, classes, args.labels) if classes else torch.zeros_like(numbers)
+                output.add(seeds, labels.numpy(), part)
+    if args.workers != "0":
+        uris.delete_directory(_store(args))
     say(f"{num} images in {duration(time.monotonic() - started)}: {args.out}")
 
 
 def _check(args: Args, num: int, figures: list[str], is_grid: bool) -> None:
     if num < 1 or args.columns < 1 or (args.scale is not None and args.scale < 1) or args.first_seed < 0:
         raise InputError("--num, --columns and --scale must be 1 or more, --first-seed 0 or more")
-    check_device(args.device, here=True)
+    if args.workers != "0":
+        parse_workers(args.workers)
+        if figures:
+            raise InputError(f"--workers {args.workers}: {figures[0]} is drawn by this process; leave it out")
+    check_device(args.device, here=args.workers == "0")
     uris.resolve(args.out)  # refuses what is no place
     if args.precision not in PRECISIONS:
         raise InputError(f"--precision {args.precision}: give {', '.join(PRECISIONS)}")
@@ -153,21 +168,33 @@ def _seeds(args: Args, num: int, step: int = 1) -> torch.Tensor:
 
 
 def _sample(
-    args: Args, seeds: torch.Tensor, denoiser: torch.nn.Module, settings: SamplerSettings, output: Output | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Seeds and images; with an ``output`` the images go there as they come, and the last part alone is returned."""
-    progress, parts = Progress("images"), []
-    num, classes = len(seeds), denoiser.model.label_dim
-    for first in range(0, num, MICRO_BATCH):
+    args: Args, seeds: torch.Tensor, denoiser: torch.nn.Module, settings: SamplerSettings
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Seeds and images in parts, by this process."""
+    progress = Progress("images")
+    for first in range(0, len(seeds), MICRO_BATCH):
         part = seeds[first : first + MICRO_BATCH]
         images = generate(denoiser, part, settings, args.labels, precision=args.precision).numpy()
-        if output is not None:
-            labels = labels_of(part, classes, args.labels) if classes else torch.zeros_like(part)
-            output.add(part.numpy(), labels.numpy(), images)
-            parts.clear()
-        parts.append(images)
-        progress.update(min(first + MICRO_BATCH, num), num)
-    return seeds.numpy(), np.concatenate(parts)
+        progress.update(min(first + MICRO_BATCH, len(seeds)), len(seeds))
+        yield part.numpy(), images
+
+
+def _store(args: Args) -> str:
+    """Where chunks of images lie until the output is whole; a command that was killed goes on from there."""
+    return uris.absolute(f"{args.out}.parts")
+
+
+def _parts(args: Args, num: int, model: Model, settings: SamplerSettings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Seeds and images in parts, in the order of the seeds."""
+    if args.workers == "0":
+        return _sample(args, _seeds(args, num), model.denoiser(args.device), settings)
+    from edm_ray.orchestration.generate import Crew, images_on_ray
+
+    least, most = parse_workers(args.workers)
+    crew = Crew(workers=most, least=least, device=args.device, store=_store(args))
+    seeds = range(args.first_seed, args.first_seed + num)
+    progress = Progress("chunks of images")
+    return images_on_ray(model, settings, seeds, args.labels, args.precision, crew, progress.update)
 
 
 def _figure(args: Args, num: int, model: Model, denoiser: torch.nn.Module, settings: SamplerSettings) -> Figure:
@@ -184,7 +211,8 @@ def _figure(args: Args, num: int, model: Model, denoiser: torch.nn.Module, setti
     # Read first: a bad reference should not cost the time of sampling.
     spec = open_reference(uris.absolute(args.reference))[1] if args.reference is not None else None
     step = BALANCED_RUN if args.labels == "balanced" and model.config.network.label_dim else 1
-    seeds, samples = _sample(args, _seeds(args, num, step), denoiser, settings, None)
+    wanted = _seeds(args, num, step)
+    seeds, samples = wanted.numpy(), np.concatenate([part for _, part in _sample(args, wanted, denoiser, settings)])
     training = pixels.images
     if spec is None:
         rows = [pixel_rows(samples), pixel_rows(training)]

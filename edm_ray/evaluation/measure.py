@@ -17,7 +17,7 @@ from edm_ray.evaluation.kept import KeptFeatures, open_kept
 from edm_ray.evaluation.kid import KidEstimate, kid
 from edm_ray.evaluation.moments import GroupSums
 from edm_ray.evaluation.precision_recall import PrecisionRecall, precision_recall
-from edm_ray.evaluation.reference import ExtractorSpec, Reference
+from edm_ray.evaluation.reference import ExtractorSpec, Reference, open_reference
 
 METRICS = ("fid", "kid", "isc", "prc")
 FRECHET_NAMES = {"dinov2": "FD-DINOv2", "clip": "FD-CLIP"}
@@ -56,6 +56,22 @@ def plan_measurement(metrics: tuple[str, ...], uri: str, reference: Reference, s
         kept=open_kept(uri, needs_rows[0]) if needs_rows else None,
         head=spec if "isc" in metrics else None,
     )
+
+
+def plan_all(metrics: tuple[str, ...], references: Sequence[str]) -> tuple[list[Plan], list[ExtractorSpec]]:
+    """A plan and an extractor for each reference directory. The Inception Score is of those extractors that have
+    classes; InputError when none has, or when a reference is named twice."""
+    opened = [open_reference(uri) for uri in references]
+    hashes = [(reference.moments.hash, reference.dataset) for reference, _ in opened]
+    if twice := [uri for i, uri in enumerate(references) if hashes[i] in hashes[:i]]:
+        raise InputError(f"--reference {twice[0]}: the same reference is given twice")
+    heads = [spec.load().has_head for _, spec in opened] if "isc" in metrics else []
+    plans = []
+    for place, (uri, (reference, spec)) in enumerate(zip(references, opened, strict=True)):
+        left_out = any(heads) and not heads[place]
+        own = tuple(name for name in metrics if not (left_out and name == "isc"))
+        plans.append(plan_measurement(own, uri, reference, spec))
+    return plans, [spec for _, spec in opened]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,9 @@ from edm_ray.storage.commit import canonical_json, sha256
 
 logger = logging.getLogger(__name__)
 # Part of every key: raise it when the meaning of a chunk changes (sampler, seeding, rounding, layout).
-CODE_VERSION = 1
+# 2: with the vp schedule, churn is decided on the noise levels themselves, not on what comes back from time.
+CODE_VERSION = 2
+CONTENTS = {(np.dtype(np.int32), 2), (np.dtype(np.uint8), 4)}
 POOL_START = {"search": 0, "confirm": 1 << 30, "evaluate": 1 << 31}
 
 
@@ -94,15 +96,25 @@ def has_chunk(store: str, chunk: Chunk) -> bool:
     return uris.exists(_path(store, chunk.key))
 
 
-def write_chunk(store: str, chunk: Chunk, features: np.ndarray) -> None:
-    """features: int32 [size, d] on the extractor's fixed-point grid."""
+def write_chunk(store: str, chunk: Chunk, features: np.ndarray, made_on: str = "") -> None:
+    """features: int32 [size, d] on the extractor's fixed-point grid, or images, uint8 [size, C, H, W]. made_on: the
+    kind of device, by name."""
     tensors = {"features": features}
-    metadata = {"identity": canonical_json(chunk.identity), "sha256": sha256(features.tobytes())}
+    metadata = {
+        "identity": canonical_json(chunk.identity),
+        "sha256": sha256(features.tobytes()),
+        "made_on": made_on,
+    }
     uris.write_bytes(_path(store, chunk.key), safetensors.numpy.save(tensors, metadata=metadata))
 
 
 def read_chunk(store: str, chunk: Chunk) -> np.ndarray:
-    """int32 [size, d]. Raises IntegrityError when the file is damaged or of other settings."""
+    """As `write_chunk` got it. Raises IntegrityError when the file is damaged or of other settings."""
+    return read_whole(store, chunk)[0]
+
+
+def read_whole(store: str, chunk: Chunk) -> tuple[np.ndarray, str]:
+    """The chunk's features, and the kind of device it was made on. Raises as `read_chunk` does."""
     path = _path(store, chunk.key)
     content = uris.read_bytes(path)
     try:
@@ -114,10 +126,10 @@ def read_chunk(store: str, chunk: Chunk) -> np.ndarray:
         raise IntegrityError(f"{path}: not a chunk (no identity); delete it and run again")
     if header.get("identity") != canonical_json(chunk.identity):
         raise IntegrityError(f"{path}: holds a chunk of other settings; delete it and run again")
-    whole = features.dtype == np.int32 and features.ndim == 2 and len(features) == chunk.size
+    whole = (features.dtype, features.ndim) in CONTENTS and len(features) == chunk.size
     if not whole or header.get("sha256") != sha256(features.tobytes()):
         raise IntegrityError(f"{path}: content differs from its hash; delete it and run again")
-    return features
+    return features, str(header.get("made_on", ""))
 
 
 def is_stored(store: str, chunk: Chunk) -> bool:
@@ -133,8 +145,19 @@ def is_stored(store: str, chunk: Chunk) -> bool:
     return True
 
 
-def gather(store: str, chunks: Iterable[Chunk]) -> tuple[np.ndarray, np.ndarray]:
-    """Features int32 [n, d] and seeds int64 [n] of these chunks, in the order of their seeds.
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What is wanted of one chunk."""
+
+    features: np.ndarray
+    """int32 [n, d]; of pixels uint8 [n, C, H, W]"""
+    seeds: np.ndarray
+    """int64 [n]"""
+    made_on: str
+
+
+def read_parts(store: str, chunks: Iterable[Chunk], within: range | None = None) -> Iterator[Part]:
+    """These chunks in the order of their seeds, one in memory at a time. within: only images of these seeds.
 
     A chunk counts once however often it is named, in whatever order. Raises InputError when two chunks are not of one
     sampler, or share seeds: their images would be counted twice.
@@ -145,5 +168,16 @@ def gather(store: str, chunks: Iterable[Chunk]) -> tuple[np.ndarray, np.ndarray]
             raise InputError(f"{before} and {after} are of two samplers; one estimate is of one")
         if before.first + before.size > after.first:
             raise InputError(f"{before} and {after} share seeds; an image counts once")
-    features = np.concatenate([read_chunk(store, chunk) for chunk in once])
-    return features, np.concatenate([chunk.seeds.numpy() for chunk in once])
+    for chunk in once:
+        features, made_on = read_whole(store, chunk)
+        seeds = chunk.seeds.numpy()
+        if within is not None:
+            wanted = (seeds >= within.start) & (seeds < within.stop)
+            features, seeds = features[wanted], seeds[wanted]
+        yield Part(features=features, seeds=seeds, made_on=made_on)
+
+
+def gather(store: str, chunks: Iterable[Chunk], within: range | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Features int32 [n, d] and seeds int64 [n] of these chunks, as `read_parts` gives them."""
+    parts = list(read_parts(store, chunks, within))
+    return np.concatenate([part.features for part in parts]), np.concatenate([part.seeds for part in parts])

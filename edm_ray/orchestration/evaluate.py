@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,27 +13,32 @@ from ray.exceptions import RayError
 from edm_ray.checkpoint.model import Model
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.errors import InputError
-from edm_ray.evaluation.measure import Measured, Plan, measure
+from edm_ray.evaluation.measure import Measured, Plan, measure_parts
 from edm_ray.evaluation.reference import ExtractorSpec, Reference
-from edm_ray.orchestration.chunks import Chunk, Generator, gather
-from edm_ray.orchestration.nodes import require_nodes
+from edm_ray.orchestration.chunks import POOL_START, Chunk, Generator, read_parts
 from edm_ray.orchestration.pool import Pool, ask_for, start_pool, unwrapped
-from edm_ray.orchestration.preflight import Ask, preflight
+from edm_ray.orchestration.preflight import Ask, preflight, preflight_here
 from edm_ray.orchestration.queue import ChunkFailed
 from edm_ray.orchestration.session import session
 from edm_ray.sampling.generate import MICRO_BATCH
 
 MAX_FAILED_CHUNKS = 3
 """An evaluation with so many chunks that cannot be made stops; with fewer, the others are made first and kept."""
+CHUNK_IMAGES = 100
+METRICS_CPUS = 0.05
+"""Samplers leave so little of each CPU; metrics of one set are worked out beside the sampling of the next."""
 
 
-def chunks_for(generator: Generator, settings: SamplerSettings, first: int, num_images: int) -> list[Chunk]:
-    """Seeds from ``first`` in chunks of 500 (of 100 below 10,000 images, so that workers share)."""
-    size = 500 if num_images >= 10_000 else 100
-    starts = range(0, num_images, size)
+def chunks_for(
+    generator: Generator, settings: SamplerSettings, first: int, num_images: int, size: int = CHUNK_IMAGES
+) -> list[Chunk]:
+    """Whole chunks that cover ``num_images`` seeds from ``first``, on the one grid that its pool of seeds has: so that
+    evaluations of any size share them. They may reach a little beyond on both sides."""
+    origin = max(start for start in POOL_START.values() if start <= first)
+    begin = first - (first - origin) % size
     return [
-        Chunk(generator=generator, settings=settings, first=first + start, size=min(size, num_images - start))
-        for start in starts
+        Chunk(generator=generator, settings=settings, first=start, size=size)
+        for start in range(begin, first + num_images, size)
     ]
 
 
@@ -52,6 +58,8 @@ class Bench:
     least_workers: int | None = None
     """Start with so many, take more when the cluster grows; None: all must fit the cluster."""
     actors_per_gpu: int = 1
+    more_extractors: tuple[ExtractorSpec, ...] = ()
+    """Their features are taken of the same images."""
 
     def generator(self) -> Generator:
         return Generator(
@@ -63,44 +71,68 @@ class Bench:
             precision=self.precision,
         )
 
+    @property
+    def extractors(self) -> tuple[ExtractorSpec, ...]:
+        return (self.extractor, *self.more_extractors)
+
     def ask(self) -> Ask:
         return ask_for(
             self.model,
-            self.extractor,
+            self.extractors,
             self.workers,
             self.device,
             actors_per_gpu=self.actors_per_gpu,
             least=self.least_workers,
         )
 
+    def require_here(self) -> None:
+        """Before Ray starts, refuse what this machine cannot hold, where this machine is all there will be."""
+        preflight_here(self.ask())
+
     def require(self) -> None:
-        """Refuse at once what the cluster cannot hold, and nodes that could not do it."""
-        ask = self.ask()
-        preflight(ask)
-        require_nodes(ask, self.store)
+        """Refuse at once what the cluster cannot hold."""
+        preflight(self.ask())
 
     def start(self) -> Pool:
         """Its pool; the caller stops it."""
-        return start_pool(self.model, self.extractor, self.store, self.workers, self.device, ask=self.ask())
+        return start_pool(self.model, self.extractors, self.store, self.workers, self.device, ask=self.ask())
 
 
-@ray.remote(num_cpus=1, max_retries=2)
-def measure_task(store: str, chunks: list[Chunk], plan: Plan) -> Measured:
-    """All metrics of the chunks' images."""
-    features, seeds = gather(store, chunks)
-    return measure(features, seeds, plan)
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One set of images against one reference."""
+
+    measured: Measured
+    made_on: tuple[str, ...]
+    """The kinds of device that made the images."""
 
 
-def make_chunks(queue: Any, chunks: Sequence[Chunk], on_chunk: Callable[[int, int], None]) -> None:
-    """Return when all of them are in the store.
+@ray.remote(num_cpus=METRICS_CPUS, max_retries=2)
+def measure_task(store: str, chunks: list[Chunk], within: range, plan: Plan) -> Answer:
+    """All metrics of the images of these seeds."""
+    kinds: set[str] = set()
 
-    A chunk that cannot be made is named in the InputError at the end, after the others are made; wrong input, or
-    MAX_FAILED_CHUNKS of them, ends it at once.
+    def parts() -> Iterator[tuple[Any, Any]]:
+        for part in read_parts(store, chunks, within):
+            kinds.add(part.made_on)
+            yield part.features, part.seeds
+
+    measured = measure_parts(parts(), plan)
+    return Answer(measured=measured, made_on=tuple(sorted(kinds)))
+
+
+def made_in_turn(queue: Any, batches: Sequence[Sequence[Chunk]]) -> Iterator[int]:
+    """Have all chunks in the store; numbers of batches as they are done.
+
+    The chunks of a batch are of the same images: when the first is there the others are too, as a rule, and are asked
+    for one after another. A chunk that cannot be made is named in the InputError at the end, after the others are made;
+    wrong input, or MAX_FAILED_CHUNKS of them, ends it at once.
     """
-    waiting = [queue.ensure.remote(chunk) for chunk in chunks]
-    total, failed = len(waiting), []
-    while waiting:
-        done, waiting = ray.wait(waiting, num_returns=1)
+    waiting = {queue.ensure.remote(batch[0]): (number, 0) for number, batch in enumerate(batches)}
+    failed: list[ChunkFailed] = []
+    while waiting and len(failed) < MAX_FAILED_CHUNKS:
+        (done,), _ = ray.wait(list(waiting), num_returns=1)
+        number, place = waiting.pop(done)
         try:
             ray.get(done)
         except RayError as error:
@@ -108,11 +140,19 @@ def make_chunks(queue: Any, chunks: Sequence[Chunk], on_chunk: Callable[[int, in
             if not isinstance(cause, ChunkFailed):
                 raise cause from None
             failed.append(cause)
-            if len(failed) >= MAX_FAILED_CHUNKS:
-                break
-        on_chunk(total - len(waiting), total)
+            continue
+        if place + 1 < len(batches[number]):
+            waiting[queue.ensure.remote(batches[number][place + 1])] = (number, place + 1)
+        else:
+            yield number
     if failed:
         raise InputError("; ".join(str(error) for error in failed) + "; what was made is kept: run again to go on")
+
+
+def make_chunks(queue: Any, chunks: Sequence[Chunk], on_chunk: Callable[[int, int], None]) -> None:
+    """Return when all of them are in the store; raises as `made_in_turn` does."""
+    for count, _ in enumerate(made_in_turn(queue, [(chunk,) for chunk in chunks]), 1):
+        on_chunk(count, len(chunks))
 
 
 def evaluate_on_ray(
@@ -120,22 +160,44 @@ def evaluate_on_ray(
     settings: SamplerSettings,
     starts: Sequence[int],
     num_images: int,
-    plan: Plan,
+    plans: Sequence[Plan],
     on_chunk: Callable[[int, int], None],
-) -> list[Measured]:
-    """Measure ``num_images`` images for each first seed in ``starts``; ``on_chunk(done, total)`` says how far it is."""
+) -> list[list[Answer]]:
+    """Measure ``num_images`` images for each first seed in ``starts``, by each plan: [start][plan].
+
+    Images are sampled once for all plans; a set is measured while the next is sampled. ``on_chunk(done, total)`` says
+    how far it is.
+    """
+    bench.require_here()
     with session():
         bench.require()
+        effective = settings.effective(bench.model.denoiser())
+        generators = [
+            dataclasses.replace(bench.generator(), extractor=plan.reference.moments.extractor) for plan in plans
+        ]
+        sets = [[chunks_for(made, effective, first, num_images) for made in generators] for first in starts]
+        # Two references may be of one extractor; its chunks are asked for once.
+        batches = [tuple(dict.fromkeys(batch)) for chunks in sets for batch in zip(*chunks, strict=True)]
+        each = len(batches) // len(sets)
+        shared = [ray.put(plan) for plan in plans]
+        left = [each] * len(sets)
+        tasks: dict[int, list[Any]] = {}
         pool = bench.start()
         try:
-            effective = settings.effective(bench.model.denoiser())
-            sets = [chunks_for(bench.generator(), effective, first, num_images) for first in starts]
-            make_chunks(pool.queue, [chunk for chunks in sets for chunk in chunks], on_chunk)
+            for count, number in enumerate(made_in_turn(pool.queue, batches), 1):
+                on_chunk(count, len(batches))
+                which = number // each
+                left[which] -= 1
+                if not left[which]:
+                    within = range(starts[which], starts[which] + num_images)
+                    tasks[which] = [
+                        measure_task.remote(bench.store, chunks, within, plan)
+                        for chunks, plan in zip(sets[which], shared, strict=True)
+                    ]
         finally:
             # The pool holds all CPUs it asked for; nothing is left for it to do.
             pool.stop()
-        shared = ray.put(plan)
         try:
-            return list(ray.get([measure_task.remote(bench.store, chunks, shared) for chunks in sets]))
+            return [ray.get(tasks[which]) for which in range(len(sets))]
         except RayError as error:
             raise unwrapped(error) from None

@@ -1,4 +1,4 @@
-"""The pool: samplers that hold the denoiser and the extractor once, fed with chunks from one queue (`queue.py`).
+"""The pool: samplers that hold the denoiser and the extractors once, fed with chunks from one queue (`queue.py`).
 
 What happens when something is lost:
 - a sampler (killed, out of memory, its node gone): its chunk goes back to the queue; a new sampler is asked for, and
@@ -11,6 +11,7 @@ FID is worked out in tasks, so that slow algebra never holds a sampler.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ from edm_ray.orchestration.queue import PATIENCE_S, Crew, Queue, cause_of
 from edm_ray.orchestration.shipping import environment, put
 
 QUEUE_RESTARTS = 10
+MOST_CALLS = 1_000_000
+"""Chunks that may be asked for at once: waiting ones must not keep those from being asked for that samplers need."""
 NUM_GROUPS = 10
 # Samplers leave a little of each CPU for trials, the queue and FID tasks, which mostly wait.
 SAMPLER_CPUS = 0.9
@@ -57,7 +60,13 @@ OUTSIDE = PlacementGroupSchedulingStrategy(placement_group=None)
 
 
 def ask_for(
-    model: Model, extractor: ExtractorSpec, size: int, device: str, *, actors_per_gpu: int = 1, least: int | None = None
+    model: Model,
+    extractors: Sequence[ExtractorSpec],
+    size: int,
+    device: str,
+    *,
+    actors_per_gpu: int = 1,
+    least: int | None = None,
 ) -> Ask:
     """What a pool of ``size`` samplers takes. ``least``: with so many it is worth starting (default all)."""
     if size < 1 or actors_per_gpu < 1 or not 1 <= (least or 1) <= size:
@@ -70,8 +79,8 @@ def ask_for(
         least=least,
         cpus=SAMPLER_CPUS if device == "cpu" else 0.0,
         gpus=0.0 if device == "cpu" else 1.0 / actors_per_gpu,
-        # Tensors in the store and in the network, extractor, and half a GiB of Python and torch.
-        memory=2 * len(model.weights) + 3 * len(extractor.weights) + (1 << 29),
+        # Tensors in the store and in the network, extractors, and half a GiB of Python and torch.
+        memory=2 * len(model.weights) + 3 * sum(len(spec.weights) for spec in extractors) + (1 << 29),
         share=True,
     )
 
@@ -84,7 +93,7 @@ class Pool:
     queue: Any
     """The actor handle (`Queue.ensure`); it may be handed on."""
     parts: tuple[Any, Any]
-    """Model and extractor."""
+    """Model and extractors."""
 
     def stop(self) -> None:
         ray.kill(self.queue)
@@ -92,7 +101,7 @@ class Pool:
 
 def start_pool(
     model: Model,
-    extractor: ExtractorSpec,
+    extractors: Sequence[ExtractorSpec],
     store: str,
     size: int,
     device: str,
@@ -101,19 +110,19 @@ def start_pool(
     patience: float = PATIENCE_S,
 ) -> Pool:
     """Samplers begin to start at once; the pool lives as long as this process and the `Pool`."""
-    ask = ask or ask_for(model, extractor, size, device)
+    ask = ask or ask_for(model, extractors, size, device)
     crew = Crew(ask=ask, device=device, patience=patience, environment=environment())
     # Beside the driver: on a node of its own the queue could be lost without the driver, and the sweep with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Queue).options(
         num_cpus=0,
-        max_concurrency=1000,
+        max_concurrency=MOST_CALLS,
         scheduling_strategy=here,
         max_restarts=QUEUE_RESTARTS,
         max_task_retries=-1,
         runtime_env=crew.environment or None,
     )
-    parts = put(model, extractor)
+    parts = put(model, extractors)
     queue = actor.remote(parts, store, crew)
     queue.begin.remote()
     return Pool(queue, parts)

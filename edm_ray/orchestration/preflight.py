@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import ray
+import torch
 
 from edm_ray.errors import InputError
 
@@ -100,6 +101,16 @@ def refusal(ask: Ask, nodes: list[Resources]) -> str | None:
             f"cluster gives {largest / _GIB:.1f} GiB; take larger nodes"
         )
     return None
+
+
+def preflight_here(ask: Ask) -> None:
+    """Before a local Ray starts (seconds): refuse what this machine cannot hold. Does nothing where a cluster is named
+    or Ray runs already; `preflight` says the same of those."""
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        return
+    cpus = float(os.environ.get("EDM_RAY_LOCAL_CPUS") or os.cpu_count() or 1)
+    if message := refusal(ask, [{"CPU": cpus, "GPU": float(torch.cuda.device_count())}]):
+        raise InputError(message)
 
 
 def preflight(ask: Ask, patience: float | None = None) -> int:

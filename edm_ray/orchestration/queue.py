@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import dataclasses
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +20,10 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from edm_ray.errors import InputError
-from edm_ray.orchestration.chunks import Chunk, is_stored, write_chunk
+from edm_ray.orchestration.chunks import Chunk, has_chunk, is_stored, write_chunk
 from edm_ray.orchestration.preflight import Ask, in_use, nodes_free, nodes_there, refusal
 from edm_ray.orchestration.shipping import ShippedExtractor, ShippedModel
+from edm_ray.sampling.device import kind_of
 from edm_ray.sampling.generate import generate
 
 logger = logging.getLogger(__name__)
@@ -42,28 +45,36 @@ class ChunkFailed(InputError):
 class Sampler:
     """One actor: seeds in, features in the store out."""
 
-    def __init__(self, model: ShippedModel, extractor: ShippedExtractor, store: str, device: str) -> None:
-        self.parts, self.store, self.device = (model, extractor), store, device
+    def __init__(self, model: ShippedModel, extractors: Sequence[ShippedExtractor], store: str, device: str) -> None:
+        self.parts, self.store, self.device = (model, extractors), store, device
 
     def load(self) -> None:
         """Not in the constructor: what is raised here reaches the queue as it is."""
         torch.set_num_threads(1)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-        model, extractor = self.parts
+        model, shipped = self.parts
         self.denoiser = model.denoiser(self.device)
-        self.extractor = extractor.load(self.device)
+        self.extractors = {extractor.identity: extractor for extractor in (one.load(self.device) for one in shipped)}
+        self.kind = kind_of(self.device)
         del self.parts
 
     def run(self, chunk: Chunk) -> None:
+        """The chunk, and of the same images those of the pool's other extractors that are not there."""
         made = chunk.generator
-        if self.extractor.identity != made.extractor:
-            raise InputError(f"{chunk}: asks for another extractor than the {self.extractor.name} that the pool holds")
+        if made.extractor not in self.extractors:
+            names = " and ".join(extractor.name for extractor in self.extractors.values())
+            raise InputError(f"{chunk}: asks for another extractor than the {names} that the pool holds")
         images = generate(self.denoiser, chunk.seeds, chunk.settings, made.labels, made.micro_batch, made.precision)
-        try:
-            features = self.extractor.extract(images)
-        except FloatingPointError as error:
-            raise InputError(f"{chunk}: {error}") from error
-        write_chunk(self.store, chunk, features)
+        # The chunk that was asked for comes last: when it is there, so are the others.
+        for identity in sorted(self.extractors, key=lambda identity: identity == made.extractor):
+            each = dataclasses.replace(chunk, generator=dataclasses.replace(made, extractor=identity))
+            if each != chunk and has_chunk(self.store, each):
+                continue
+            try:
+                features = self.extractors[identity].extract(images)
+            except FloatingPointError as error:
+                raise InputError(f"{chunk}: {error}") from error
+            write_chunk(self.store, each, features, self.kind)
 
 
 @dataclass(eq=False)

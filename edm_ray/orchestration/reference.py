@@ -12,10 +12,11 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError
+from edm_ray.evaluation.extractor import Extractor
 from edm_ray.evaluation.parts import Part, PartMeter
 from edm_ray.evaluation.reference import ExtractorSpec
 from edm_ray.orchestration.nodes import require_nodes
-from edm_ray.orchestration.preflight import Ask, preflight
+from edm_ray.orchestration.preflight import Ask, preflight, preflight_here
 from edm_ray.orchestration.queue import cause_of
 from edm_ray.orchestration.session import session
 from edm_ray.orchestration.shipping import ShippedExtractor, environment
@@ -29,13 +30,19 @@ class Meter:
 
     def __init__(self, dataset: DataSet, shipped: ShippedExtractor, chosen: np.ndarray, store: str, device: str):
         torch.set_num_threads(1)
-        self.make = lambda: PartMeter(dataset, shipped.load(device), chosen, store, device)
+        self.make = lambda: PartMeter(dataset, _extractor(shipped, device), chosen, store, device)
         self.meter: PartMeter | None = None
 
     def finish(self, part: Part) -> None:
         # Not in the constructor: what is raised here reaches the driver as it is.
         self.meter = self.meter or self.make()
         self.meter.finish(part)
+
+
+def _extractor(shipped: ShippedExtractor, device: str) -> Extractor:
+    extractor = shipped.load(device)
+    assert isinstance(extractor, Extractor)
+    return extractor
 
 
 def measure_on_ray(
@@ -53,14 +60,15 @@ def measure_on_ray(
     A lost actor is started again, on another node if need be, and its part is measured again. Wrong input ends it;
     what is finished is kept.
     """
+    ask = Ask(
+        what="the reference",
+        count=workers,
+        cpus=1.0 if device == "cpu" else 0.0,
+        gpus=0.0 if device == "cpu" else 1.0,
+        memory=3 * len(spec.weights) + (1 << 29),
+    )
+    preflight_here(ask)
     with session():
-        ask = Ask(
-            what="the reference",
-            count=workers,
-            cpus=1.0 if device == "cpu" else 0.0,
-            gpus=0.0 if device == "cpu" else 1.0,
-            memory=3 * len(spec.weights) + (1 << 29),
-        )
         preflight(ask)
         require_nodes(ask, store, reads=(dataset.uri,))
         actor: Any = ray.remote(Meter).options(

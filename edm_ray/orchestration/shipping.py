@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,9 @@ import torch
 from edm_ray.checkpoint.model import Model, denoiser_of
 from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.schema import DenoiserConfig
+from edm_ray.evaluation import pixels
 from edm_ray.evaluation.extractor import Extractor
+from edm_ray.evaluation.pixels import Pixels
 from edm_ray.evaluation.reference import ExtractorSpec
 
 
@@ -67,7 +70,9 @@ class ShippedExtractor:
     def of(cls, spec: ExtractorSpec) -> ShippedExtractor:
         return cls(name=spec.name, weights=np.frombuffer(spec.weights, np.uint8), sha256=spec.sha256)
 
-    def load(self, device: str) -> Extractor:
+    def load(self, device: str) -> Extractor | Pixels:
+        if self.name == pixels.NAME:
+            return Pixels()
         return ExtractorSpec(name=self.name, weights=self.weights.tobytes(), sha256=self.sha256).load(device)
 
 
@@ -77,6 +82,6 @@ def environment() -> dict[str, Any]:
     return {"env_vars": {"AWS_ENDPOINT_URL": endpoint}} if endpoint else {}
 
 
-def put(model: Model, extractor: ExtractorSpec) -> tuple[Any, Any]:
-    """Both in the object store: references, owned by this process."""
-    return ray.put(ShippedModel.of(model)), ray.put(ShippedExtractor.of(extractor))
+def put(model: Model, extractors: Sequence[ExtractorSpec]) -> tuple[Any, Any]:
+    """The model, and the extractors, in the object store: references, owned by this process."""
+    return ray.put(ShippedModel.of(model)), ray.put([ShippedExtractor.of(spec) for spec in extractors])

@@ -30,6 +30,8 @@ GRID_IMAGES, GRID_COLUMNS, GRID_GAP = 100, 10, 6
 GRID_LABELS, FID_LABELS = "balanced", "random"
 """As `edm-ray generate` and `edm-ray evaluate` take them when nothing else is said."""
 NUM_GROUPS = 10
+PART = 100
+"""Images at a time; features do not depend on it."""
 LOWEST_PRIORITY = 19
 
 
@@ -96,10 +98,9 @@ def _quick_fid(job: Job, denoiser: torch.nn.Module, settings: SamplerSettings) -
     reference, spec = open_reference(job.reference)
     extractor = spec.load(job.device)
     seeds = torch.arange(job.first_seed, job.first_seed + job.num, dtype=torch.int64)
-    size = 500 if job.num >= 10_000 else 100  # the parts in which `edm-ray evaluate` takes features
     parts = [
-        extractor.extract(generate(denoiser, seeds[first : first + size], settings, FID_LABELS, MICRO_BATCH))
-        for first in range(0, job.num, size)
+        extractor.extract(generate(denoiser, seeds[first : first + PART], settings, FID_LABELS, MICRO_BATCH))
+        for first in range(0, job.num, PART)
     ]
     fid = estimate_fid(np.concatenate(parts), seeds.numpy(), reference, NUM_GROUPS)
     low, high = interval_95(fid.fid, fid.se, NUM_GROUPS)

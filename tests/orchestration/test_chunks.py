@@ -12,7 +12,17 @@ import pytest
 
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.errors import InputError, IntegrityError
-from edm_ray.orchestration.chunks import Generator, _path, chunks_of, gather, is_stored, read_chunk, write_chunk
+from edm_ray.orchestration.chunks import (
+    POOL_START,
+    Generator,
+    _path,
+    chunks_of,
+    gather,
+    is_stored,
+    read_chunk,
+    write_chunk,
+)
+from edm_ray.orchestration.evaluate import chunks_for
 
 GENERATOR = Generator(model="m", extractor="e", labels="random", micro_batch=50, device="cpu")
 
@@ -26,12 +36,31 @@ def stored(tmp_path):
     return str(tmp_path), chunks
 
 
+@pytest.mark.parametrize("pool", POOL_START)
+def test_evaluations_of_any_size_share_their_chunks(pool):
+    """Once 150 and 200 images, or 5,000 and 10,000, had no chunk in common."""
+    start, settings = POOL_START[pool], SamplerSettings(num_steps=4)
+    for first, num in ((0, 100), (0, 150), (150, 150), (0, 5000), (5000, 10000), (7, 1)):
+        chunks = chunks_for(GENERATOR, settings, start + first, num)
+        assert all((chunk.first - start) % 100 == 0 and chunk.size == 100 for chunk in chunks)
+        seeds = [seed for chunk in chunks for seed in chunk.seeds.tolist()]
+        assert set(range(start + first, start + first + num)) <= set(seeds) and len(seeds) < num + 200
+    few, many = (chunks_for(GENERATOR, settings, start, num) for num in (150, 20_000))
+    assert [chunk.key for chunk in few] == [chunk.key for chunk in many[:2]]
+
+
 def test_a_chunk_counts_once_in_whatever_order_and_number_it_is_named(stored):
     store, chunks = stored
     expected = np.arange(12)
     for order in itertools.islice(itertools.permutations([*chunks, chunks[0], chunks[2]]), 0, 720, 37):
         features, seeds = gather(store, order)
         assert np.array_equal(seeds, expected) and np.array_equal(features[:, 0], expected)
+
+
+def test_seeds_beyond_those_wanted_are_left_out(stored):
+    store, chunks = stored
+    features, seeds = gather(store, chunks, range(2, 10))
+    assert seeds.tolist() == list(range(2, 10)) == features[:, 0].tolist()
 
 
 def test_chunks_that_share_seeds_or_are_of_two_samplers_are_refused(stored):

@@ -17,15 +17,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import safetensors.torch
+import torch
 
 from edm_ray.checkpoint import open_model
 from edm_ray.cli import main
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.errors import InputError, IntegrityError
+from edm_ray.evaluation.digits_classifier import save_digits_classifier
 from edm_ray.evaluation.reference import ExtractorSpec, estimate_fid, open_reference
-from edm_ray.orchestration.chunks import Generator, _path, chunks_of, gather, read_chunk
+from edm_ray.orchestration.chunks import Generator, _path, chunks_of, gather, read_chunk, read_parts
 from edm_ray.orchestration.evaluate import Bench, make_chunks
+from edm_ray.orchestration.generate import Crew, images_on_ray
 from edm_ray.orchestration.pool import fid_task
+from edm_ray.sampling.device import kind_of
 from edm_ray.sampling.generate import generate
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -100,12 +105,108 @@ class TestOfOnePool:
         assert ray.get(queue.ensure.remote(chunk)), "what is damaged is not taken for there"
         assert np.array_equal(read_chunk(bench.store, chunk), before)
 
+    def test_the_kind_of_device_that_made_a_chunk_is_kept_with_it(self, shared):
+        bench, queue = shared
+        chunk = chunks_of(bench.generator(), _settings(bench), "search", 1, 50)[0]
+        ray.get(queue.ensure.remote(chunk))
+        assert [part.made_on for part in read_parts(bench.store, [chunk])] == [kind_of("cpu")]
+
     def test_a_chunk_of_another_extractor_is_refused_by_name_and_the_pool_goes_on(self, shared):
         bench, queue = shared
         foreign: Generator = dataclasses.replace(bench.generator(), extractor="0" * 64)
         with pytest.raises(InputError, match="asks for another extractor"):
             make_chunks(queue, chunks_of(foreign, _settings(bench), "search", 1, 50), lambda done, total: None)
         make_chunks(queue, chunks_of(bench.generator(), _settings(bench), "search", 1, 50), lambda done, total: None)
+
+
+@pytest.fixture(scope="module")
+def other_reference(parts, digits_dir, tmp_path_factory):
+    """A reference of another extractor: the same network with other weights."""
+    root = tmp_path_factory.mktemp("other")
+    state = safetensors.torch.load((parts[1] / "extractor-weights").read_bytes())
+    save_digits_classifier({**state, "hidden.bias": state["hidden.bias"] + 0.1}, root / "weights")
+    data = ["--data", str(digits_dir / "train"), "--extractor", "digits", "--weights", str(root / "weights")]
+    assert main(["reference", *data, "--out", str(root / "reference")]) == 0
+    return root / "reference"
+
+
+def test_several_extractors_see_the_same_images_which_are_sampled_once(parts, other_reference, queue_of, tmp_path):
+    reference, extractor = open_reference(str(other_reference))
+    bench = _bench(parts, tmp_path, 1, more_extractors=(extractor,))
+    queue, settings = queue_of(bench), _settings(bench)
+    chunks = chunks_of(bench.generator(), settings, "search", 2, 50)
+    others = [
+        dataclasses.replace(
+            chunk, generator=dataclasses.replace(chunk.generator, extractor=reference.moments.extractor)
+        )
+        for chunk in chunks
+    ]
+    assert ray.get([queue.ensure.remote(chunk) for chunk in chunks]) == [True, True]
+    assert ray.get([queue.ensure.remote(chunk) for chunk in others]) == [False, False]
+    for made, spec in ((chunks, bench.extractor), (others, extractor)):
+        features, _ = gather(bench.store, made)
+        assert np.array_equal(features, _calm(dataclasses.replace(bench, extractor=spec), settings, made))
+    Path(_path(bench.store, others[0].key)).unlink()
+    assert ray.get(queue.ensure.remote(others[0])), "what is missing of one extractor is made again"
+
+
+def test_a_larger_evaluation_goes_on_from_the_chunks_of_a_smaller_one(parts, other_reference, tmp_path):
+    base = ["evaluate", "--model", str(parts[0]), "--set", "num_steps=3", "--store", str(tmp_path / "store")]
+
+    def evaluate(out: str, num: int, *references: Path) -> dict:
+        where = ["--reference", *map(str, references), "--out", str(tmp_path / out), "--num", str(num)]
+        assert main([*base, *where]) == 0
+        return json.loads((tmp_path / out / "evaluation.json").read_text())
+
+    def stored() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
+
+    evaluate("few", 150, parts[1])
+    before = stored()
+    assert len(before) == 2
+    both = evaluate("more", 230, parts[1], other_reference)
+    assert before.items() <= stored().items(), "what was there was not made again"
+    assert len(stored()) == 6 and both["samples"]["n"] == 230 and both["made_on"] == [kind_of("cpu")]
+    alone = evaluate("other", 230, other_reference)
+    assert alone["samples"] == both["further_references"][0]["samples"] != both["samples"]
+    assert len(stored()) == 6 and not (tmp_path / "more" / "chunks").exists()
+
+
+def test_what_this_machine_cannot_hold_is_refused_before_ray_starts(parts, digits_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
+    command = ["evaluate", "--model", str(parts[0]), "--reference", str(parts[1]), "--num", "100"]
+    for arguments, says in ((["--workers", "9"], "the cluster has 4"), (["--device", "cuda"], "0; add a node")):
+        assert main([*command, "--out", str(tmp_path), *arguments]) == 2
+        assert says in capsys.readouterr().err
+    weights = ["--extractor", "digits", "--weights", str(parts[1] / "extractor-weights"), "--workers", "9"]
+    assert main(["reference", "--data", str(digits_dir / "train"), "--out", str(tmp_path / "r"), *weights]) == 2
+    assert "the reference needs 9 CPUs, the cluster has 4" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_by_many_have_the_bytes_of_one_process(parts, tmp_path):
+    """Also from seeds in the middle of chunks; what lay between is gone at the end."""
+    base = ["generate", "--model", str(parts[0]), "--num", "130", "--first-seed", "37", "--set", "num_steps=3", "--out"]
+    assert main([*base, str(tmp_path / "one" / "x.zip")]) == 0
+    assert main([*base, str(tmp_path / "two" / "x.zip"), "--workers", "2"]) == 0
+    assert (tmp_path / "one" / "x.zip").read_bytes() == (tmp_path / "two" / "x.zip").read_bytes()
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["x.zip"]
+
+
+def test_images_by_many_go_on_from_the_chunks_that_are_there(parts, tmp_path):
+    model, settings, made = open_model(str(parts[0])), SamplerSettings(num_steps=3), []
+    crew = Crew(workers=1, least=1, device="cpu", store=str(tmp_path / "store"))
+    stream = images_on_ray(model, settings, range(200), "random", "fp32", crew, lambda done, total: made.append(done))
+    next(stream)
+    stream.close()  # as when the command is interrupted: the pool ends, the chunks stay
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
+    assert 1 <= len(before) <= 4
+    parts_made = list(images_on_ray(model, settings, range(200), "random", "fp32", crew, lambda done, total: None))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    seeds, images = (np.concatenate(pieces) for pieces in zip(*parts_made, strict=True))
+    assert seeds.tolist() == list(range(200))
+    assert np.array_equal(images, generate(model.denoiser(), torch.arange(200), settings).numpy())
 
 
 @pytest.mark.fault

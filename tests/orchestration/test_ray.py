@@ -166,7 +166,7 @@ def test_a_chunk_whose_actor_is_killed_is_computed_by_another(root, bench_dirs):
     bench = _bench(bench_dirs, root / "kill")
     settings = SamplerSettings(num_steps=10).effective(bench.model.denoiser())
     chunks = chunks_of(bench.generator(), settings, "search", 6, 100)
-    pool = start_pool(bench.model, bench.extractor, bench.store, 2, "cpu")
+    pool = start_pool(bench.model, [bench.extractor], bench.store, 2, "cpu")
     queue = pool.queue
     pids = ray.get(queue.sampler_pids.remote())
     waiting = [queue.ensure.remote(chunk) for chunk in [*chunks, chunks[0]]]
@@ -175,7 +175,7 @@ def test_a_chunk_whose_actor_is_killed_is_computed_by_another(root, bench_dirs):
     status = ray.get(queue.status.remote())
     assert status["actors lost"] == 1 and status["generated"] == 6
     calm = _bench(bench_dirs, root / "calm-chunks")
-    again = start_pool(calm.model, calm.extractor, calm.store, 1, "cpu")
+    again = start_pool(calm.model, [calm.extractor], calm.store, 1, "cpu")
     ray.get([again.queue.ensure.remote(chunk) for chunk in chunks])
     for chunk in chunks:
         assert np.array_equal(read_chunk(bench.store, chunk), read_chunk(calm.store, chunk))

@@ -124,6 +124,8 @@ def test_all_outputs_of_the_command_hold_the_same_images(tiny_model, tmp_path):
         (["--out", "x.png", "--reference", "r"], "give --neighbours DATASET too"),
         (["--out", "x.png", "--precision", "fp8"], "give fp32, bf16, fp16"),
         (["--out", "x.png", "--invert", "nowhere"], "no data set"),
+        (["--out", "x.png", "--invert", "d", "--workers", "2"], "drawn by this process"),
+        (["--out", "x.png", "--workers", "2:1"], "MOST not below LEAST"),
         (["--out", "gs://b/x.png"], "scheme 'gs' is not supported"),
         (["--out", "x.png", "--device", "tpu"], "--device tpu: give cpu or cuda"),
         (["--out", "x.png", "--labels", "10"], "a class in 0..9"),
