@@ -67,7 +67,7 @@ def images(denoiser, settings: SamplerSettings) -> torch.Tensor:
 
 def test_effective_forms_are_equal_if_and_only_if_the_images_are(gaussian) -> None:
     same = different = 0
-    for a, b in some_settings(400, seed=0):
+    for a, b in some_settings(250, seed=0):
         try:
             forms = a.effective(gaussian), b.effective(gaussian)
         except InputError:  # no vp schedule with this range and epsilon_s
@@ -78,13 +78,13 @@ def test_effective_forms_are_equal_if_and_only_if_the_images_are(gaussian) -> No
             assert torch.equal(images(gaussian, form), image), form
             assert form.effective(gaussian) == form
         same, different = same + (a != b and forms[0] == forms[1]), different + (forms[0] != forms[1])
-    assert same > 60 and different > 60, (same, different)
+    assert same > 40 and different > 40, (same, different)
 
 
 def test_on_a_network_with_a_grid_equal_forms_give_equal_images() -> None:
     network = PRECONDITIONERS["iddpm"](lambda_network())
     equal = 0
-    for a, b in some_settings(120, seed=1):
+    for a, b in some_settings(60, seed=1):
         if "rk45" in (a.solver, b.solver):
             continue  # a network's steps in c_noise make its adaptive steps tiny
         try:
@@ -97,7 +97,7 @@ def test_on_a_network_with_a_grid_equal_forms_give_equal_images() -> None:
         if a != b and forms[0] == forms[1]:
             equal += 1
             assert torch.equal(images(network, a), images(network, b))
-    assert equal > 10
+    assert equal > 5
 
 
 def lambda_network() -> torch.nn.Module:

@@ -19,7 +19,7 @@ from edm_ray.diffusion.samplers.time_steps import grid_levels, noise_levels, pat
 ALWAYS_NOISY = ("dpmpp_3m_sde", "euler_maruyama", "predictor_corrector")
 """Solvers of an SDE."""
 ONLY_LEVELS = ("dpmpp_2m", "dpmpp_3m_sde", "predictor_corrector")
-"""Solvers that work on x = y + sigma n, whatever the schedule and the scaling."""
+"""Solvers between noise levels, whatever the schedule."""
 
 
 def canonical(settings: SamplerSettings, denoiser: Any) -> SamplerSettings:
@@ -78,7 +78,9 @@ def _unread(settings: SamplerSettings) -> set[str]:
     """Names of settings that do not act together with the others."""
     unread = set()
     if settings.solver in ONLY_LEVELS:
-        unread |= {"schedule", "scaling"}
+        unread.add("schedule")
+    if settings.solver in ("dpmpp_2m", "dpmpp_3m_sde"):
+        unread.add("scaling")
     if settings.solver != "heun":
         unread.add("alpha")
     if settings.solver != "predictor_corrector":
