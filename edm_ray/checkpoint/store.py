@@ -60,6 +60,7 @@ class CheckpointStore:
                 uris.delete_directory(self._path(old))
             except OSError as error:
                 logger.warning("%s: could not delete an old checkpoint: %s", self._path(old), error)
+        uris.clear_unfinished(self.uri)  # of attempts that were killed
 
     def _is_damaged(self, images_seen: int) -> bool:
         """Whether the checkpoint of this name was passed over by `latest`: then, and only then, it is replaced."""

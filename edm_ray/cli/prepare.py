@@ -15,11 +15,12 @@ from typing import Annotated, Literal
 import tyro
 
 from edm_ray.cli.console import Progress, say
+from edm_ray.data.claim import claim, is_complete, refuse_other
 from edm_ray.data.importers.detect import BUILT_IN, detect_kind
 from edm_ray.data.importers.pictures import PictureOptions
 from edm_ray.data.importers.source import SourceSpec
 from edm_ray.data.manifest import DataSet, open_dataset
-from edm_ray.data.plan import claim, is_complete, make_plan, prepare_here, refuse_other
+from edm_ray.data.plan import make_plan, prepare_here
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
 

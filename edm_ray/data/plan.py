@@ -38,7 +38,7 @@ from edm_ray.data.write import (
 )
 from edm_ray.errors import InputError, nearest
 from edm_ray.storage import uris
-from edm_ray.storage.commit import read_manifest, sha256
+from edm_ray.storage.commit import sha256
 
 SIDECAR = ".prepare"
 PROBED = 32
@@ -212,49 +212,6 @@ def _probe(
     return (shape[0], shape[1], shape[2]), first, float(np.mean(sizes))
 
 
-def claim(dest: str, plan: Plan) -> None:
-    """Make ``dest`` the place of this plan. Raises InputError when it holds another one (the differences are named), or
-    anything that `prepare` did not put there."""
-    path = uris.join(dest, SIDECAR, "plan.json")
-    if uris.exists(path):
-        refuse_other(dest, json.loads(uris.read_bytes(path)), plan)
-        return
-    if found := uris.list_names(dest):
-        raise InputError(
-            f"{dest}: is not empty and was not begun by `edm-ray prepare` (found {', '.join(found[:4])}); "
-            "choose another place"
-        )
-    with disk_full_is_said(dest, "free some and run the same command again"):
-        uris.write_bytes(path, json.dumps(plan.to_json(), indent=1).encode())
-
-
-def is_complete(dest: str) -> bool:
-    return read_manifest(dest) is not None
-
-
-def refuse_other(dest: str, old: dict[str, Any], plan: Plan) -> None:
-    """Raises InputError with what differs when ``dest`` is of another plan than this one."""
-    before, now = _flat(old), _flat(plan.to_json())
-    changed = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
-    # What was asked for says more than what follows from it.
-    asked = [
-        key for key in changed if key.startswith(("source.", "pictures.", "latents", "encoding", "on_error"))
-    ] or changed
-    if changed:
-        what = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in asked[:4])
-        raise InputError(
-            f"{dest}: was prepared from another source or with other options; what differs: {what}. "
-            "Choose another place, or delete that one"
-        )
-
-
-def _flat(plan: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in plan.items():
-        flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
-
-
 def prepare_shard(dest: str, plan: Plan, index: int) -> ShardEntry:
     """Shard ``index`` of the plan: taken as it is when its entry and file agree, written otherwise."""
     entry_path = uris.join(dest, SIDECAR, f"{index:05d}.json")
@@ -339,6 +296,7 @@ def finish(dest: str, plan: Plan, entries: list[ShardEntry]) -> DataSet:
         latents=plan.latents,
     )
     uris.delete_directory(uris.join(dest, SIDECAR))
+    uris.clear_unfinished(dest)
     return dataset
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+Ready = tuple[np.ndarray, Batch]
 _WAIT_S = 0.1
 
 
@@ -19,10 +21,11 @@ class Prefetch:
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._queue: queue.Queue[tuple[np.ndarray, Batch] | Exception | None] = queue.Queue()
+        self._queue: queue.Queue[Ready | Exception | None] = queue.Queue()
         self._seed = 0
 
-    def start(self, read: Callable[[np.ndarray], Batch], batches: Iterable[np.ndarray], seed: int, depth: int) -> None:
+    def start(self, read: Callable[[Any], Ready], batches: Iterable[Any], seed: int, depth: int) -> None:
+        """``read`` makes of each of ``batches`` the positions that it is for and what stands there."""
         assert depth >= 1
         self.stop()
         self._stop, self._queue, self._seed = threading.Event(), queue.Queue(depth), seed
@@ -58,12 +61,12 @@ class Prefetch:
 
 
 def _work(
-    read: Callable[[np.ndarray], Batch],
-    batches: Iterable[np.ndarray],
-    out: queue.Queue[tuple[np.ndarray, Batch] | Exception | None],
+    read: Callable[[Any], Ready],
+    batches: Iterable[Any],
+    out: queue.Queue[Ready | Exception | None],
     stop: threading.Event,
 ) -> None:
-    def give(item: tuple[np.ndarray, Batch] | Exception | None) -> bool:
+    def give(item: Ready | Exception | None) -> bool:
         while not stop.is_set():
             try:
                 out.put(item, timeout=_WAIT_S)
@@ -73,8 +76,8 @@ def _work(
         return False
 
     try:
-        for positions in batches:
-            if stop.is_set() or not give((positions, read(positions))):
+        for batch in batches:
+            if stop.is_set() or not give(read(batch)):
                 return
         give(None)
     except Exception as error:

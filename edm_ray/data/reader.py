@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -37,7 +38,17 @@ CHECK_AT_ONCE_BYTES = 256 << 20
 ORDERS = ("rows", "blocks")
 ANNOUNCED_BATCHES = 32
 """With order "blocks", shards are asked for so many batches before their rows are."""
+LOCATED_AT_ONCE = 8192
+"""`Reader.follow` computes the order of so many positions together: it costs NumPy about as much as that of 256."""
 Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Located(NamedTuple):
+    """What stands at positions of the order: rows of the data set, and 1 where mirrored. Three int64 [B]."""
+
+    positions: Labels
+    rows: Labels
+    mirrored: Labels
 
 
 class Source(Protocol):
@@ -118,14 +129,15 @@ class Reader:
         if self._damage is not None:
             raise self._damage
         ready = self._prefetch.take(positions, seed)
-        return ready if ready is not None else self._read(positions, seed)
+        return ready if ready is not None else self._read(self._locate(positions, seed))
 
     def follow(self, batches: Iterable[np.ndarray], seed: int, depth: int = 4) -> None:
         """Read these batches of positions ahead, in a thread, at most ``depth`` of them.
 
         `at` gives the same with or without; positions that were not announced are read on the spot.
         """
-        self._prefetch.start(lambda positions: self._read(positions, seed), self._announced(batches, seed), seed, depth)
+        ahead = self._announced(self._located(batches, seed))
+        self._prefetch.start(lambda batch: (batch.positions, self._read(batch)), ahead, seed, depth)
 
     def close(self) -> None:
         """End the threads and let go of the cache's file. Images already given out stay good."""
@@ -141,31 +153,53 @@ class Reader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _read(self, positions: np.ndarray, seed: int) -> Batch:
-        rows, mirrored = self._locate(positions, seed)
-        images, labels = self._source.take(rows)
+    def _read(self, batch: Located) -> Batch:
+        images, labels = self._source.take(batch.rows)
         if self.xflip:
-            images[mirrored == 1] = images[mirrored == 1, :, :, ::-1]
+            mirrored = batch.mirrored == 1
+            images[mirrored] = images[mirrored, :, :, ::-1]
         pixels, numbers = view(torch.from_numpy(images), self.dataset.codec), torch.from_numpy(labels)
         return (pixels.pin_memory(), numbers.pin_memory()) if torch.cuda.is_available() else (pixels, numbers)
 
-    def _locate(self, positions: Labels, seed: int) -> tuple[Labels, Labels]:
+    def _locate(self, positions: Labels, seed: int) -> Located:
         if self._order is not None:
-            return self._order.locate(positions, seed)
+            return Located(positions, *self._order.locate(positions, seed))
         mirrored, rows = np.divmod(
             sample_indices(positions, self.dataset.rows * (1 + self.xflip), seed), self.dataset.rows
         )
-        return rows, mirrored
+        return Located(positions, rows, mirrored)
 
-    def _announced(self, batches: Iterable[np.ndarray], seed: int) -> Iterator[np.ndarray]:
+    def _located(self, batches: Iterable[np.ndarray], seed: int) -> Iterator[Located]:
+        """The batches with what stands there, computed for several together."""
+        group: list[np.ndarray] = []
+        failed: Exception | None = None
+        try:
+            for positions in batches:
+                group.append(positions)
+                if sum(map(len, group)) >= LOCATED_AT_ONCE:
+                    yield from self._cut(group, seed)
+                    group = []
+        except Exception as error:
+            failed = error  # raised where its batch is asked for, after those before it
+        if group:
+            yield from self._cut(group, seed)
+        if failed is not None:
+            raise failed
+
+    def _cut(self, group: list[np.ndarray], seed: int) -> Iterator[Located]:
+        located = self._locate(np.concatenate(group), seed)
+        edges = np.cumsum([len(positions) for positions in group[:-1]])
+        return (Located(*parts) for parts in zip(*(np.split(column, edges) for column in located), strict=True))
+
+    def _announced(self, batches: Iterator[Located]) -> Iterator[Located]:
         """The batches; those to come are announced, so that their shards are fetched while others are served."""
         if self._order is None:
             yield from batches
             return
-        ahead: deque[np.ndarray] = deque()
-        for positions in batches:
-            self._source.announce(self._order.locate(positions, seed)[0])
-            ahead.append(positions)
+        ahead: deque[Located] = deque()
+        for batch in batches:
+            self._source.announce(batch.rows)
+            ahead.append(batch)
             if len(ahead) > ANNOUNCED_BATCHES:
                 yield ahead.popleft()
         yield from ahead
@@ -219,7 +253,9 @@ def open_reader(
             )
         blocks = BlockOrder(tuple(shard.rows for shard in dataset.shards), lanes, xflip, block_shards)
         cache = open_cache(None if cache_dir is None else str(cache_dir), cache_gib)
-        stream = Stream(dataset, cache, threads, lost if on_damage == "skip" else None)
+        # torchrun and Ray Train set it; how far ahead is read depends on it, nothing else.
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        stream = Stream(dataset, cache, threads, lost if on_damage == "skip" else None, processes)
         return Reader(dataset, stream, xflip, lost, blocks)
     if dataset.rows * _row_bytes(dataset) <= IN_MEMORY_BYTES:
         memory = InMemory((dataset.rows, *dataset.row_shape))

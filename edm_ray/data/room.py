@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from edm_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
 DEFAULT_GIB = 64.0
+ASKED = ".room-asked-for"
 
 
 class CacheFull(InputError):
@@ -105,6 +107,19 @@ def reserve(cache: Cache, handle: IO[bytes], size: int, what: str) -> None:
             os.posix_fallocate(handle.fileno(), 0, size)
         else:
             os.truncate(handle.fileno(), size)
+
+
+def ask_for_room(cache: Cache) -> None:
+    """Ask the processes of this node to let go of what they can do without."""
+    (cache.folder / ASKED).write_text(f"{time.monotonic_ns()} {os.getpid()}")
+
+
+def last_asked_for_room(cache: Cache) -> str:
+    """Differs from what it was when somebody has asked since."""
+    try:
+        return (cache.folder / ASKED).read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def _files(cache: Cache) -> dict[Path, os.stat_result]:

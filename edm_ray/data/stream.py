@@ -1,10 +1,16 @@
-"""Rows of a data set that does not fit the cache: the shards that are needed now are decoded into it, others leave."""
+"""Rows of a data set that does not fit the cache: the shards that are needed now are decoded into it, others leave.
+
+The processes of a node share the cache. What each of them holds beyond the batch that it is reading (shards to come,
+shards just used) goes as soon as one of them finds no room for what it needs now: while that one waits, the others wait
+for it in their next step, and would hold on for ever.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import threading
+import time
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -15,7 +21,7 @@ from edm_ray.data.cache import Entry, Put, sound_entry
 from edm_ray.data.fetch import Lost, stand_in
 from edm_ray.data.format import Labels, Pixels
 from edm_ray.data.manifest import DataSet, Shard
-from edm_ray.data.room import Cache, CacheFull
+from edm_ray.data.room import Cache, CacheFull, ask_for_room, last_asked_for_room
 from edm_ray.data.verify import read_verified
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage.uris import NotFound
@@ -25,20 +31,30 @@ CHECK_BYTES = 1 << 40
 """A decoded shard is always compared with its hashes before it is used."""
 IDLE_TAKES = 64
 """A shard that was not used for so many batches is unlocked: it may then leave the cache."""
+ROOM_WAIT_S = 60.0
+"""How long a batch waits for room that other processes are asked for; what they are decoding must end first."""
+_POLL_S = 0.1
 
 
 class Stream:
-    """Decoded shards of one reader. Each is an entry of the node's cache, so the node's processes share them."""
+    """Decoded shards of one reader. Each is an entry of the node's cache, so the node's processes share them.
 
-    def __init__(self, dataset: DataSet, cache: Cache, threads: int, lost: Lost | None) -> None:
+    processes: how many of this node read so; together they keep half of the cache filled ahead.
+    """
+
+    def __init__(self, dataset: DataSet, cache: Cache, threads: int, lost: Lost | None, processes: int = 1) -> None:
         self.dataset, self.cache, self.lost = dataset, cache, lost
         self.first_rows = np.array([shard.first_row for shard in dataset.shards], np.int64)
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="shards")
         self._open: dict[int, Future[Entry]] = {}
         self._used: dict[int, int] = {}
         self._takes, self._guard = 0, threading.Lock()
+        self._needed: frozenset[int] = frozenset()
         largest = max(shard.rows for shard in dataset.shards) * (math.prod(dataset.row_shape) + 8)
-        self._most_ahead = cache.limit // (2 * largest)
+        self._most_ahead = cache.limit // (2 * largest * processes)
+        self._closed = threading.Event()
+        self._giving = threading.Thread(target=self._give_room, daemon=True, name="give-room")
+        self._giving.start()
 
     @property
     def images(self) -> Pixels:
@@ -52,7 +68,7 @@ class Stream:
         return InputError(f"{self.dataset.uri}: read in blocks, it is nowhere as a whole; open it with order='rows'")
 
     def announce(self, rows: Labels) -> None:
-        """Start decoding the shards of these rows, in threads, unless half of the cache is in use here already."""
+        """Start decoding the shards of these rows, in threads, unless this process's share of the cache is in use."""
         numbers = np.unique(np.searchsorted(self.first_rows, rows, side="right") - 1)
         with self._guard:
             room = max(0, self._most_ahead - len(self._open))
@@ -62,32 +78,62 @@ class Stream:
     def take(self, rows: Labels) -> tuple[Pixels, Labels]:
         """Copies of rows: uint8 [B, *row_shape], int64 [B]. Waits for their shards."""
         owner = np.searchsorted(self.first_rows, rows, side="right") - 1
-        found = self._shards(np.unique(owner))
+        numbers = np.unique(owner)
+        with self._guard:
+            self._needed = frozenset(numbers.tolist())
+        found = self._shards(numbers)
         images = np.empty((len(rows), *self.dataset.row_shape), np.uint8)
         labels = np.empty(len(rows), np.int64)
         for number, future in found.items():
-            here, shard = owner == number, self._ready(number, future, found)
+            here, shard = owner == number, self._ready(number, future)
             # In place of a lost shard stands another one, which may be shorter.
             images[here], labels[here] = shard.take((rows[here] - self.first_rows[number]) % len(shard.labels))
+        with self._guard:
+            self._needed = frozenset()
         self._takes += 1
         self._close_idle(IDLE_TAKES)
         return images, labels
 
-    def _ready(self, number: int, future: Future[Entry], needed: Collection[int]) -> Entry:
-        """A shard that is needed now. When there was no room for it, what is not needed now goes."""
-        try:
-            return future.result()
-        except CacheFull:
-            with self._guard:
-                others = [self._open.pop(other) for other in [*self._open] if other not in needed]
-            for other in others:
-                _release(other)
+    def _ready(self, number: int, future: Future[Entry]) -> Entry:
+        """A shard that is needed now. When there was no room for it, what is not needed now goes: here at once, in the
+        other processes of the node when they see that they were asked."""
+        given_up = time.monotonic() + ROOM_WAIT_S
+        while True:
+            try:
+                return future.result()
+            except CacheFull:
+                if self._bytes(self._needed) > self.cache.limit or time.monotonic() > given_up:
+                    raise
+            others = self._let_go()
             wait(others)
+            ask_for_room(self.cache)
+            time.sleep(0 if others else _POLL_S)
             with self._guard:
-                self._open[number] = again = self._pool.submit(self._entry, number)
-            return again.result()
+                self._open[number] = future = self._pool.submit(self._entry, number)
+
+    def _let_go(self) -> list[Future[Entry]]:
+        """Of all that the batch under way does not need."""
+        with self._guard:
+            others = [self._open.pop(other) for other in [*self._open] if other not in self._needed]
+        for other in others:
+            _release(other)
+        return others
+
+    def _bytes(self, numbers: Collection[int]) -> int:
+        row = math.prod(self.dataset.row_shape) + 8
+        return sum(self.dataset.shards[number].rows * row for number in numbers)
+
+    def _give_room(self) -> None:
+        """In a thread: what the batch under way does not need goes whenever a process of the node asks for room."""
+        seen = last_asked_for_room(self.cache)
+        while not self._closed.wait(_POLL_S):
+            if (asked := last_asked_for_room(self.cache)) != seen:
+                seen = asked
+                self._let_go()
 
     def close(self) -> None:
+        self._closed.set()
+        self._giving.join()
         self._pool.shutdown(cancel_futures=True)
         with self._guard:
             for future in self._open.values():

@@ -92,10 +92,10 @@ def publish(uri: str, entries: Mapping[str, Mapping[str, Any]], replace: bool = 
 def read_manifest(uri: str) -> dict[str, Any] | None:
     """The manifest, or None when the directory does not exist (nothing there, or half-written)."""
     path = uris.join(uri, MANIFEST)
-    if not uris.exists(path):
-        return None
     try:
         manifest = json.loads(uris.read_bytes(path))
+    except uris.NotFound:
+        return None
     except json.JSONDecodeError as error:
         raise IntegrityError(f"{path}: not JSON ({error}); the directory is damaged, write it again") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import IO, Any, TypeVar
 
@@ -176,6 +177,8 @@ def _multipart(uri: str, bucket: str, key: str, content: memoryview) -> None:
     except BaseException:
         try:
             _persist(lambda: client().abort_multipart_upload(**upload), uri, "s3:AbortMultipartUpload", tries=3)
+        except NotFound:
+            pass
         except (OSError, InputError) as error:
             logger.warning("%s: parts of a failed upload may stay behind (%s)", uri, error)
         raise
@@ -214,6 +217,26 @@ def delete_below(uri: str) -> None:
     names = [name for name, _ in listing(uri, deep=True)]
     for name in sorted(names, key=lambda name: not name.endswith("manifest.json")):
         delete(f"{uri.rstrip('/')}/{name}")
+
+
+def abort_uploads(uri: str) -> int:
+    """Abort the unfinished multipart uploads below a prefix: parts of a writer that was killed are in no listing, and
+    are paid for until then. How many there were."""
+    bucket, key = split(uri)
+    assert key, "uploads of a whole bucket are other people's too"
+    what, count = "s3:ListBucketMultipartUploads", 0
+    marker: dict[str, str] = {}
+    while True:
+        arguments = {"Bucket": bucket, "Prefix": f"{key}/", **marker}
+        page = _persist(partial(client().list_multipart_uploads, **arguments), uri, what)
+        for upload in page.get("Uploads", ()):
+            arguments = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            with suppress(NotFound):  # its writer was alive, and has just ended it
+                _persist(partial(client().abort_multipart_upload, **arguments), uri, "s3:AbortMultipartUpload")
+                count += 1
+        if not page.get("IsTruncated"):
+            return count
+        marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
 
 def delete(uri: str) -> None:
@@ -273,6 +296,8 @@ def _stop_at_once(error: Any, uri: str, permission: str) -> None:
         return
     if code == "NoSuchBucket":
         raise InputError(f"{uri}: there is no bucket {bucket!r} (at this endpoint)") from error
+    if code == "NoSuchUpload":
+        raise NotFound(f"{uri}: its upload was aborted by another process; run the same command again") from error
     if code in _MISSING or status == 404:
         raise NotFound(f"{uri}: no such file") from error
     if status == 412 and permission == "s3:PutObject":
@@ -281,7 +306,7 @@ def _stop_at_once(error: Any, uri: str, permission: str) -> None:
         raise InputError(f"{uri}: was replaced while it was read; run the same command again") from error
     if status in (401, 403):
         arn = f"arn:aws:s3:::{bucket}"
-        key = "" if permission == "s3:ListBucket" else f"/{split(uri)[1]}"
+        key = "" if permission.startswith("s3:ListBucket") else f"/{split(uri)[1]}"
         hint = "" if permission != "s3:GetObject" else f" (or s3:ListBucket on {arn}, if the key is not there)"
         raise InputError(
             f"{uri}: access denied ({code}): the credentials lack {permission} on {arn}{key}{hint}; not tried again"

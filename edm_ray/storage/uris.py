@@ -6,8 +6,10 @@ import errno
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +21,7 @@ __all__ = [
     "NotFound",
     "StorageError",
     "absolute",
+    "clear_unfinished",
     "create_bytes",
     "delete_directory",
     "download",
@@ -27,6 +30,8 @@ __all__ = [
 ]
 __all__ += ["is_folder", "is_remote", "join", "list_names", "list_tree", "read_bytes", "resolve", "write_bytes"]
 logger = logging.getLogger(__name__)
+PART_AGE_S = 60.0
+"""Younger parts of local files may still be written."""
 
 
 def is_remote(uri: str) -> bool:
@@ -160,10 +165,28 @@ def list_tree(uri: str) -> list[tuple[str, int]]:
     return [(name, size or 0) for name, size in s3.listing(resolve(uri), deep=True)]
 
 
+def clear_unfinished(uri: str) -> None:
+    """Remove what dead writers have left below a directory whose writer is this process: unfinished uploads, parts of
+    files. It is housekeeping: what cannot be removed is logged."""
+    path = resolve(uri)
+    if is_remote(uri):
+        try:
+            if count := s3.abort_uploads(path):
+                logger.info("%s: aborted %d unfinished uploads of earlier writers", uri, count)
+        except (OSError, InputError) as error:
+            logger.warning("%s: unfinished uploads may stay behind (%s)", uri, error)
+        return
+    for part in Path(path).rglob(".*.part"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > PART_AGE_S:
+                part.unlink()
+
+
 def delete_directory(uri: str) -> None:
     path = resolve(uri)
     if is_remote(uri):
         s3.delete_below(path)
+        clear_unfinished(uri)
     elif Path(path).exists():
         for manifest in Path(path).rglob("manifest.json"):  # a half-deleted directory does not exist
             manifest.unlink()

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import pickle
 import zipfile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from edm_ray.data.importers import npz, parquet
 from edm_ray.data.importers.detect import detect_kind
 from edm_ray.data.importers.pictures import PictureOptions
 from edm_ray.data.importers.source import RecordError, label_table
@@ -319,6 +322,25 @@ def test_arrays_of_objects_and_of_floats_are_refused(tmp_path):
     np.savez(tmp_path / "h.npz", images=np.uint8(3))
     with pytest.raises(InputError, match="a single number"):
         open_at(tmp_path / "h.npz")
+
+
+def test_bombs_of_parquet_and_npz_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
+    """Thresholds are lowered; the real ones are 1 GiB and 100 times."""
+    monkeypatch.setattr(parquet, "BOMB_BYTES", 1 << 20)
+    path = tmp_path / "b.parquet"
+    pq.write_table(pa.table({"image": [*PNGS, bytes(4 << 20)], "label": [*LABELS, 0]}), path, compression="zstd")
+    with pytest.raises(InputError, match=r"b\.parquet: column 'image' of row group 0 is .* decompression bomb"):
+        open_at(path)
+    pq.write_table(pa.table({"image": [bytes(range(256)) * 4096 * 2], "label": [0]}), path, compression="none")
+    open_at(path)
+
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (6, 4, 4, 3)})
+    with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", header.getvalue() + bytes(4 << 20))
+    monkeypatch.setattr(npz, "to_temporary", lambda *_: pytest.fail("was unpacked"))
+    with pytest.raises(InputError, match=r"images\.npy: 4,194,432 bytes unpacked, its header says 416"):
+        open_at(tmp_path / "b.npz")
 
 
 def test_labels_of_every_kind_become_numbers():

@@ -75,6 +75,8 @@ def test_a_source_on_s3_gives_the_same_bytes_as_on_disk(tmp_path, endpoint, monk
     path = _source(kind, tmp_path)
     remote = _upload(endpoint, path, f"from/{kind}")
     dest = f"s3://pictures/to/{kind}"
+    client = boto3.client("s3", endpoint_url=endpoint)
+    client.create_multipart_upload(Bucket="pictures", Key=f"to/{kind}/left-by-a-killed-attempt")
     assert main(["prepare", remote, dest, "--endpoint-url", endpoint]) == 0
     assert main(["prepare", str(path), str(tmp_path / "d")]) == 0
     there, here = open_dataset(dest), open_dataset(str(tmp_path / "d"))
@@ -82,6 +84,7 @@ def test_a_source_on_s3_gives_the_same_bytes_as_on_disk(tmp_path, endpoint, monk
     shown = np.concatenate([read_verified(there, shard)[0] for shard in there.shards])
     assert sorted(image.tobytes() for image in shown) == sorted(image.tobytes() for image in IMAGES)
     assert not uris.exists(uris.join(dest, ".prepare", "plan.json"))
+    assert not client.list_multipart_uploads(Bucket="pictures").get("Uploads")
     assert main(["inspect", dest]) == 0
 
 

@@ -63,7 +63,7 @@ def test_throttled_and_cut_reads_give_the_same_images(stored, fault, order):
     setattr(faults, fault, 4)
     positions = np.arange(ROWS, dtype=np.int64)
     with open_reader(open_dataset(URI), order=order, lanes=2) as reader:
-        rows = reader._locate(positions, 0)[0]
+        rows = reader._locate(positions, 0).rows
         assert np.array_equal(reader.at(positions, 0)[0].numpy(), images[rows])
     assert getattr(faults, fault) == 0 and len(shard_gets(faults)) == SHARDS + 4
 
@@ -94,7 +94,7 @@ def test_an_object_that_changes_under_a_running_reader_is_named(stored, server, 
     client, name = boto3.client("s3", endpoint_url=server), "train-00003-of-00006.parquet"
     dataset = open_dataset(URI)
     with open_reader(dataset, order="blocks", lanes=1, block_shards=1) as reader:
-        sequence = reader._locate(np.arange(ROWS, dtype=np.int64), 0)[0] // 10
+        sequence = reader._locate(np.arange(ROWS, dtype=np.int64), 0).rows // 10
         first = int(np.argmax(sequence == 3))  # the first position in shard 3
         if first == 0:
             first = int(np.argmax(sequence != 3))

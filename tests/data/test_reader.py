@@ -164,7 +164,8 @@ def test_shards_are_fetched_in_parallel_and_so_many_at_most(tmp_path, monkeypatc
 
 
 def batches(count, size=8):
-    return [np.arange(i * size, (i + 1) * size, dtype=np.int64) for i in range(count)]
+    made = (np.arange(i * size, (i + 1) * size, dtype=np.int64) for i in range(count))
+    return list(made) if count < 1000 else made
 
 
 def test_reading_ahead_changes_nothing(tmp_path):
@@ -183,12 +184,24 @@ def test_another_seed_than_the_announced_one_is_not_served_from_ahead(tmp_path):
         assert torch.equal(reader.at(batches(1)[0], 4)[0], plain)
 
 
-def test_reading_ahead_goes_so_far_and_no_further(tmp_path):
-    asked = []
+def test_reading_ahead_goes_so_far_and_no_further(tmp_path, monkeypatch):
+    taken = []
     with open_reader(make_dataset(tmp_path / "d")[0]) as reader:
-        reader.follow((asked.append(0) or b for b in batches(50)), seed=0, depth=2)
+        take = reader._source.take
+        monkeypatch.setattr(reader._source, "take", lambda rows: taken.append(rows) or take(rows))
+        reader.follow(batches(50), seed=0, depth=2)
         time.sleep(0.2)
-        assert 2 <= len(asked) <= 4
+        assert 2 <= len(taken) <= 4
+
+
+def test_the_order_is_computed_for_many_batches_at_once_and_no_further_ahead_than_that(tmp_path, monkeypatch):
+    """Its cost is that of NumPy's calls, not of the positions."""
+    computed, original = [], reading.sample_indices
+    monkeypatch.setattr(reading, "sample_indices", lambda p, *more: computed.append(len(p)) or original(p, *more))
+    with open_reader(make_dataset(tmp_path / "d")[0]) as reader:
+        reader.follow(batches(10**6, 256), seed=0)
+        served = [reader.at(positions, 0) for positions in batches(64, 256)]
+        assert len(served) == 64 and set(computed) == {reading.LOCATED_AT_ONCE} and len(computed) <= 3
 
 
 def test_an_error_in_the_thread_is_raised_where_the_batch_is_asked_for(tmp_path, monkeypatch):

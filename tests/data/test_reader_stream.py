@@ -106,6 +106,46 @@ def test_two_processes_of_a_node_share_decoded_shards(data, tmp_path):
     assert sorted(log.read_text().split()) == sorted(shard.name for shard in data[0].shards)
 
 
+@pytest.mark.parametrize("shards", [8, 5])
+def test_processes_in_step_share_a_cache_that_holds_little_more_than_their_batches(data, tmp_path, shards):
+    """As DDP workers of one node: none starts a step before all have read theirs, so one that waits for room which
+    others keep for later would wait for ever. A lane's batch lies in one or two shards."""
+    dataset, images, _ = data
+    order = BlockOrder(tuple(shard.rows for shard in dataset.shards), LANES, block_shards=1)
+    fork = multiprocessing.get_context("fork")
+    step, found = fork.Barrier(4), fork.Queue()
+
+    def work(rank):
+        parts = list(shares(0, 2 * ROWS, 24, rank, 4, LANES))
+        try:
+            with stream_of(data, tmp_path, shards=shards) as reader:
+                reader.follow(iter(parts), 0)
+                for part in parts:
+                    assert np.array_equal(reader.at(part, 0)[0].numpy(), images[order.locate(part, 0)[0]])
+                    step.wait(20)
+            found.put("")
+        except Exception as error:
+            step.abort()
+            found.put(repr(error))
+
+    processes = [fork.Process(target=work, args=(rank,)) for rank in range(4)]
+    for process in processes:
+        process.start()
+    assert [found.get(timeout=60) for _ in processes] == [""] * 4
+    for process in processes:
+        process.join()
+
+
+def test_what_others_hold_for_good_is_an_error_in_the_end(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "ROOM_WAIT_S", 0.3)
+    batch = np.arange(24, dtype=np.int64)
+    with stream_of(data, tmp_path, shards=LANES + 1) as first, stream_of(data, tmp_path, shards=LANES + 1) as second:
+        first.at(batch, 0)
+        monkeypatch.setattr(first._source, "_let_go", list)
+        with pytest.raises(InputError, match="in use"):
+            second.at(batch + 7 * ROWS, 0)
+
+
 def test_resuming_reads_only_what_is_needed_from_there_on(data, tmp_path, decodes):
     with stream_of(data, tmp_path) as reader:
         reader.at(rank_positions(ROWS * 1000 + 240, 24, 0, 1, LANES), 0)
@@ -160,7 +200,7 @@ def test_a_flipped_byte_of_a_cached_shard_is_decoded_anew(data, tmp_path):
     for flipped in (False, True):
         with stream_of(data, tmp_path, shards=SHARDS) as reader:
             positions = np.arange(ROWS, dtype=np.int64)
-            rows = reader._locate(positions, 0)[0]
+            rows = reader._locate(positions, 0).rows
             assert np.array_equal(reader.at(positions, 0)[0].numpy(), images[rows])
         for path in [] if flipped else sorted((tmp_path / "cache").glob("*.pixels"))[:3]:
             content = bytearray(path.read_bytes())

@@ -15,8 +15,9 @@ import pytest
 
 from edm_ray.cli import main
 from edm_ray.data import plan as planning
+from edm_ray.data.claim import claim
 from edm_ray.data.manifest import open_dataset
-from edm_ray.data.plan import claim, prepare_here, prepare_shard
+from edm_ray.data.plan import prepare_here, prepare_shard
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
@@ -147,7 +148,8 @@ def test_a_finished_shard_that_was_damaged_is_written_again(folder, tmp_path, da
 @pytest.mark.parametrize("fails_on", ["plan.json", "of-00004.parquet", "00002.json", "manifest.json"])
 def test_a_full_disk_is_said_and_nothing_is_half_published(folder, tmp_path, capsys, monkeypatch, fails_on):
     dest = tmp_path / "d"
-    real = uris.create_bytes if fails_on == "manifest.json" else uris.write_bytes
+    call = "create_bytes" if fails_on in ("manifest.json", "plan.json") else "write_bytes"
+    real = getattr(uris, call)
 
     def write(uri, content):
         if uri.endswith(fails_on) and not (fails_on.endswith("parquet") and "00000-of" in uri):
@@ -155,13 +157,44 @@ def test_a_full_disk_is_said_and_nothing_is_half_published(folder, tmp_path, cap
         return real(uri, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(uris, "create_bytes" if fails_on == "manifest.json" else "write_bytes", write)
+        patch.setattr(uris, call, write)
         text = _error(capsys, "prepare", folder, dest)
         assert "no space left while writing; free some and run the same command again" in text and str(dest) in text
         assert not (dest / "manifest.json").exists()
     assert main(["prepare", str(folder), str(dest)]) == 0
     assert main(["prepare", str(folder), str(tmp_path / "calm")]) == 0
     assert files_in(dest) == files_in(tmp_path / "calm")
+
+
+def test_of_two_preparers_at_the_same_moment_one_gets_the_place(folder, tmp_path, monkeypatch):
+    """Both have seen that nothing is there; the slower one is told what differs before it has written a shard."""
+    dest, looked, real = str(tmp_path / "d"), threading.Barrier(2), uris.list_names
+    monkeypatch.setattr(uris, "list_names", lambda uri: (real(uri), looked.wait(10))[0])
+    told = []
+
+    def attempt(plan):
+        try:
+            claim(dest, plan)
+        except InputError as error:
+            told.append(str(error))
+
+    plans = [plan_of(folder), plan_of(folder, encoding="raw")]
+    threads = [threading.Thread(target=attempt, args=(plan,)) for plan in plans]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(told) == 1 and "encoding: 'png' -> 'raw'" in told[0]) or "encoding: 'raw' -> 'png'" in told[0]
+    claim(dest, plans["-> 'png'" in told[0]])  # the faster one's
+
+
+def test_what_killed_attempts_left_goes_when_the_data_set_is_there(folder, tmp_path):
+    plan, dest = plan_of(folder), tmp_path / "d"
+    claim(str(dest), plan)
+    old, young = put(dest / ".train-00000-of-00004.parquet.abc.part", b"x"), put(dest / ".a.part", b"x")
+    os.utime(old, (0, 0))
+    prepare_here(str(dest), plan, lambda done, total: None)
+    assert not old.exists() and young.exists()
 
 
 def test_a_part_of_a_file_never_stays_when_the_disk_is_full(tmp_path, monkeypatch):

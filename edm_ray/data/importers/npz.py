@@ -42,8 +42,9 @@ class _Rows:
         return np.frombuffer(self.handle.read(), self.dtype).reshape(self.shape)
 
 
-def array_rows(handle: IO[bytes], what: str) -> _Rows:
-    """The array of a .npy file, from its header. Raises InputError for objects, Fortran order and damaged files."""
+def _header(handle: IO[bytes], what: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the array of a .npy file, which is then read up to its first value. Raises InputError for
+    objects, Fortran order and damaged files."""
     try:
         version = np.lib.format.read_magic(handle)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -54,9 +55,17 @@ def array_rows(handle: IO[bytes], what: str) -> _Rows:
             raise InputError(f"{what} is in Fortran order; save np.ascontiguousarray of it")
         if not shape:
             raise InputError(f"{what} is a single number")
-        return _Rows(handle, shape, dtype)
+        return shape, dtype
     except InputError:
         raise
+    except (ValueError, OSError) as error:
+        raise InputError(f"{what}: not a readable array: {error}") from error
+
+
+def array_rows(handle: IO[bytes], what: str) -> _Rows:
+    shape, dtype = _header(handle, what)
+    try:
+        return _Rows(handle, shape, dtype)
     except (ValueError, OSError) as error:
         raise InputError(f"{what}: not a readable array: {error}") from error
 
@@ -112,13 +121,17 @@ class Npz:
 
     def _rows(self, info: zipfile.ZipInfo) -> _Rows:
         """An array in its unpacked file."""
-        name = info.filename
+        what = f"{self.where}: {info.filename}"
         try:
+            with self.archive.open(info) as member:  # looked at first, so that a bomb does not fill the disk
+                shape, dtype = _header(member, what)
+                if (told := member.tell() + math.prod(shape) * dtype.itemsize) != info.file_size:
+                    raise InputError(f"{what}: {info.file_size:,} bytes unpacked, its header says {told:,}; refused")
             with self.archive.open(info) as member:
-                unpacked = to_temporary(member, f"{self.where}: {name}")
+                unpacked = to_temporary(member, what)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise InputError(f"{self.where}: {name}: damaged: {error}") from error
-        return array_rows(unpacked, f"{self.where}: {name}")
+            raise InputError(f"{what}: damaged: {error}") from error
+        return array_rows(unpacked, what)
 
     def _layout(self, images: Any, name: str) -> tuple[int, int, int] | None:
         """Axes of one picture in the order C, H, W; None without a channel axis."""

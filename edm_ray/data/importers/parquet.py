@@ -23,6 +23,9 @@ from edm_ray.storage import uris
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "category", "target", "y")
 BATCH_ROWS = 256
+BOMB_BYTES, BOMB_RATIO = 1 << 30, 100
+"""Pictures in a row group that unpack to more than so many bytes *and* so many times theirs are refused: compressed
+pictures do not shrink so."""
 
 
 class Parquet:
@@ -50,6 +53,7 @@ class Parquet:
             if missing := [c for c in (self.image, self.label) if c is not None and c not in file.schema_arrow.names]:
                 raise InputError(f"{path}: column {missing[0]!r} is missing; {self.files[0]} has it")
             self.first_of_file.append(self.first[-1])
+            _refuse_bombs(file.metadata, self.image, path)
             for group in range(file.metadata.num_row_groups):
                 self.groups.append((number, group))
                 self.first.append(self.first[-1] + file.metadata.row_group(group).num_rows)
@@ -144,6 +148,20 @@ def _files(spec: SourceSpec) -> list[str]:
             have = ", ".join(sorted(set(splits.values())))
             raise InputError(f"{spec.uri}: no split {spec.split!r}; --split may be {have}")
     return [uris.join(spec.uri, name) for name in names]
+
+
+def _refuse_bombs(metadata: pq.FileMetaData, image: str, path: str) -> None:
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(i) for i in range(group.num_columns)]
+        columns = [column for column in columns if column.path_in_schema.split(".")[0] == image]
+        packed = sum(column.total_compressed_size for column in columns)
+        unpacked = sum(column.total_uncompressed_size for column in columns)
+        if unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * packed:
+            raise InputError(
+                f"{path}: column {image!r} of row group {number} is {packed:,} bytes and unpacks to {unpacked:,}: "
+                "refused as a decompression bomb; write it anew with smaller row groups if it is meant"
+            )
 
 
 def _is_image(field: pa.Field) -> bool:

@@ -1,0 +1,65 @@
+"""Whose a destination of `edm-ray prepare` is: one plan's, and of two at the same moment one gets it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from edm_ray.data.plan import SIDECAR, Plan
+from edm_ray.data.write import disk_full_is_said
+from edm_ray.errors import InputError
+from edm_ray.storage import uris
+from edm_ray.storage.commit import read_manifest
+
+
+def claim(dest: str, plan: Plan) -> None:
+    """Make ``dest`` the place of this plan. Raises InputError when it holds another one (the differences are named), or
+    anything that `prepare` did not put there."""
+    path = uris.join(dest, SIDECAR, "plan.json")
+    if uris.exists(path):
+        refuse_other(dest, _read_plan(dest), plan)
+        return
+    if found := uris.list_names(dest):
+        raise InputError(
+            f"{dest}: is not empty and was not begun by `edm-ray prepare` (found {', '.join(found[:4])}); "
+            "choose another place"
+        )
+    with disk_full_is_said(dest, "free some and run the same command again"):
+        if not uris.create_bytes(path, json.dumps(plan.to_json(), indent=1).encode()):
+            refuse_other(dest, _read_plan(dest), plan)  # another process was a moment faster
+
+
+def _read_plan(dest: str) -> dict[str, Any]:
+    path = uris.join(dest, SIDECAR, "plan.json")
+    try:
+        plan: dict[str, Any] = json.loads(uris.read_bytes(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: damaged ({error}); delete {dest} and prepare it anew") from error
+    return plan
+
+
+def is_complete(dest: str) -> bool:
+    return read_manifest(dest) is not None
+
+
+def refuse_other(dest: str, old: dict[str, Any], plan: Plan) -> None:
+    """Raises InputError with what differs when ``dest`` is of another plan than this one."""
+    before, now = _flat(old), _flat(plan.to_json())
+    changed = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
+    # What was asked for says more than what follows from it.
+    asked = [
+        key for key in changed if key.startswith(("source.", "pictures.", "latents", "encoding", "on_error"))
+    ] or changed
+    if changed:
+        what = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in asked[:4])
+        raise InputError(
+            f"{dest}: was prepared from another source or with other options; what differs: {what}. "
+            "Choose another place, or delete that one"
+        )
+
+
+def _flat(plan: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in plan.items():
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
