@@ -55,8 +55,8 @@ def pinned(node: Node) -> dict[str, Any]:
 
 
 def on(node: Node, function: Callable[..., Any]) -> Any:
-    """A task pinned to a node, in the environment that work gets; not tried again, since that node is the question."""
-    return ray.remote(max_retries=0, runtime_env=environment() or None, **pinned(node))(function)
+    """A task pinned to a node, in the environment that work gets. A process that dies is no verdict on its node."""
+    return ray.remote(max_retries=2, runtime_env=environment() or None, **pinned(node))(function)
 
 
 def ask(
