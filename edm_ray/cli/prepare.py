@@ -1,10 +1,10 @@
 """Turn a source into a data set: sharded Parquet with a manifest. The same command resumes.
 
 SOURCE is `digits` (scikit-learn's handwritten digits; writes DEST/train and DEST/heldout), `photographs` (crops of the
-two photographs scikit-learn ships), or a path or s3:// URI of: a folder of pictures (a class a subfolder, or
-dataset.json), a zip of pictures, CIFAR-10/100 python archives, MNIST idx files, Hugging Face style Parquet, tar shards
-(webdataset), or .npz; with --codec latents a .npz or .npy of latents. The kind is seen from what is there; all is
-described in docs/data.md."""
+two photographs scikit-learn ships), `more-photographs` (and of six of scikit-image's, where that is installed), or a
+path or s3:// URI of: a folder of pictures (a class a subfolder, or dataset.json), a zip of pictures, CIFAR-10/100
+python archives, MNIST idx files, Hugging Face style Parquet, tar shards (webdataset), or .npz; with --codec latents a
+.npz or .npy of latents. The kind is seen from what is there; all is described in docs/data.md."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from edm_ray.storage import uris
 @dataclass(frozen=True)
 class Args:
     source: Annotated[str, tyro.conf.Positional]
-    """`digits`, `photographs`, or a path or s3:// URI."""
+    """`digits`, `photographs`, `more-photographs`, or a path or s3:// URI."""
     dest: Annotated[str, tyro.conf.Positional]
     """Where the data set goes: a directory or s3://bucket/key."""
     kind: str | None = None
@@ -58,7 +58,7 @@ class Args:
     shard_mib: float = 64.0
     """Size of a Parquet file; small sets have 4 files all the same."""
     crops: int = 10_000
-    """Number of crops of `photographs`."""
+    """Number of crops of `photographs` and `more-photographs`."""
     workers: int = 1
     """More than 1: so many shards at a time as Ray tasks, on any node of the cluster."""
     endpoint_url: str | None = None
@@ -81,6 +81,7 @@ def run(args: Args) -> None:
 
 
 def _prepare(args: Args, kind: str, split: str, dest: str, name: str | None) -> None:
+    crops = kind in ("photographs", "more-photographs")
     spec = SourceSpec(
         uri=args.source if kind in BUILT_IN else uris.absolute(args.source),
         kind=kind,
@@ -88,8 +89,8 @@ def _prepare(args: Args, kind: str, split: str, dest: str, name: str | None) -> 
         image_column=args.image_column,
         label_column=args.label_column,
         unlabelled=args.unlabelled,
-        resolution=args.pictures.resolution if kind == "photographs" else None,
-        crops=args.crops if kind == "photographs" else 0,
+        resolution=args.pictures.resolution if crops else None,
+        crops=args.crops if crops else 0,
     )
     plan, notes = make_plan(
         spec,

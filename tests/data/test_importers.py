@@ -5,14 +5,17 @@ import io
 import json
 import pickle
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from edm_ray.data.importers import npz, parquet
 from edm_ray.data.importers.detect import detect_kind
+from edm_ray.data.importers.photographs import MORE
 from edm_ray.data.importers.pictures import PictureOptions
 from edm_ray.data.importers.source import RecordError, label_table
 from edm_ray.data.write import write_dataset
@@ -168,6 +171,33 @@ def test_photographs_are_keyed_crops(tmp_path):
     assert not np.array_equal(contents(held_out)[0], images)
     with pytest.raises(InputError, match="give --resolution 4 to 213"):
         open_at("photographs", crops=20)
+
+
+def test_more_photographs_are_those_of_the_installed_package(tmp_path, monkeypatch):
+    """A package of the same form stands for scikit-image, which tests do not need."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install scikit-image"):
+        open_at("more-photographs", resolution=16, crops=20)
+    data = tmp_path / "skimage" / "data"
+    data.mkdir(parents=True)
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(data.parent)])
+    )
+    for index, name in enumerate(MORE):
+        if index == 5:
+            with pytest.raises(InputError, match=r"lacks rocket\.jpg"):
+                open_at("more-photographs", resolution=16, crops=20)
+        Image.new("RGB", (300, 240), (40 * index, 0, 0)).save(data / name, format="PNG")
+    source = open_at("more-photographs", resolution=16, crops=20)
+    images, labels = contents(source)
+    assert source.class_names[:4] == ("china", "flower", "astronaut", "chelsea") and len(source.class_names) == 8
+    assert labels == [i % 8 for i in range(20)]
+    assert [int(image[0].mean()) for image in images[2:8]] == list(range(0, 240, 40))
+    assert "8 photographs" in source.notes[0]
+    # Another picture under the same name is another data set; the two of scikit-learn's are what they were.
+    before = source.fingerprint
+    Image.new("RGB", (300, 240), (1, 1, 1)).save(data / MORE[0], format="PNG")
+    assert open_at("more-photographs", resolution=16, crops=20).fingerprint != before
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,11 @@ from edm_ray.data.importers.zipped import Zip
 from edm_ray.errors import InputError, nearest
 from edm_ray.storage import uris
 
-BUILT_IN: dict[str, Callable[[SourceSpec], Source]] = {"digits": Digits, "photographs": Photographs}
+BUILT_IN: dict[str, Callable[[SourceSpec], Source]] = {
+    "digits": Digits,
+    "photographs": Photographs,
+    "more-photographs": Photographs,
+}
 KINDS: dict[str, Callable[[SourceSpec], Source]] = {
     **BUILT_IN,
     "folder": Folder,
