@@ -3,7 +3,7 @@
     python benchmarks/sweep_overhead.py MODEL REFERENCE [--trials 64] [--concurrent 8] [--repeats 5]
 
 The first run fills the chunk store; the others sample nothing: what they take is Tune, the queue, and reading chunks
-and working out an FID in a task (with its 11 eigenvalue problems: the reference's feature count says how large).
+and working out an FID on a judge (with its 11 eigenvalue problems: the reference's feature count says how large).
 """
 
 from __future__ import annotations
@@ -68,9 +68,8 @@ def main() -> None:
             sweep_on_ray(
                 bench,
                 strategy,
-                plan.chunk_size,
                 f"{folder}/{turn}",
-                lambda evaluation, result, ends=ends: ends.append(time.monotonic()),
+                lambda answer, ends=ends: ends.append(time.monotonic()),
                 concurrent=args.concurrent,
             )
             # From the first trial's end, so that the start of Tune, once a sweep, is told apart.

@@ -12,7 +12,6 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -30,7 +29,7 @@ from edm_ray.search.plan import StrategyName, SweepPlan
 from edm_ray.search.result import best_sampler_yaml, result_of
 from edm_ray.search.space import load_space
 from edm_ray.search.strategies import make_strategy
-from edm_ray.search.strategy import Evaluation
+from edm_ray.search.strategy import Answer
 from edm_ray.storage import uris
 
 
@@ -46,8 +45,8 @@ class Args:
     """Directory or s3:// URI of the sweep."""
     workers: str = "1"
     """Sampling actors; LEAST:MOST to begin with fewer and take more when the cluster has room."""
-    concurrent: int = 4
-    """Trials in flight at once; they share the actors."""
+    concurrent: int | None = None
+    """Trials in flight at once; they share the actors (default: two for each of them, 8 at least, 64 at most)."""
     device: str = "cpu"
     labels: str = "random"
     """random (as in the paper), balanced, or a class number."""
@@ -93,7 +92,7 @@ class Args:
 def run(args: Args) -> None:
     from edm_ray.evaluation.reference import estimate_real, open_reference
     from edm_ray.orchestration.evaluate import Bench
-    from edm_ray.orchestration.pool import NUM_GROUPS
+    from edm_ray.orchestration.judge import NUM_GROUPS
     from edm_ray.orchestration.sweep import sweep_on_ray
 
     space = load_space(args.space)
@@ -114,7 +113,7 @@ def run(args: Args) -> None:
     if args.budget_gpu_hours is not None and not 0 < args.budget_gpu_hours < math.inf:
         raise InputError(f"--budget-gpu-hours {args.budget_gpu_hours} is not allowed: greater than 0, finite")
     least, most = parse_workers(args.workers)
-    if args.concurrent < 1:
+    if args.concurrent is not None and args.concurrent < 1:
         raise InputError(f"--concurrent {args.concurrent}: give 1 or more")
     out = uris.absolute(args.out)
     model = open_model(uris.absolute(args.model))
@@ -152,7 +151,6 @@ def run(args: Args) -> None:
     sweep_on_ray(
         bench,
         strategy,
-        args.chunk_size,
         out,
         TrialLines(lambda: save_progress(out, result_of(strategy), context)),
         concurrent=args.concurrent,
@@ -211,14 +209,14 @@ class TrialLines:
     def __init__(self, keep: Callable[[], None]) -> None:
         self.count, self.keep, self.kept = 0, keep, -math.inf
 
-    def __call__(self, evaluation: Evaluation, result: dict[str, Any] | None) -> None:
+    def __call__(self, answer: Answer) -> None:
         if self.count and time.monotonic() - self.kept > 5:
             self.keep()
             self.kept = time.monotonic()
         self.count += 1
-        what = evaluation.settings
-        text = "FAILED" if result is None else f"FID {result['fid']:6.2f} +- {result['se']:.2f}  n={result['n']}"
+        what, found = answer.evaluation.settings, answer.estimate
+        text = f"FID {found.fid:6.2f} +- {found.se:.2f}  n={found.n}" if found else f"FAILED: {answer.failure}"
         say(
-            f"  trial {self.count:>3}  {evaluation.stage:<8} S_churn {what.s_churn:5.2f}  S_tmin {what.s_tmin:6.3f}  "
-            f"S_tmax {what.s_tmax:6.2f}  S_noise {what.s_noise:.3f}  {text}"
+            f"  trial {self.count:>3}  {answer.evaluation.stage:<8} S_churn {what.s_churn:5.2f}  S_tmin "
+            f"{what.s_tmin:6.3f}  S_tmax {what.s_tmax:6.2f}  S_noise {what.s_noise:.3f}  {text}"
         )

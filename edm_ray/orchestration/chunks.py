@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import safetensors
 import safetensors.numpy
 import torch
 
+from edm_ray.config.load import validate
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage import uris
@@ -86,6 +87,11 @@ def chunks_of(generator: Generator, settings: SamplerSettings, pool: str, count:
     """The first ``count`` chunks of a pool of seeds: the same seeds for all settings (common random numbers)."""
     start = POOL_START[pool]
     return [Chunk(generator=generator, settings=settings, first=start + i * size, size=size) for i in range(count)]
+
+
+def first_chunks(generator: Generator, settings: Mapping[str, Any], pool: str, count: int, size: int) -> list[Chunk]:
+    """`chunks_of` from plain values, as a trial of a sweep has them."""
+    return chunks_of(generator, validate(SamplerSettings, settings, "trial"), pool, count, size)
 
 
 def _path(store: str, key: str) -> str:

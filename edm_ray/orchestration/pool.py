@@ -6,7 +6,7 @@ What happens when something is lost:
 - the queue: Ray starts it again with new samplers, and calls that were under way are made again. Its state is the chunk
   store: what is there is not made again, what was under way is;
 - the driver: the pool ends with it; the same command goes on from the store.
-FID is worked out in tasks, so that slow algebra never holds a sampler.
+FID is worked out by others (`judge.py`), so that slow algebra never holds a sampler.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from edm_ray.checkpoint.model import Model
 from edm_ray.errors import InputError
-from edm_ray.evaluation.fid import FidEstimate
-from edm_ray.evaluation.reference import ExtractorSpec, Reference, estimate_fid
-from edm_ray.orchestration.chunks import Chunk, gather
+from edm_ray.evaluation.reference import ExtractorSpec
 from edm_ray.orchestration.preflight import Ask
 from edm_ray.orchestration.queue import PATIENCE_S, Crew, Queue, cause_of
 from edm_ray.orchestration.shipping import environment, put
@@ -31,10 +29,8 @@ from edm_ray.orchestration.shipping import environment, put
 QUEUE_RESTARTS = 10
 MOST_CALLS = 1_000_000
 """Chunks that may be asked for at once: waiting ones must not keep those from being asked for that samplers need."""
-NUM_GROUPS = 10
-# Samplers leave a little of each CPU for trials, the queue and FID tasks, which mostly wait.
+# Samplers leave a little of each CPU for trials, the queue and judges, which mostly wait.
 SAMPLER_CPUS = 0.9
-FID_CPUS = 0.05
 
 
 def unwrapped(error: RayError) -> Exception:
@@ -46,17 +42,6 @@ def unwrapped(error: RayError) -> Exception:
             f"the pool's queue was lost more than {QUEUE_RESTARTS} times ({first}); run again: chunks are kept"
         )
     return cause
-
-
-@ray.remote(num_cpus=FID_CPUS, max_retries=2)
-def fid_task(store: str, chunks: list[Chunk], reference: Reference, num_groups: int = NUM_GROUPS) -> FidEstimate:
-    """FID of the chunks' images against the reference, with jackknife groups by seed."""
-    features, seeds = gather(store, chunks)
-    return estimate_fid(features, seeds, reference, num_groups)
-
-
-# Tasks started inside a Tune trial would otherwise be confined to the trial's own tiny placement group.
-OUTSIDE = PlacementGroupSchedulingStrategy(placement_group=None)
 
 
 def ask_for(

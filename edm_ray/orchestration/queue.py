@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from edm_ray.errors import InputError
-from edm_ray.orchestration.chunks import Chunk, has_chunk, is_stored, write_chunk
+from edm_ray.orchestration.chunks import Chunk, Generator, first_chunks, has_chunk, is_stored, write_chunk
 from edm_ray.orchestration.preflight import Ask, in_use, nodes_free, nodes_there, refusal
 from edm_ray.orchestration.shipping import ShippedExtractor, ShippedModel
 from edm_ray.sampling.device import kind_of
@@ -144,6 +144,14 @@ class Queue:
         else:
             self.jobs.put_nowait(job)
         return await asyncio.shield(job.done)
+
+    async def ensure_first(
+        self, generator: Generator, settings: Mapping[str, Any], pool: str, count: int, size: int
+    ) -> int:
+        """Return when the first ``count`` chunks of a pool of seeds are in the store: images made for this call."""
+        chunks = first_chunks(generator, settings, pool, count, size)
+        made = await asyncio.gather(*[self.ensure(chunk) for chunk in chunks])
+        return sum(chunk.size for chunk, new in zip(chunks, made, strict=True) if new)
 
     def _ended(self, key: str, done: asyncio.Future[bool]) -> None:
         del self.under_way[key]

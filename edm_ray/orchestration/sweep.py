@@ -1,18 +1,21 @@
-"""A sweep on Ray Tune: every evaluation the controller asks for is a trial; sampling and FID are separate tasks.
+"""A sweep on Ray Tune: every evaluation the strategy asks for is a trial; sampling and FID are separate remote calls.
 
 The strategy (`search/`) decides, Tune runs: `StrategySearcher` is the ask / tell bridge. A trial waits for its
-chunks on the shared pool, then for its FID task, so it needs next to no CPU and many fit beside the pool. All of it
-is keyed and chunks are kept, so a sweep that was killed and is run again makes the same decisions without sampling
-anything twice.
+chunks on the shared pool, then for its FID on a judge, so it needs next to no CPU and many fit beside the pool.
+
+A sweep that was killed and is run again goes on by `Tuner.restore`: what was answered is told to the strategy, which is
+then where it was; what was not is asked for again, on chunks that are kept. Where Tune's own state is missing or
+damaged a new experiment comes to the same decisions, since chunks are keyed and FIDs follow from them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,180 +24,214 @@ from ray.tune.execution import class_cache
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.tune.search import Searcher
 
+from edm_ray import __version__
 from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
-from edm_ray.orchestration.chunks import chunks_of
 from edm_ray.orchestration.evaluate import Bench
-from edm_ray.orchestration.pool import FID_CPUS, OUTSIDE, fid_task
+from edm_ray.orchestration.hours import limit_hours
+from edm_ray.orchestration.judge import start_judges
 from edm_ray.orchestration.session import session
-from edm_ray.search.strategy import Evaluation, Strategy
+from edm_ray.orchestration.trial import evaluate
+from edm_ray.search.strategy import Answer, Evaluation, Strategy
 from edm_ray.storage import uris
+from edm_ray.storage.commit import sha256
 
 TRIAL_CPUS = 0.01
+LEAST_CONCURRENT, MOST_CONCURRENT = 8, 64
+LOST = "its process was lost again and again; Ray's logs say how"
 # Tune copies AWS keys from this environment into the trials' runtime environment, which Ray writes to its logs. Nodes
 # have credentials of their own.
 class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if "AWS_" not in name}
+KEPT = ("failure", "estimate", "seconds", "generated")
+"""Of a trial's result."""
+OnTrial = Callable[[Answer], None]
 
 
-class HoursBudget:
-    """Turns hours of all workers into network evaluations, at the speed of the first batch that generated images.
-
-    The speed is written down, so that a sweep that is run again stops at the same place.
-    """
-
-    def __init__(self, strategy: Strategy, hours: float, workers: int, out: str) -> None:
-        self.strategy, self.hours, self.workers, self.path = strategy, hours, workers, uris.join(out, "speed.json")
-        self.generated, self.started, self.known = 0, time.monotonic(), False
-        if uris.exists(self.path):
-            self._limit(json.loads(uris.read_bytes(self.path))["evaluations_per_worker_hour"])
-
-    def add(self, evaluation: Evaluation, generated: int) -> None:
-        self.generated += generated * evaluation.settings.nfe
-
-    def batch_done(self) -> None:
-        """To be called before the last answer of a batch is told."""
-        if self.known or not self.generated:
-            return
-        speed = self.generated / (self.workers * (time.monotonic() - self.started) / 3600)
-        uris.write_bytes(self.path, json.dumps({"evaluations_per_worker_hour": speed}).encode())
-        self._limit(speed)
-
-    def _limit(self, speed: float) -> None:
-        self.known = True
-        self.strategy.limit_evaluations(int(self.hours * speed))
+def concurrency(workers: int) -> int:
+    """Trials in flight for a pool of so many samplers: while some wait for their FID, others keep it busy."""
+    return min(max(LEAST_CONCURRENT, 2 * workers), MOST_CONCURRENT)
 
 
 class StrategySearcher(Searcher):
-    """Ray Tune's side of a strategy. An InputError of the strategy ends the sweep in good order and is kept."""
+    """Ray Tune's side of a strategy."""
 
-    def __init__(
-        self,
-        strategy: Strategy,
-        on_trial: Callable[[Evaluation, dict[str, Any] | None], None],
-        hours: HoursBudget | None = None,
-    ):
+    current: StrategySearcher | None = None
+    """The one of the sweep that this process runs: what Tune unpickles as the searcher of a restored experiment."""
+
+    def __init__(self, strategy: Strategy, on_trial: OnTrial, judges: int = 1):
         super().__init__(metric="fid", mode="min")
-        self.strategy, self.on_trial, self.hours = strategy, on_trial, hours
+        self.strategy, self.on_trial, self.judges = strategy, on_trial, judges
         self.waiting: list[Evaluation] = []
         self.running: dict[str, Evaluation] = {}
-        self.error: InputError | None = None
+        self.told: dict[str, dict[str, Any]] = {}
+        """Evaluation id -> what its trial returned."""
+        self.most = LEAST_CONCURRENT
+        self.asked = 0
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Kept here: Tune's own limiter would bring back that of the run that was killed."""
+        self.most = max_concurrent
+        return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.error is None and not self.waiting:
-            self.waiting = list(self.strategy.ask())
-        if self.error is not None or not self.waiting:
-            over = self.error is not None or self.strategy.finished
-            return Searcher.FINISHED if over and not self.running else None
-        evaluation = self.waiting.pop(0)
-        self.running[trial_id] = evaluation
-        return _trial_config(evaluation)
+        if not self.waiting:
+            self.waiting = self.strategy.ask()
+        if not self.waiting:
+            return Searcher.FINISHED if self.strategy.finished and not self.running else None
+        if len(self.running) >= self.most:
+            return None
+        evaluation = self.running[trial_id] = self.waiting.pop(0)
+        self.asked += 1
+        return _trial_config(evaluation, self.strategy.plan.chunk_size, self.asked % self.judges)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        evaluation = self.running.pop(trial_id)
-        try:
-            self._tell(evaluation, None if error or not result or "estimate" not in result else result)
-        except InputError as refusal:
-            self.error, self.waiting = refusal, []
+        evaluation = self.running.pop(trial_id, None)
+        if evaluation is None:  # of a restored experiment, in flight when it was killed: it was asked for again
+            return
+        known = not error and result and ("estimate" in result or "failure" in result)
+        told = {key: result[key] for key in KEPT if key in result} if known and result else {"failure": LOST}
+        answer = _answer(evaluation, told)
+        self.on_trial(answer)
+        self._tell(answer, told)
 
-    def _tell(self, evaluation: Evaluation, result: dict[str, Any] | None) -> None:
-        self.on_trial(evaluation, result)
-        if self.hours is not None:
-            self.hours.add(evaluation, result["generated"] if result else 0)
-            if not self.running and not self.waiting:
-                self.hours.batch_done()
-        if result is None:
-            self.strategy.tell_failure(evaluation.id, "the trial failed; its log is in the sweep's folder")
+    def _tell(self, answer: Answer, told: dict[str, Any]) -> None:
+        self.told[answer.evaluation.id] = told
+        if answer.estimate is None:
+            self.strategy.tell_failure(answer.evaluation.id, answer.failure)
         else:
-            self.strategy.tell(evaluation.id, FidEstimate.from_dict(json.loads(result["estimate"])), result["seconds"])
+            self.strategy.tell(answer.evaluation.id, answer.estimate, answer.seconds)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What Tune keeps of it in its files: nothing, for the reason below (and a strategy is a running program)."""
-        return {}
+    def __reduce__(self) -> Any:
+        """A strategy is a running program and is not pickled: who restores the experiment brings the searcher."""
+        return _current, ()
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the strategy's state follows from the chunks."""
+        """All that a strategy's state follows from."""
+        Path(checkpoint_path).write_text(json.dumps(self.told))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore, for the same reason."""
+        """Tell the strategy what it was told; what it asks for beyond that goes to new trials."""
+        answers = json.loads(Path(checkpoint_path).read_text())
+        while asked := self.strategy.ask():
+            known = [evaluation for evaluation in asked if evaluation.id in answers]
+            self.waiting += [evaluation for evaluation in asked if evaluation.id not in answers]
+            for evaluation in known:
+                self._tell(_answer(evaluation, answers[evaluation.id]), answers[evaluation.id])
 
 
-def _trial_config(evaluation: Evaluation) -> dict[str, Any]:
-    """What a person sees of the trial in the ResultGrid, and what the trial needs."""
-    settings = {key: value for key, value in dataclasses.asdict(evaluation.settings).items() if key.startswith("s_")}
+def _current() -> StrategySearcher:
+    if StrategySearcher.current is None:
+        raise InputError("this experiment of Ray Tune is a sweep of edm-ray: go on with the command that began it")
+    return StrategySearcher.current
+
+
+def _answer(evaluation: Evaluation, told: dict[str, Any]) -> Answer:
+    if "failure" in told:
+        return Answer(evaluation=evaluation, failure=told["failure"])
+    estimate = FidEstimate.from_dict(json.loads(told["estimate"]))
+    return Answer(evaluation=evaluation, estimate=estimate, seconds=told["seconds"])
+
+
+def _trial_config(evaluation: Evaluation, chunk_size: int, judge: int) -> dict[str, Any]:
+    """What a person sees of the trial in the ResultGrid, and what the trial needs: plain values."""
+    settings = dataclasses.asdict(evaluation.settings)
     return {
         "evaluation": evaluation.id,
         "stage": evaluation.stage,
         "pool": evaluation.seeds,
         "chunks": evaluation.chunks,
-        **settings,
-        "settings": evaluation.settings,
+        **{key: value for key, value in settings.items() if key.startswith("s_")},
+        "settings": settings,
+        "chunk_size": chunk_size,
+        "judge": judge,
     }
 
 
-def _trial(config: dict[str, Any], bench: Bench, queue: Any, generator: Any, chunk_size: int) -> dict[str, Any]:
-    """One evaluation: its chunks on the pool, then its FID."""
-    started = time.monotonic()
-    chunks = chunks_of(generator, config["settings"], config["pool"], config["chunks"], chunk_size)
-    generated = ray.get([queue.ensure.remote(chunk) for chunk in chunks])
-    task = fid_task.options(scheduling_strategy=OUTSIDE, num_cpus=FID_CPUS)
-    estimate: FidEstimate = ray.get(task.remote(bench.store, chunks, bench.reference))
-    return {
-        "fid": estimate.fid,
-        "debiased": estimate.debiased,
-        "se": estimate.se,
-        "n": estimate.n,
-        "generated": sum(chunk.size for chunk, new in zip(chunks, generated, strict=True) if new),
-        "seconds": time.monotonic() - started,
-        "estimate": json.dumps(estimate.to_dict()),
-    }
+def _experiment(bench: Bench, strategy: Strategy, hours: float | None) -> str:
+    """The experiment's name, from all that its answers and decisions follow from: another sweep is another one."""
+    reference = sha256(bench.reference.moments.to_bytes())
+    parts = (__version__, strategy.space, strategy.plan, strategy.seed, hours, bench.generator(), reference)
+    return f"tune-{sha256(repr(parts).encode())[:12]}"
+
+
+def can_restore(folder: str) -> bool:
+    """Whether a killed sweep left a whole state there. (Tune writes it now and then, file by file.)"""
+    if not ray.tune.Tuner.can_restore(folder):
+        return False
+    for begin in ("experiment_state-", "searcher-state-", "search_gen_state-"):
+        names = sorted(name for name in uris.list_names(folder) if name.startswith(begin))
+        if not names:
+            return False
+        if begin != "search_gen_state-":
+            try:
+                json.loads(uris.read_bytes(uris.join(folder, names[-1])))
+            except ValueError:
+                return False
+    return True
 
 
 def sweep_on_ray(
     bench: Bench,
     strategy: Strategy,
-    chunk_size: int,
     out: str,
-    on_trial: Callable[[Evaluation, dict[str, Any] | None], None],
+    on_trial: OnTrial,
     *,
-    concurrent: int,
+    concurrent: int | None = None,
     budget_hours: float | None = None,
 ) -> ray.tune.ResultGrid:
-    """Run the sweep to its end. ``concurrent`` trials are in flight at once (they share the pool).
+    """Run the sweep to its end. ``concurrent`` trials are in flight at once (default: what keeps the pool busy).
 
-    Raises InputError when ``budget_hours`` (of all workers together) turns out too little to confirm anything.
+    Raises InputError when ``budget_hours`` (of all workers together) are too few to confirm anything.
     """
-    with session():
+    with session(), contextlib.ExitStack() as ends:
         bench.require()
-        hours = None if budget_hours is None else HoursBudget(strategy, budget_hours, bench.workers, out)
-        searcher = StrategySearcher(strategy, on_trial, hours)
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         pool = bench.start()
-        trainable = ray.tune.with_parameters(
-            _trial, bench=bench, queue=pool.queue, generator=bench.generator(), chunk_size=chunk_size
+        ends.callback(pool.stop)
+        if budget_hours is not None:
+            limit_hours(strategy, budget_hours, bench, pool.queue, out)
+        most = concurrent or concurrency(bench.workers)
+        judges = start_judges(bench.store, bench.reference, most)
+        for judge in judges:
+            ends.callback(ray.kill, judge)
+        StrategySearcher.current = StrategySearcher(strategy, on_trial, len(judges))
+        generator = ray.put(bench.generator())
+        trainable = ray.tune.with_resources(
+            ray.tune.with_parameters(evaluate, queue=pool.queue, judges=judges, generator=[generator]),
+            {"cpu": TRIAL_CPUS},
         )
-        tuner = ray.tune.Tuner(
-            ray.tune.with_resources(trainable, {"cpu": TRIAL_CPUS}),
-            tune_config=ray.tune.TuneConfig(
-                search_alg=searcher,
-                num_samples=-1,
-                max_concurrent_trials=concurrent,
-                reuse_actors=True,
-                metric="fid",
-                mode="min",
-                trial_name_creator=lambda trial: f"eval_{trial.trial_id}",
-                trial_dirname_creator=lambda trial: f"eval_{trial.trial_id}",
-            ),
-            run_config=ray.tune.RunConfig(
-                name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}",
-                storage_path=uris.join(out, "log"),
-                verbose=0,
-                # A trial whose node is lost starts again, on chunks that are kept.
-                failure_config=ray.tune.FailureConfig(max_failures=5),
-                callbacks=[JsonLoggerCallback(), CSVLoggerCallback()],
-            ),
-        )
-        grid = tuner.fit()
-        pool.stop()
-        if searcher.error is not None:
-            raise searcher.error
-        return grid
+        log, name = uris.join(out, "log"), _experiment(bench, strategy, budget_hours)
+        tuner = _restored(uris.join(log, name), trainable) or _new(log, name, trainable, most)
+        return tuner.fit()
+
+
+def _restored(folder: str, trainable: Any) -> ray.tune.Tuner | None:
+    """What was in flight is not taken up by Tune, but asked for again by the strategy: the two files of the state are
+    not of one moment when the driver was killed between them."""
+    if not can_restore(folder):
+        return None
+    return ray.tune.Tuner.restore(folder, trainable, resume_unfinished=False)
+
+
+def _new(log: str, name: str, trainable: Any, most: int) -> ray.tune.Tuner:
+    return ray.tune.Tuner(
+        trainable,
+        tune_config=ray.tune.TuneConfig(
+            search_alg=StrategySearcher.current,
+            num_samples=-1,
+            max_concurrent_trials=most,
+            reuse_actors=True,
+            metric="fid",
+            mode="min",
+            trial_name_creator=lambda trial: f"eval_{trial.trial_id}",
+            trial_dirname_creator=lambda trial: f"eval_{trial.trial_id}",
+        ),
+        run_config=ray.tune.RunConfig(
+            name=name,
+            storage_path=log,
+            verbose=0,
+            # A trial whose node is lost starts again, on chunks that are kept.
+            failure_config=ray.tune.FailureConfig(max_failures=5),
+            callbacks=[JsonLoggerCallback(), CSVLoggerCallback()],
+        ),
+    )

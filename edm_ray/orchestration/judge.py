@@ -1,0 +1,44 @@
+"""Judges: the processes that work out the FIDs of a sweep, so that slow algebra holds neither a sampler nor a trial.
+
+They are few and live as long as the sweep. (A task for each FID starts a process for each trial in flight, and each
+imports torch: with 64 features that took longer than all of the algebra.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+from edm_ray.evaluation.reference import Reference, estimate_fid
+from edm_ray.orchestration.chunks import Generator, first_chunks, gather
+
+NUM_GROUPS = 10
+JUDGE_CPUS = 0.05
+"""Samplers leave so little of each CPU; a judge works now and then."""
+
+
+class Judge:
+    """FIDs of what is in the chunk store, against one reference."""
+
+    def __init__(self, store: str, reference: Reference) -> None:
+        self.store, self.reference = store, reference
+
+    def fid(
+        self, generator: Generator, settings: Mapping[str, Any], pool: str, count: int, size: int
+    ) -> dict[str, Any]:
+        """FID of the first ``count`` chunks of a pool of seeds, with jackknife groups by seed: plain values."""
+        features, seeds = gather(self.store, first_chunks(generator, settings, pool, count, size))
+        return estimate_fid(features, seeds, self.reference, NUM_GROUPS).to_dict()
+
+
+def start_judges(store: str, reference: Reference, most: int) -> list[Any]:
+    """One for every two CPUs of the cluster, at most ``most``. The caller ends them."""
+    count = max(1, min(most, int(ray.cluster_resources().get("CPU", 1)) // 2))
+    # A judge has no state: where its node is lost, another takes its calls.
+    actor = ray.remote(Judge).options(
+        num_cpus=JUDGE_CPUS, scheduling_strategy="SPREAD", max_restarts=-1, max_task_retries=-1
+    )
+    shared = ray.put(reference)
+    return [actor.remote(store, shared) for _ in range(count)]

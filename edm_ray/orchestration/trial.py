@@ -1,0 +1,52 @@
+"""What runs inside a trial of a sweep: it asks for its chunks, then for its FID, and waits.
+
+Nothing heavy is imported here, nor needed to unpickle what a trial is given: each trial in flight is a process, and one
+that imports torch takes seconds of CPU and hundreds of megabytes to do nothing but wait.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from edm_ray.errors import InputError
+
+
+def evaluate(config: dict[str, Any], queue: Any, judges: Sequence[Any], generator: Sequence[Any]) -> dict[str, Any]:
+    """One evaluation: its chunks on the pool, then its FID on a judge, each a remote call of its own.
+
+    ``generator`` holds one reference, so that the generator itself goes to those who use it. What fails for good is
+    the result (``failure``): run again it would fail again. A lost process or node is raised, and Tune runs the trial
+    again.
+    """
+    started = time.monotonic()
+    wanted = (config["settings"], config["pool"], config["chunks"], config["chunk_size"])
+    try:
+        generated = ray.get(queue.ensure_first.remote(generator[0], *wanted))
+        estimate = ray.get(judges[config["judge"]].fid.remote(generator[0], *wanted))
+    except RayTaskError as error:
+        return {"fid": math.nan, "failure": _told(error)}
+    return {
+        "fid": estimate["fid"],
+        "debiased": estimate["debiased"],
+        "se": estimate["se"],
+        "n": estimate["n"],
+        "generated": generated,
+        "seconds": time.monotonic() - started,
+        "estimate": json.dumps(estimate),  # as text: Tune would flatten it
+    }
+
+
+def _told(error: RayTaskError) -> str:
+    """The cause in a line; one that nobody expected with its type."""
+    cause: BaseException = error
+    while isinstance(cause, RayTaskError) and cause.cause is not None:
+        cause = cause.cause
+    first = (str(cause).strip().splitlines() or [""])[0]
+    return first if isinstance(cause, InputError) else f"{type(cause).__name__}: {first}"
