@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from edm_ray.diffusion.samplers.common import Denoiser, denoise
+from edm_ray.diffusion.samplers.settings import SamplerSettings
 from edm_ray.errors import InputError
 
 
@@ -73,3 +74,30 @@ class Guided:
 def guided(denoiser: Denoiser, guide: Denoiser, settings: GuidanceSettings) -> Guided:
     """A denoiser guided by another: for classifier-free guidance by one model, give the same model twice."""
     return Guided(denoiser, guide, settings)
+
+
+def guided_by_settings(denoiser: Denoiser, settings: SamplerSettings, class_labels: torch.Tensor | None) -> Denoiser:
+    """The denoiser as these settings guide it: by its ``guide``, or by itself without labels.
+
+    Raises InputError when it has no guide and there are no labels to leave out.
+    """
+    if settings.guidance == 1:
+        return denoiser
+    guide = getattr(denoiser, "guide", None)
+    if guide is None and class_labels is None:
+        raise InputError(
+            f"sampler.guidance={settings.guidance} is not allowed: 1 for a model without classes, unless another model "
+            "guides it (--guide MODEL)"
+        )
+    # A guide without classes takes no labels.
+    plain = guide is None or getattr(getattr(guide, "model", None), "label_dim", 1) == 0
+    return Guided(
+        denoiser,
+        guide or denoiser,
+        GuidanceSettings(
+            weight=settings.guidance,
+            sigma_min=settings.guidance_min,
+            sigma_max=settings.guidance_max,
+            kind="classifier_free" if plain else "auto",
+        ),
+    )

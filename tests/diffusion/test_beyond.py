@@ -148,13 +148,59 @@ def test_truncation_error_is_the_distance_from_the_exact_trajectory(gaussian, la
 
     settings = SamplerSettings(num_steps=10)
     levels, x = noise_levels(settings, gaussian), latents * 80.0
-    measured = truncation_errors(gaussian, latents, settings, substeps=200)
+    measured = truncation_errors(gaussian, latents, settings, substeps=40)
     assert [sigma for sigma, _ in measured] == levels[:-1]
     for (start, error), end in zip(measured, levels[1:], strict=True):
         state = gaussian.solve(x, 80.0, start)
         step = ode_step(gaussian, state, start, end, Path(Linear()), None)
         exact = (step - gaussian.solve(x, 80.0, end)).square().mean().sqrt().item()
         assert error == pytest.approx(exact, rel=0.02, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("solver", "power"),
+    [
+        ("euler", 2),
+        ("heun", 3),
+        ("euler_maruyama", 2),
+        ("predictor_corrector", 2),
+        ("dpmpp_2m", 3),
+        ("dpmpp_3m_sde", 4),
+    ],
+)
+def test_truncation_errors_of_every_solver_fall_with_the_power_of_its_order(latents, solver, power) -> None:
+    """A step of half the length errs by 2^-power as much: at noise level 1, far from the first steps.
+
+    On a mixture, since on Gaussian data D does not change along the drift of the SDE: there its samplers are exact.
+    """
+    means = torch.stack([torch.full((3, 2, 2), -0.4), torch.full((3, 2, 2), 0.5)]).double()
+    mixture = GaussianMixture(means, torch.tensor([0.3, 0.5]), torch.tensor([0.4, 0.6]))
+    errors = []
+    for steps in (41, 81, 161):
+        settings = SamplerSettings(num_steps=steps, solver=solver, discretization="ve", sigma_min=0.1, sigma_max=10.0)
+        measured = truncation_errors(mixture, latents, settings, substeps=4)
+        assert len(measured) == steps - 1
+        errors.append({round(math.log10(sigma), 9): error for sigma, error in measured}[0.0])
+    slope = -np.polyfit(np.log([40, 80, 160]), np.log(errors), 1)[0]
+    assert slope == pytest.approx(power, abs=0.25), errors
+
+
+def test_with_churn_the_step_that_is_measured_is_longer(gaussian, latents) -> None:
+    plain, churned = (
+        truncation_errors(gaussian, latents, SamplerSettings(num_steps=20, s_churn=churn)) for churn in (0.0, 99.0)
+    )
+    levels = noise_levels(SamplerSettings(num_steps=20), gaussian)[:-1]
+    assert [sigma for sigma, _ in churned] == pytest.approx([level * math.sqrt(2) for level in levels])
+    assert all(more > less for (_, more), (_, less) in zip(churned[3:], plain[3:], strict=True))
+
+
+def test_steps_of_restarts_are_measured_and_what_has_no_fixed_steps_is_refused(gaussian, latents) -> None:
+    restarted = truncation_errors(gaussian, latents, SamplerSettings(num_steps=9, restarts=((0.3, 5.0, 3, 2),)))
+    assert len(restarted) == 8 + 3
+    with pytest.raises(InputError, match="rk45"):
+        truncation_errors(gaussian, latents, SamplerSettings(solver="rk45"))
+    with pytest.raises(InputError, match="substeps=1 "):
+        truncation_errors(gaussian, latents, SamplerSettings(), substeps=1)
 
 
 _FULL_SIZE = """

@@ -32,6 +32,7 @@ def canonical(settings: SamplerSettings, denoiser: Any) -> SamplerSettings:
     if settings.solver in ("heun", "euler"):
         plan = plan_of(settings, denoiser)
         settings = dataclasses.replace(settings, restarts=_restarts(plan), **_churn(settings, plan))
+    settings = dataclasses.replace(settings, **_guidance(settings, denoiser))
     settings = _with_defaults(settings, _unread(settings))
     return _on_the_grid(settings) if settings.discretization == "iddpm" else settings
 
@@ -74,6 +75,20 @@ def _churn(settings: SamplerSettings, plan: Plan) -> dict[str, Any]:
     return none | {"churn_bins": tuple(reversed(bins))}
 
 
+def _guidance(settings: SamplerSettings, denoiser: Any) -> dict[str, Any]:
+    """The interval from the lowest to the highest noise level that is guided; no guidance where none is."""
+    if settings.guidance == 1 or settings.alpha != 1 or settings.solver not in ("heun", "euler", "dpmpp_2m"):
+        return {}  # of the others the levels between the time steps count too
+    levels = noise_levels(settings, denoiser)
+    if settings.solver != "dpmpp_2m":
+        plan = plan_of(settings, denoiser)
+        levels = [*plan.levels, *plan.raised, *(level for restart in plan.restarts for level in restart.levels)]
+    inside = [level for level in levels if settings.guidance_min <= level <= settings.guidance_max]
+    if not inside:
+        return {"guidance": 1.0}
+    return {"guidance_min": min(inside), "guidance_max": max(inside)}
+
+
 def _unread(settings: SamplerSettings) -> set[str]:
     """Names of settings that do not act together with the others."""
     unread = set()
@@ -95,6 +110,8 @@ def _unread(settings: SamplerSettings) -> set[str]:
         unread.add("epsilon_s")
     if settings.s_churn == 0:
         unread |= {"s_tmin", "s_tmax"}
+    if settings.guidance == 1:
+        unread |= {"guidance_min", "guidance_max"}
     churned = settings.s_churn > 0 or settings.churn_bins
     if not (churned or settings.restarts or settings.solver in ALWAYS_NOISY):
         unread.add("s_noise")

@@ -20,20 +20,27 @@ def distinct(levels: list[float]) -> list[float]:
     return [level for i, level in enumerate(levels) if i == 0 or level < levels[i - 1]]
 
 
+def step_2m(
+    x: torch.Tensor, level: float, following: float, denoised: torch.Tensor, before: tuple[torch.Tensor, float] | None
+) -> torch.Tensor:
+    """One step; before: D at the level before this one, and that level."""
+    target = denoised
+    if before is not None:
+        previous, higher = before
+        ratio = math.log(level / following) / math.log(higher / level)
+        target = denoised + (denoised - previous) * (0.5 * ratio)
+    return x * (following / level) + target * (1 - following / level)
+
+
 def sample_dpmpp_2m(
     denoiser: Denoiser, latents: torch.Tensor, settings: SamplerSettings, class_labels: torch.Tensor | None
 ) -> torch.Tensor:
     """Latents -> images, float64 [B, C, H, W]; the last step is D itself."""
     levels = distinct(noise_levels(settings, denoiser))
     x = latents.to(torch.float64) * levels[0]
-    previous: torch.Tensor | None = None
-    width_before = 0.0
+    before = None
     for level, following in itertools.pairwise(levels):
         denoised = denoise(denoiser, x, level, class_labels)
-        width = math.log(level / following)
-        target = denoised
-        if previous is not None:
-            target = denoised + (denoised - previous) * (0.5 * width / width_before)
-        x = x * (following / level) + target * (1 - following / level)
-        previous, width_before = denoised, width
+        x = step_2m(x, level, following, denoised, before)
+        before = denoised, level
     return denoise(denoiser, x, levels[-1], class_labels)

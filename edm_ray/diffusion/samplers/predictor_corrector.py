@@ -8,12 +8,32 @@ each image instead of their mean over the batch, so that an image does not depen
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 
 from edm_ray.diffusion.samplers.common import Denoiser, NoiseSource, denoise
 from edm_ray.diffusion.samplers.settings import SamplerSettings
 from edm_ray.diffusion.samplers.time_steps import noise_levels
+
+
+def kept_variance(level: float, following: float, scaled: bool) -> float:
+    """alpha of a step of VP; 1 for VE."""
+    return (1 + following**2) / (1 + level**2) if scaled else 1.0
+
+
+def predict(
+    x: torch.Tensor, denoised: torch.Tensor, n: torch.Tensor | float, level: float, following: float, scaled: bool
+) -> torch.Tensor:
+    """The reverse diffusion step with noise n; x without scaling, before and after."""
+    score = (denoised - x) / level**2
+    if not scaled:
+        variance = level**2 - following**2
+        return x + variance * score + math.sqrt(variance) * n
+    s, s_next = 1 / math.sqrt(1 + level**2), 1 / math.sqrt(1 + following**2)
+    kept = kept_variance(level, following, scaled)
+    mean = (2 - math.sqrt(kept)) * s * x + (1 - kept) / s * score
+    return (mean + math.sqrt(1 - kept) * n) / s_next
 
 
 def sample_predictor_corrector(
@@ -31,7 +51,7 @@ def sample_predictor_corrector(
     scaled = settings.scaling == "vp"
     x = latents.to(torch.float64) * levels[0]  # without scaling, also between the steps of VP
     for i, (level, following) in enumerate(itertools.pairwise(levels)):
-        kept = (1 + following**2) / (1 + level**2) if scaled else 1.0
+        kept = kept_variance(level, following, scaled)
         score = (denoise(denoiser, x, level, class_labels) - x) / level**2
         n = noise(i, draw=1).to(x)
         ratio = n.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1).clamp_min(1e-300)
@@ -40,11 +60,5 @@ def sample_predictor_corrector(
         denoised = denoise(denoiser, x, level, class_labels)
         if following == 0:
             return denoised
-        score, n = (denoised - x) / level**2, noise(i).to(x) * settings.s_noise
-        if scaled:
-            s, s_next = (1 + level**2) ** -0.5, (1 + following**2) ** -0.5
-            x = ((2 - kept**0.5) * s * x + (1 - kept) / s * score + (1 - kept) ** 0.5 * n) / s_next
-        else:
-            variance = level**2 - following**2
-            x = x + variance * score + variance**0.5 * n
+        x = predict(x, denoised, noise(i).to(x) * settings.s_noise, level, following, scaled)
     raise AssertionError("the last noise level is 0")

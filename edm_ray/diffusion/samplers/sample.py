@@ -49,12 +49,15 @@ def sample(
 ) -> torch.Tensor:
     """Sample images from latents.
 
-    denoiser: D(x, sigma, class_labels) -> like x; sigma is float64 [B]. latents: unit normal [B, C, H, W].
+    denoiser: D(x, sigma, class_labels) -> like x; sigma is float64 [B]; may carry ``guide``, another one. latents: unit normal [B, C, H, W].
     noise(step, draw=0): unit normal like latents; asked for only at steps that add noise.
     Returns float64 [B, C, H, W]. Noise levels are host numbers decided before the loop: no step waits for the device
     (rk45 excepted: its steps adapt on the host).
     Raises InputError when the settings add noise and there is no ``noise``, or shapes do not fit.
     """
+    from edm_ray.diffusion.guidance import guided_by_settings
+
+    denoiser = guided_by_settings(denoiser, settings, class_labels)
     if latents.ndim != 4:
         raise InputError(f"latents={tuple(latents.shape)} is not allowed: [B, C, H, W]")
     if class_labels is not None and len(class_labels) != len(latents):

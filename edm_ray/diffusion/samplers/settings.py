@@ -22,6 +22,7 @@ CHOICES = {
 }
 WHOLE = ("num_steps", "num_train_steps")
 REAL = ("rho", "alpha", "s_churn", "s_tmin", "s_tmax", "s_noise", "epsilon_s", "c_1", "c_2", "snr", "tolerance")
+REAL += ("guidance", "guidance_min", "guidance_max")
 BOUNDS = ("sigma_min", "sigma_max")
 BINS = "ascending (low, high, s_churn) that do not overlap, 0 <= low < high, s_churn 0 or more and finite"
 RESTARTS = "(low, high, steps, times), 0 < low < high, both finite, steps a whole number >= 2, times one >= 1"
@@ -73,6 +74,12 @@ class SamplerSettings:
     """predictor_corrector: signal-to-noise ratio of the Langevin step."""
     tolerance: float = 1e-5
     """rk45: relative and absolute tolerance."""
+    guidance: float = 1.0
+    """Weight of guidance: D = guide + guidance (D - guide), where the guide is the denoiser's own (autoguidance), or it
+    is the denoiser itself without labels (classifier-free). 1 = none."""
+    guidance_min: float = 0.0
+    guidance_max: float = math.inf
+    """Guided where guidance_min <= sigma <= guidance_max only."""
 
     def __post_init__(self) -> None:
         def require(condition: bool, name: str, allowed: str) -> None:
@@ -97,6 +104,9 @@ class SamplerSettings:
         require(self.s_tmax >= 0, "s_tmax", "0 or more, at least s_tmin; inf for no bound")
         require(self.s_tmin <= self.s_tmax, "s_tmin", f"at most s_tmax={self.s_tmax}")
         require(0 <= self.s_noise < math.inf, "s_noise", "0 or more, finite")
+        require(0 <= self.guidance < math.inf, "guidance", "0 or more, finite; 1 is none")
+        require(0 <= self.guidance_min < math.inf, "guidance_min", "0 or more, finite")
+        require(self.guidance_min <= self.guidance_max, "guidance_min", f"at most guidance_max={self.guidance_max}")
         edge = 0.0
         for low, high, churn in self.churn_bins:
             require(edge <= low < high and 0 <= churn < math.inf, "churn_bins", BINS)
@@ -147,12 +157,23 @@ class SamplerSettings:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations an image: Heun's last step is an Euler step. 0 for rk45: it adapts, so nobody knows."""
+        """Network evaluations an image: Heun's last step is an Euler step, and the guide is evaluated too where it
+        guides. 0 for rk45: it adapts, so nobody knows."""
         if self.solver == "rk45":
             return 0
         order = 2 if self.solver in ("heun", "predictor_corrector") else 1
         extra = sum(order * steps * times for _, _, steps, times in self.restarts)
-        return order * self.num_steps - (self.solver == "heun") + extra
+        return order * self.num_steps - (self.solver == "heun") + extra + self._nfe_of_guide(order, extra)
+
+    def _nfe_of_guide(self, order: int, extra: int) -> int:
+        """At the time steps' own noise levels; all evaluations of restarts count as guided."""
+        if self.guidance == 1:
+            return 0
+        from edm_ray.diffusion.samplers.time_steps import noise_levels
+
+        inside = [self.guidance_min <= level <= self.guidance_max for level in noise_levels(self, None)]
+        # Heun looks at the first level once and at each of the others twice: at the end of a step, and at the next.
+        return order * sum(inside) - (self.solver == "heun" and inside[0]) + extra * any(inside)
 
     def sigma_range(self, denoiser: Any) -> tuple[float, float]:
         """(sigma_min, sigma_max) within what the denoiser knows. Raises InputError when nothing is left."""
