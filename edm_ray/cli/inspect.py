@@ -4,6 +4,7 @@ Exit code 2 when a shard is damaged; every damaged one is named."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ import tyro
 from PIL import Image, ImageDraw, ImageFont
 
 from edm_ray.cli.console import Progress, say
+from edm_ray.data.blocks import BlockOrder
 from edm_ray.data.codec import stored_pictures
 from edm_ray.data.decoders import find_decoder
 from edm_ray.data.format import Pixels
@@ -24,6 +26,8 @@ from edm_ray.evaluation.grids import GAP_LEVEL, image_grid
 CELL = 48
 """Pictures are enlarged to about so many pixels."""
 MAX_CLASSES = 40
+EPOCHS = 4
+"""Epochs over which reading is averaged."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class Args:
     which must be installed."""
     columns: int = 12
     """Pictures in a row of the grid."""
+    nodes: int = 1
+    """Say what each of so many nodes reads in an epoch of training."""
+    lanes: int = 24
+    """Of --set order=blocks lanes=...: what is said of that order is for so many."""
     no_verify: bool = False
     """Do not read the shards: say what the manifest says."""
 
@@ -42,8 +50,12 @@ class Args:
 def run(args: Args) -> None:
     if args.columns < 1:
         raise InputError(f"--columns {args.columns}: give 1 or more")
+    for flag, value in (("--nodes", args.nodes), ("--lanes", args.lanes)):
+        if value < 1:
+            raise InputError(f"{flag} {value}: give 1 or more")
     dataset = open_dataset(args.dataset)
     _describe(dataset)
+    _describe_reading(dataset, args.nodes, args.lanes)
     if args.out is not None and not dataset.codec.is_pixels:
         find_decoder(dataset.codec.decoder)  # before all is read
     drawn = Drawn(dataset, args.columns) if args.out is not None else None
@@ -112,6 +124,29 @@ def _describe(dataset: DataSet) -> None:
         say(f"source       {source.get('kind')} {source.get('uri')}")
     if dataset.skipped.count:
         say(f"skipped      {dataset.skipped.count:,} records of the source; the first: {dataset.skipped.first[0]}")
+
+
+def _describe_reading(dataset: DataSet, nodes: int, lanes: int) -> None:
+    """Bytes that a node reads from storage, in both orders, and the room that they need in its cache."""
+    sizes = [dataset.files[shard.name]["bytes"] for shard in dataset.shards]
+    decoded = dataset.rows * math.prod(dataset.row_shape)
+    say(f"order rows   each node reads {_mib(sum(sizes))} once, and keeps {_mib(decoded)} decoded")
+    if lanes > len(sizes):
+        say(f"order blocks needs lanes <= {len(sizes)} shards (asked: {lanes}); see --lanes, and `prepare --shards`")
+        return
+    order = BlockOrder(tuple(shard.rows for shard in dataset.shards), lanes)
+    ranks = min(nodes, lanes)
+    times = np.array([order.amplification(sizes, epoch, 0, ranks) for epoch in range(EPOCHS)])
+    kept = min(1.0, (order.block_shards + 1) * lanes / ranks / len(sizes))
+    read = _mib(times.mean() * sum(sizes) / ranks)
+    say(
+        f"order blocks each of {ranks} nodes reads {read} an epoch, {times.mean():.2f} "
+        f"times its share (at most {times.max():.2f}, {lanes} lanes), and keeps {_mib(kept * decoded)} decoded"
+    )
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"
 
 
 def _describe_classes(dataset: DataSet) -> None:

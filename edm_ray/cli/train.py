@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edm_ray.cli.console import Progress, duration, say
 from edm_ray.cli.workers import parse_workers
@@ -21,6 +21,7 @@ from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
+from edm_ray.training.damage import lost_lines
 from edm_ray.training.run import checkpoint_store, claim_run, model_uri, read_metrics, refuse_mirrored_latents
 from edm_ray.training.snapshots import FidRows, fid_lines, picture_uri, snapshots_uri
 from edm_ray.training.trackers import parse_trackers
@@ -46,6 +47,10 @@ class Args:
     """DDP processes (one CPU or GPU each); LEAST:MOST for as many as the cluster has, fewer when a node is lost."""
     device: str = "cpu"
     """cpu or cuda."""
+    reader: Literal["cache", "ray-data"] | None = None
+    """cache (the default): each node decodes the data set once, into its cache; exact. ray-data: tasks of Ray Data
+    decode anew each epoch, on any CPU of the cluster, for decoding that is too heavy for the nodes that train; runs are
+    then not repeatable, and a resumed one begins its epoch anew. The same as --set reader=..."""
     cache_dir: str | None = None
     """Folder on each node's local disk for decoded images, shared by its processes; else EDM_RAY_CACHE there, else
     ~/.cache/edm_ray."""
@@ -85,7 +90,10 @@ def run(args: Args) -> None:
     cache = cache_variables(args.cache_dir, args.cache_gib)
     os.environ.update(cache)
     dataset = open_dataset(uris.absolute(args.data))
-    config = configure(preset(args.preset, dataset.shape), args.config, args.set)
+    said = [] if args.reader is None else [f"reader={args.reader}"]
+    config = configure(preset(args.preset, dataset.shape), args.config, [*args.set, *said])
+    if args.no_ray and config.reader != "cache":
+        raise InputError(f"--no-ray trains without Ray, and --reader {config.reader} is Ray's; leave one of them out")
     check_fit(config, dataset)
     run_uri = uris.absolute(args.out)
     trackers = parse_trackers(args.track, run_uri)
@@ -221,6 +229,8 @@ def summarise(
         say(f"  trained {images:,} images{whole} in {duration(seconds)}, {speed}; last loss {last['loss']:.1f}")
     else:
         say("  nothing was left to train")
+    for line in lost_lines(run_uri):
+        say(f"  {line}")
     records = follower.records() if follower is not None else []
     if follower is not None:
         failed = f", {len(follower.failed)} failed: the same command tries them again" if follower.failed else ""
@@ -317,3 +327,5 @@ def describe(config: TrainingConfig, dataset: DataSet, run_uri: str, workers: st
         f"  {config.total_kimg * 1000:,.0f} images in batches of {config.batch_size} over {workers} x {device}; "
         f"run: {run_uri}"
     )
+    if config.reader == "ray-data":
+        say("  Ray Data decodes: no two runs are alike, and a resumed one begins its epoch anew")

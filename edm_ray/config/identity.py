@@ -14,6 +14,8 @@ _OUTSIDE = (
     *("micro_batch", "compile", "threads"),
     *("ema.snapshot_kimg", "ema.snapshot_dtype"),
 )
+_ADDED = {"reader": "cache"}
+"""Fields that came later; with this value a run is what it was before."""
 
 
 def identity_fields(config: TrainingConfig, dataset_hash: str) -> dict[str, Any]:
@@ -24,7 +26,7 @@ def identity_fields(config: TrainingConfig, dataset_hash: str) -> dict[str, Any]
         for key, item in value.items():
             if isinstance(item, dict):
                 walk(f"{prefix}{key}.", item)
-            elif f"{prefix}{key}" not in _OUTSIDE:
+            elif f"{prefix}{key}" not in _OUTSIDE and _ADDED.get(f"{prefix}{key}", ...) != item:
                 flat[f"{prefix}{key}"] = list(item) if isinstance(item, tuple) else item
 
     walk("", dataclasses.asdict(config))

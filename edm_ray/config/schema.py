@@ -251,6 +251,10 @@ class TrainingConfig:
     shuffled in windows of a few shards; a node reads the shards of its lanes only. Needs lanes <= shards, e.g. 24."""
     on_damage: str = "raise"
     """raise | skip: of a damaged shard; skipped rows are replaced by those of the next good shard, and counted."""
+    reader: str = "cache"
+    """cache: every node decodes into its cache; exact. ray-data: tasks of Ray Data decode, on any CPU of the cluster,
+    and stream to the workers; the order depends on timing: no two runs are alike, a resumed one begins its epoch anew.
+    """
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
@@ -276,3 +280,7 @@ class TrainingConfig:
         require(self.lanes >= 1, "lanes", self.lanes, "at least 1")
         require(self.order in ("rows", "blocks"), "order", self.order, "rows or blocks")
         require(self.on_damage in ("raise", "skip"), "on_damage", self.on_damage, "raise or skip")
+        require(self.reader in ("cache", "ray-data"), "reader", self.reader, "cache or ray-data")
+        if self.reader == "ray-data":
+            require(self.order == "rows", "order", self.order, "rows with reader=ray-data")
+            require(self.on_damage == "raise", "on_damage", self.on_damage, "raise with reader=ray-data")

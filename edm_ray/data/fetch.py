@@ -21,14 +21,18 @@ class Lost:
     """Shards that could not be used, with the reason: what policy "skip" has left out."""
 
     shards: dict[str, str] = field(default_factory=dict)
-    rows: int = 0
+    rows_of: dict[str, int] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def rows(self) -> int:
+        return sum(self.rows_of.values())
 
     def add(self, shard: Shard, error: Exception) -> None:
         with self._guard:
             if shard.name not in self.shards:
+                self.rows_of[shard.name] = shard.rows
                 self.shards[shard.name] = str(error)
-                self.rows += shard.rows
 
 
 def fetch(

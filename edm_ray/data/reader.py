@@ -69,6 +69,18 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
+class Served(Protocol):
+    """What training reads from: a `Reader`, or what stands in for it."""
+
+    lost: Lost
+
+    def at(self, positions: np.ndarray, seed: int) -> Batch: ...
+
+    def follow(self, batches: Iterable[np.ndarray], seed: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class InMemory:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.images, self.labels = np.empty(shape, np.uint8), np.empty(shape[0], np.int64)

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -19,6 +20,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError
+from edm_ray.orchestration import ray_data
 from edm_ray.orchestration.elastic import KnowWhoIsLeft
 from edm_ray.orchestration.network import NodeNetwork
 from edm_ray.orchestration.nodes import require_nodes
@@ -50,7 +52,12 @@ def _worker(job: dict[str, Any]) -> None:
         on_tick=_report,
         must_save=_will_be_taken_away,
         snapshot_kimg=job["snapshot_kimg"],
+        served=partial(ray_data.open_in_worker, job["dataset"], job["config"]) if _streams(job["config"]) else None,
     )
+
+
+def _streams(config: TrainingConfig) -> bool:
+    return config.reader == "ray-data"
 
 
 def _will_be_taken_away() -> bool:
@@ -90,6 +97,8 @@ def train_on_ray(
         ask = Ask(what="training", count=least, cpus=0.0 if use_gpu else float(config.threads), gpus=float(use_gpu))
         preflight(ask)
         require_nodes(ask, run_uri, reads=(dataset.uri,))
+        if _streams(config):
+            ray_data.require_room(least, ask.cpus)
         trainer = ray.train.torch.TorchTrainer(
             _worker,
             train_loop_config={
@@ -101,6 +110,7 @@ def train_on_ray(
                 "snapshot_kimg": snapshot_kimg,
             },
             torch_config=NodeNetwork(),
+            datasets={ray_data.NAME: ray_data.shards_to_come(dataset, config, run_uri)} if _streams(config) else None,
             scaling_config=ScalingConfig(
                 num_workers=most if least == most else workers,
                 use_gpu=use_gpu,

@@ -21,9 +21,10 @@ from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions, shares
-from edm_ray.data.reader import Reader, open_reader
+from edm_ray.data.reader import Served, open_reader
 from edm_ray.errors import InputError
 from edm_ray.networks.build import build_denoiser
+from edm_ray.training.damage import DamageLog
 from edm_ray.training.device import cpu_threads, set_precision
 from edm_ray.training.ema import ema_beta, gamma_of, power_beta, update_ema
 from edm_ray.training.posthoc import save_snapshot
@@ -74,7 +75,7 @@ class Trainer:
                 self.wrapped, device_ids=ids, broadcast_buffers=False
             )
 
-    def step(self, pixels: Reader) -> dict[str, float]:
+    def step(self, pixels: Served) -> dict[str, float]:
         """One step on the next global batch; losses and norms go to the tally."""
         config, place = self.config, self.place
         positions = rank_positions(self.images_seen, config.batch_size, place.rank, place.world_size, config.lanes)
@@ -164,6 +165,7 @@ def train(
     must_stop: Callable[[], bool] = lambda: False,
     must_save: Callable[[], bool] = lambda: False,
     snapshot_kimg: float | None = None,
+    served: Callable[[], Served] | None = None,
 ) -> None:
     """Train to the end, resuming from the newest whole checkpoint of ``run_uri``, and write the model directory.
 
@@ -173,6 +175,7 @@ def train(
     ``must_save`` is asked at every tick, on every worker: True makes a checkpoint there (a machine will be taken away).
     ``snapshot_kimg``: at the first tick at or after every so many, and at the end, the averages become a model
     directory below RUN/snapshots; one that cannot be written is named in the log, and training goes on.
+    ``served`` opens what images come from, where config.reader names another than the node's cache.
     """
     if len(rank_positions(0, config.batch_size, place.world_size - 1, place.world_size, config.lanes)) == 0:
         raise InputError(
@@ -181,7 +184,13 @@ def train(
         )
     refuse_mirrored_latents(config, dataset)
     with cpu_threads(config.threads):
-        _train(config, dataset, run_uri, place, about, on_tick, must_stop, must_save, snapshot_kimg)
+        _train(config, dataset, run_uri, place, about, on_tick, must_stop, must_save, snapshot_kimg, served)
+
+
+def _cached(config: TrainingConfig, dataset: DataSet) -> Served:
+    if config.reader != "cache":
+        raise InputError(f"reader={config.reader} trains with Ray only: leave out --no-ray, or set reader=cache")
+    return open_reader(dataset, config.xflip, on_damage=config.on_damage, order=config.order, lanes=config.lanes)
 
 
 def _train(
@@ -194,8 +203,9 @@ def _train(
     must_stop: Callable[[], bool],
     must_save: Callable[[], bool],
     snapshot_kimg: float | None,
+    served: Callable[[], Served] | None,
 ) -> None:
-    pixels = open_reader(dataset, config.xflip, on_damage=config.on_damage, order=config.order, lanes=config.lanes)
+    pixels = served() if served is not None else _cached(config, dataset)
     trainer = Trainer(config, place, dataset.codec)
     checkpoint = _agreed_checkpoint(checkpoint_store(run_uri), place)
     if checkpoint is not None:
@@ -207,6 +217,7 @@ def _train(
     writer = BackgroundWriter()
     watch = Stopwatch(trainer.images_seen)
     tick_start = last_tick(trainer.images_seen, config)
+    damage = DamageLog(run_uri, pixels.lost)
     try:
         while trainer.images_seen < total:
             before = trainer.images_seen
@@ -220,6 +231,7 @@ def _train(
                 row = {"nimg": trainer.images_seen, "total": total, **trainer.tally.read(place.world_size), **numbers}
                 _refuse_nonfinite(run_uri, row)
                 row |= watch.read(trainer)
+                damage.update()
                 if log is not None:
                     log.append(row)
                 on_tick(row)

@@ -45,7 +45,7 @@ def claim_run(run_uri: str, config: TrainingConfig, dataset: DataSet, fresh: boo
     if uris.exists(path):
         old = json.loads(uris.read_bytes(path))["fields"]
         if fresh:
-            for part in ("checkpoints", "ema-snapshots", "snapshots", "model", "tensorboard"):
+            for part in ("checkpoints", "ema-snapshots", "snapshots", "model", "tensorboard", "lost"):
                 uris.delete_directory(uris.join(run_uri, part))
             _write_metrics(run_uri, [])
             if uris.exists(trackers := uris.join(run_uri, "trackers.json")):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edm_ray.data import reader as reading
+from edm_ray.data.blocks import BlockOrder
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.order import shares
 from edm_ray.data.reader import open_reader
@@ -87,6 +88,25 @@ def test_storage_that_never_answers_well_ends_in_an_error(stored, monkeypatch):
     faults.busy = 10**6
     with pytest.raises(StorageError, match=r"train-.*SlowDown"):
         open_reader(open_dataset(URI))
+
+
+def test_bytes_on_the_wire_are_those_that_are_stated(stored, tmp_path):
+    """Nodes of one lane each, with caches of their own, read an epoch block by block: every shard once, those on the
+    border of two lanes twice. What `BlockOrder` computes, and `edm-ray inspect --nodes` says, is what is fetched."""
+    faults, _, _ = stored
+    dataset = open_dataset(URI)
+    sizes = [dataset.files[shard.name]["bytes"] for shard in dataset.shards]
+    for nodes in (2, 4):
+        order = BlockOrder(tuple(shard.rows for shard in dataset.shards), nodes)
+        said, fetched = order.amplification(sizes, 0, 0, nodes), []
+        for rank in range(nodes):
+            faults.seen.clear()
+            with open_reader(dataset, order="blocks", lanes=nodes, cache_dir=tmp_path / f"{nodes}-{rank}") as reader:
+                for part in shares(0, ROWS, 12, rank, nodes, nodes):
+                    reader.at(part, 0)
+            fetched.append(sum(dataset.files[path.split("/")[-1]]["bytes"] for path in shard_gets(faults)))
+        assert fetched == [round(times * sum(sizes) / nodes) for times in said]
+        assert sum(fetched) == sum(sizes) if nodes == 2 else sum(fetched) > sum(sizes)
 
 
 @pytest.mark.parametrize("change", ["replaced", "deleted"])

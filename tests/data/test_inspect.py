@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from edm_ray.data.manifest import open_dataset
 from edm_ray.data.verify import pooled_std
 from edm_ray.data.write import write_dataset
 from edm_ray.evaluation.grids import GAP_LEVEL
+from tests.data.readers import make_dataset
 
 COLOURS = [(200, 10, 10), (10, 200, 10), (10, 10, 200)]
 
@@ -30,6 +32,19 @@ def test_it_says_what_is_in_a_data_set_and_that_every_shard_is_whole(tmp_path, c
         assert line in text, line
     assert dataset.hash in text and "all 3 shards: sha256, page checksums, pictures, labels" in text
     assert f"sigma_data   {pooled_std(dataset):.2f} fits these data" in text
+
+
+def test_it_says_what_a_node_reads_in_either_order(tmp_path, capsys):
+    dataset, _, _ = make_dataset(tmp_path / "d", rows=4800, shards=48)
+    assert main(["inspect", dataset.uri, "--nodes", "3", "--lanes", "6", "--no-verify"]) == 0
+    text = capsys.readouterr().out
+    size = sum(entry["bytes"] for entry in dataset.files.values()) / 2**20
+    assert f"each node reads {size:.1f} MiB once, and keeps 0.9 MiB decoded" in text
+    said = re.search(r"each of 3 nodes reads ([\d.]+) MiB an epoch, ([\d.]+) times its share", text)
+    assert said and 1.0 <= float(said[2]) <= 1 + 6 / 48 and float(said[1]) == pytest.approx(size / 3, rel=0.2)
+    assert main(["inspect", dataset.uri, "--lanes", "49", "--no-verify"]) == 0
+    assert "needs lanes <= 48 shards (asked: 49)" in capsys.readouterr().out
+    assert main(["inspect", dataset.uri, "--nodes", "0"]) == 2
 
 
 def test_sigma_data_is_the_spread_of_all_values_together(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from edm_ray.data import reader as reading
 from edm_ray.data import stream as streaming
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
+from edm_ray.training.damage import lost_lines, read_lost
 from edm_ray.training.engine import Place, Trainer, train
 from edm_ray.training.run import claim_run, model_uri
 from tests.data.readers import make_dataset, shard_path
@@ -111,6 +113,22 @@ def test_a_damaged_shard_ends_training_or_is_skipped_as_asked(blocks, tmp_path, 
         with pytest.raises(InputError, match="train-00007-of-00024"):
             run(dataset, asked, tmp_path / order)
         run(dataset, configure(asked, None, ["on_damage=skip"]), tmp_path / order)
+        (lost,) = read_lost(str(tmp_path / order))
+        assert lost["rows"] == 10 and lost["shard"] == dataset.shards[7].name and "no such file" in lost["reason"]
+        assert "skipped 1 damaged shards of 10 rows" in lost_lines(str(tmp_path / order))[0]
+
+
+def test_a_data_set_that_has_changed_is_not_the_run_s_any_more(blocks, tmp_path, monkeypatch):
+    """Prepared anew from other pictures in the same place: refused, and the run stays as it is."""
+    dataset, config = blocks
+    monkeypatch.setenv("EDM_RAY_CACHE", str(tmp_path / "cache"))
+    uri = str(tmp_path / "run")
+    calm = run(dataset, config, uri)
+    shutil.rmtree(dataset.uri)
+    other, _, _ = make_dataset(tmp_path / "d", rows=240, shards=24, seed=1)
+    with pytest.raises(InputError, match=r"run: holds another run; what differs: dataset: '.*' -> '.*'"):
+        claim_run(uri, config, other)
+    assert open_model(model_uri(uri)).weights == calm
 
 
 def test_more_lanes_than_shards_are_refused_with_the_ways_out(tmp_path):
