@@ -37,6 +37,8 @@ class Model:
     """Where it comes from: data set, images seen, preset, class names."""
     codec: Codec = PIXELS
     """What its samples are, and how they become pictures."""
+    guide: Model | None = None
+    """The model that guides it, where sampler settings say so (autoguidance)."""
 
     @property
     def hash(self) -> str:
@@ -45,12 +47,29 @@ class Model:
         parts = [dataclasses.asdict(self.config), sha256(self.weights)]
         if not self.codec.is_pixels:
             parts += [dataclasses.asdict(self.codec), decoder_version(self.codec.decoder)]
+        if self.guide is not None:
+            parts.append({"guide": self.guide.hash})
         text = canonical_json(parts)
         return sha256(text.encode())
 
     def denoiser(self, device: str = "cpu") -> torch.nn.Module:
-        """D(x, sigma, class_labels) in evaluation mode."""
-        return denoiser_of(self.config, safetensors.torch.load(self.weights), self.uri, device, self.codec)
+        """D(x, sigma, class_labels) in evaluation mode; its ``guide``, if any, is another."""
+        denoiser = denoiser_of(self.config, safetensors.torch.load(self.weights), self.uri, device, self.codec)
+        if self.guide is not None:
+            denoiser.guide = self.guide.denoiser(device)
+        return denoiser
+
+    def with_guide(self, guide: Model) -> Model:
+        """Raises InputError for a guide of other images or classes."""
+        mine, its = self.config.network, guide.config.network
+        shapes = [(n.img_resolution, n.img_resolution, n.img_channels) for n in (its, mine)]
+        if shapes[0] != shapes[1] or self.codec != guide.codec:
+            raise InputError(f"{guide.uri}: makes {shapes[0]}, {self.uri} makes {shapes[1]}; a guide makes the same")
+        if its.label_dim not in (0, mine.label_dim):
+            raise InputError(
+                f"{guide.uri}: {its.label_dim} classes, {self.uri}: {mine.label_dim}; a guide has as many, or none"
+            )
+        return dataclasses.replace(self, guide=guide)
 
 
 def denoiser_of(
@@ -92,8 +111,10 @@ def add_metrics(uri: str, metrics: Mapping[str, Any]) -> None:
     save_model(uri, model.config, safetensors.torch.load(model.weights), about, model.codec)
 
 
-def open_model(uri: str) -> Model:
-    """Read and check a model directory. Raises InputError when there is none."""
+def open_model(uri: str, guide: str | None = None) -> Model:
+    """Read and check a model directory, and that of a model to guide it. Raises InputError when there is none."""
+    if guide is not None:
+        return open_model(uri).with_guide(open_model(guide))
     manifest = read_manifest(uri)
     if manifest is None and read_manifest(uris.join(uri, "model")) is not None:
         raise InputError(f"{uri}: is a run, not a model; give {uris.join(uri, 'model')}")

@@ -44,6 +44,9 @@ class Args:
     """best-sampler.yaml of a sweep, or a directory that holds one (a sweep's; a model's after `sweep --export`)."""
     set: list[str] = field(default_factory=list)
     """Sampler settings, e.g. --set num_steps=40 s_churn=10"""
+    guide: str | None = None
+    """Model directory of the model that guides it (autoguidance), where --set guidance=... says so. Without it guidance
+    is classifier-free: the model itself without its labels."""
     real: str | None = None
     """Data set of held-out real images: the metrics of its first --num images are reported beside."""
     workers: str = "1"
@@ -74,7 +77,7 @@ def run(args: Args) -> None:
     least, most = parse_workers(args.workers)
     metrics = parse_metrics(args.metrics)
     settings = choose_settings(args.sampler, args.set)
-    model = open_model(uris.absolute(args.model))
+    model = open_model(uris.absolute(args.model), args.guide and uris.absolute(args.guide))
     check_labels(args.labels, model.config.network.label_dim)
     plans, extractors = plan_all(metrics, [uris.absolute(where) for where in args.reference])
     dataset = open_dataset(uris.absolute(args.real)) if args.real is not None else None
@@ -107,6 +110,7 @@ def run(args: Args) -> None:
     made_on = sorted({kind for of_set in answers for answer in of_set for kind in answer.made_on})
     content = {
         "model": args.model,
+        **({"guide": args.guide} if args.guide else {}),
         "model_hash": model.hash,
         "settings": str(settings),
         "labels": args.labels,

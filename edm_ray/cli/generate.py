@@ -54,6 +54,9 @@ class Args:
     """best-sampler.yaml of a sweep, or a directory that holds one (a sweep's; a model's after `sweep --export`)."""
     set: list[str] = field(default_factory=list)
     """Sampler settings, e.g. --set num_steps=40 s_churn=10"""
+    guide: str | None = None
+    """Model directory of the model that guides it (autoguidance), where --set guidance=... says so. Without it guidance
+    is classifier-free: the model itself without its labels."""
     format: Literal["png", "parquet"] = "png"
     """Of a folder: one PNG an image, or a data set like those of `edm-ray prepare`."""
     neighbours: str | None = None
@@ -94,7 +97,7 @@ def run(args: Args) -> None:
     num = args.num if args.num is not None else FIGURE_ROWS if figures else 100
     _check(args, num, figures, is_grid)
     settings = choose_settings(args.sampler, args.set)
-    model = open_model(uris.absolute(args.model))
+    model = open_model(uris.absolute(args.model), args.guide and uris.absolute(args.guide))
     check_labels(args.labels, model.config.network.label_dim)
     if args.dry_run:
         what = figures[0] if figures else f"{num:,} images, seeds from {args.first_seed},"
@@ -144,7 +147,12 @@ def _check(args: Args, num: int, figures: list[str], is_grid: bool) -> None:
 
 
 def _about(args: Args, settings: SamplerSettings) -> dict[str, str]:
-    about = {"model": args.model, "settings": str(settings), "labels": args.labels}
+    about = {
+        "model": args.model,
+        **({"guide": args.guide} if args.guide else {}),
+        "settings": str(settings),
+        "labels": args.labels,
+    }
     return about if args.precision == "fp32" else {**about, "precision": args.precision}
 
 

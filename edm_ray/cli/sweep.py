@@ -43,6 +43,9 @@ class Args:
     """What to search: a file of tune_spaces/."""
     out: str
     """Directory or s3:// URI of the sweep."""
+    guide: str | None = None
+    """Model directory of the model that guides it, where the space searches guidance; without it guidance is
+    classifier-free: the model itself without its labels."""
     workers: str = "1"
     """Sampling actors; LEAST:MOST to begin with fewer and take more when the cluster has room."""
     concurrent: int | None = None
@@ -116,13 +119,16 @@ def run(args: Args) -> None:
     if args.concurrent is not None and args.concurrent < 1:
         raise InputError(f"--concurrent {args.concurrent}: give 1 or more")
     out = uris.absolute(args.out)
-    model = open_model(uris.absolute(args.model))
+    model = open_model(uris.absolute(args.model), args.guide and uris.absolute(args.guide))
     reference, extractor = open_reference(uris.absolute(args.reference))
     real = None
     if args.real is not None:
         n = plan.confirm_chunks * plan.chunk_size
         real = estimate_real(open_dataset(uris.absolute(args.real)), n, reference, extractor, NUM_GROUPS)
     denoiser = model.denoiser()
+    guides = any(name.startswith("guidance") for name in space.search)
+    if guides and model.guide is None and not model.config.network.label_dim:
+        raise InputError(f"{args.space}: searches guidance, but {args.model} has no classes; give --guide MODEL too")
     strategy = make_strategy(space, plan, args.seed, denoiser)
     say(f"sweep of {space.name}: {strategy.describe()}")
     if args.dry_run:
@@ -137,14 +143,24 @@ def run(args: Args) -> None:
         least_workers=least,
         device=args.device,
     )
-    sampler_at = uris.join(args.out, BEST_SAMPLER)
+    same = ["--model", args.model, *(["--guide", args.guide] if args.guide else [])]
+    same += ["--sampler", uris.join(args.out, BEST_SAMPLER)]
+    again = [
+        "--reference",
+        args.reference,
+        "--labels",
+        args.labels,
+        "--num",
+        str(plan.confirm_chunks * plan.chunk_size),
+    ]
     context = Context(
         title=f"The best sampler for {model.about.get('dataset', 'this model')}",
         reference=reference.describe(),
         commands=(
             shlex.join(["edm-ray", "sweep", *_as_flags(args)]),
             shlex.join(["edm-ray", "report", args.out]),
-            shlex.join(["edm-ray", "generate", "--model", args.model, "--sampler", sampler_at, "--out", "best.png"]),
+            shlex.join(["edm-ray", "evaluate", *same, *again, "--out", uris.join(args.out, "best")]),
+            shlex.join(["edm-ray", "generate", *same, "--out", "best.png"]),
         ),
     )
     started = time.monotonic()
@@ -184,7 +200,8 @@ def run(args: Args) -> None:
         },
         seconds=time.monotonic() - started,
     )
-    sampler = best_sampler_yaml(result, model=model.hash, reference_data=reference.describe())
+    guide = {} if model.guide is None else {"guide": model.guide.hash}
+    sampler = best_sampler_yaml(result, model=model.hash, **guide, reference_data=reference.describe())
     for place in (out, *([uris.absolute(args.model)] if args.export else [])):
         uris.write_bytes(uris.join(place, BEST_SAMPLER), sampler.encode())
     report = save_report(out, result, context)

@@ -32,13 +32,15 @@ class ShippedModel:
     config: DenoiserConfig
     tensors: dict[str, tuple[np.ndarray, torch.dtype, tuple[int, ...]]]
     codec: Codec = PIXELS
+    guide: ShippedModel | None = None
 
     @classmethod
     def of(cls, model: Model) -> ShippedModel:
         state = safetensors.torch.load(model.weights)
         flat = {name: tensor.contiguous().flatten().view(torch.uint8).numpy() for name, tensor in state.items()}
         tensors = {name: (flat[name], tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
-        return cls(uri=model.uri, config=model.config, tensors=tensors, codec=model.codec)
+        guide = None if model.guide is None else cls.of(model.guide)
+        return cls(uri=model.uri, config=model.config, tensors=tensors, codec=model.codec, guide=guide)
 
     def denoiser(self, device: str) -> torch.nn.Module:
         state = {}
@@ -46,7 +48,10 @@ class ShippedModel:
             # frombuffer warns that the store's memory is read-only; nothing writes to it, the network copies it.
             view = torch.from_numpy(content) if content.flags.writeable else _read_only(content)
             state[name] = view.view(dtype).reshape(shape)
-        return denoiser_of(self.config, state, self.uri, device, self.codec)
+        denoiser = denoiser_of(self.config, state, self.uri, device, self.codec)
+        if self.guide is not None:
+            denoiser.guide = self.guide.denoiser(device)
+        return denoiser
 
 
 def _read_only(content: np.ndarray) -> torch.Tensor:

@@ -46,7 +46,8 @@ class Space:
         """A point -> sampler settings; what is missing from it is that of ``sampler``.
 
         A window with s_tmin > s_tmax holds no noise level, and a solver that takes no churn gets none: both are plain
-        deterministic settings. Raises InputError for combinations that no sampler allows.
+        deterministic settings. An interval with guidance_min > guidance_max is no guidance. Raises InputError for
+        combinations that no sampler allows.
         """
         values = {key: value for key, value in point.items() if key in _FIELDS}
         base = dataclasses.replace(self.sampler, **{k: v for k, v in values.items() if k in ("num_steps",)})
@@ -61,6 +62,8 @@ class Space:
             values["s_churn"] = fraction * base.churn_cap
         if values.get("s_tmin", base.s_tmin) > values.get("s_tmax", base.s_tmax):
             values |= {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf}
+        if values.get("guidance_min", base.guidance_min) > values.get("guidance_max", base.guidance_max):
+            values |= {"guidance": 1.0, "guidance_min": 0.0, "guidance_max": math.inf}
         if values.get("solver", base.solver) not in _TAKES_CHURN:
             values |= {"s_churn": 0.0, "churn_bins": (), "restarts": ()}
         return dataclasses.replace(self.sampler, **values)

@@ -49,7 +49,8 @@ def sample(
 ) -> torch.Tensor:
     """Sample images from latents.
 
-    denoiser: D(x, sigma, class_labels) -> like x; sigma is float64 [B]; may carry ``guide``, another one. latents: unit normal [B, C, H, W].
+    denoiser: D(x, sigma, class_labels) -> like x; sigma is float64 [B]; may carry ``guide``, another denoiser.
+    latents: unit normal [B, C, H, W].
     noise(step, draw=0): unit normal like latents; asked for only at steps that add noise.
     Returns float64 [B, C, H, W]. Noise levels are host numbers decided before the loop: no step waits for the device
     (rk45 excepted: its steps adapt on the host).
