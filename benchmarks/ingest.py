@@ -1,142 +1,49 @@
 """Images a second into training: this reader, Ray Data, a DataLoader over PNGs in a zip, WebDataset, streaming.
 
-    python benchmarks/ingest.py [--rounds 3] [--images 50000] [--skip ray] [--out ingest.json]
+    python benchmarks/ingest.py --folder DIR --prepare      # the data in every form; needs no quiet machine
+    python benchmarks/ingest.py --folder DIR [--rounds 3] [--skip ray memory] [--out ingest.json]
 
-50,000 pictures of 32x32x3 (noise), shuffled, one consumer and two, each a process with one thread; cold (nothing
-cached) and warm; from local disk and from S3 (moto on loopback, which shares the CPUs). Rounds are interleaved; medians
-with least and most are printed as a Markdown table. CPU time is the consumer's own, so it is not shown for those that
-leave work to other processes. "First batch" counts from opening the data set, imports apart. Then
-memory: the reader on a data set ten times as large. webdataset and mosaicml-streaming run where they are installed.
+50,000 pictures of 32x32x3 (noise), shuffled, one consumer and two, each a process with one thread, as training reads
+(`Reader.follow`); cold (nothing cached, and the files dropped from the page cache) and warm; from local disk and from
+S3 (moto on loopback, which shares the CPUs). Rounds are interleaved; medians with least and most are printed as a
+Markdown table. CPU time is the consumer's own process, so it is not shown for those that leave work to other processes.
+"First batch" counts from opening the data set, imports apart. Those that decode PNGs are timed over 4,096 pictures of
+the 50,000. Then memory: the reader on a data set ten times as large. webdataset and mosaicml-streaming run where they
+are installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import io
 import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from ingest_contenders import ray_data
 
-BATCH = 256
 SLOW_IMAGES = 4096
 """Those that decode PNGs are timed over so many images."""
-Batches = Iterator[tuple[int, Any]]
 
 
-def ours(uri: str, rank: int, world: int, count: int, cache: str) -> Batches:
-    from edm_ray.data.manifest import open_dataset
-    from edm_ray.data.order import shares
-    from edm_ray.data.reader import open_reader
-
-    with open_reader(open_dataset(uri), cache_dir=cache) as reader:
-        for positions in shares(0, count * world, BATCH * world, rank, world, 840):
-            images, _ = reader.at(positions, 0)
-            yield len(images), images
-
-
-def dataloader(path: str, rank: int, world: int, count: int, cache: str) -> Batches:
-    import torch
-    from PIL import Image
-
-    class Zipped(torch.utils.data.Dataset):
-        def __init__(self) -> None:
-            self.names, self.zip = sorted(zipfile.ZipFile(path).namelist()), None
-
-        def __len__(self) -> int:
-            return len(self.names)
-
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            self.zip = self.zip or zipfile.ZipFile(path)
-            image = np.array(Image.open(io.BytesIO(self.zip.read(self.names[index]))))
-            return torch.from_numpy(image).permute(2, 0, 1), 0
-
-    data = Zipped()
-    sampler = torch.utils.data.DistributedSampler(data, world, rank, shuffle=True)
-    loader = torch.utils.data.DataLoader(data, BATCH, sampler=sampler, num_workers=1, persistent_workers=True)
-    seen = 0
-    while seen < count:
-        for images, _ in loader:
-            yield len(images), images
-            if (seen := seen + len(images)) >= count:
-                return
-
-
-def webdataset(path: str, rank: int, world: int, count: int, cache: str) -> Batches:
-    import webdataset as wds
-
-    pipeline = wds.WebDataset(path, shardshuffle=True, nodesplitter=wds.split_by_worker, empty_check=False)
-    batches = pipeline.shuffle(4096).decode("pil").to_tuple("png", "cls").map(lambda x: (np.array(x[0]), x[1]))
-    seen = 0
-    for images, _ in batches.batched(BATCH):
-        yield len(images), images
-        if (seen := seen + len(images)) >= count:
-            return
-
-
-def mosaic(path: str, rank: int, world: int, count: int, cache: str) -> Batches:
-    import torch
-    from streaming import StreamingDataset
-
-    data = StreamingDataset(local=path, shuffle=True, batch_size=BATCH)
-    seen = 0
-    for sample in torch.utils.data.DataLoader(data, BATCH, num_workers=1):
-        yield len(sample["image"]), sample["image"]
-        if (seen := seen + len(sample["image"])) >= count:
-            return
-
-
-CONSUMERS: dict[str, Callable[[str, int, int, int, str], Batches]] = {
-    "ours": ours,
-    "dataloader": dataloader,
-    "webdataset": webdataset,
-    "mosaic": mosaic,
-}
-
-
-def measure(batches: Batches) -> dict[str, float]:
-    """first_s, images_per_s after the first batch, images a second of CPU time, peak and anonymous memory."""
-    began, seen = time.perf_counter(), 0
-    first_s = start = cpu = 0.0
-    for count, _ in batches:
-        if not first_s:
-            first_s, start, cpu = time.perf_counter() - began, time.perf_counter(), time.process_time()
-            continue
-        seen += count
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return {
-        "first_s": first_s,
-        "images_per_s": seen / (time.perf_counter() - start),
-        "images_per_cpu_s": seen / max(time.process_time() - cpu, 1e-9),
-        "peak_mib": int(status["VmHWM"].split()[0]) / 1024,
-        "anonymous_mib": int(status["RssAnon"].split()[0]) / 1024,
-    }
-
-
-def consume(arguments: list[str]) -> None:
-    """One consumer, in a process of its own."""
-    import torch
-
-    import edm_ray.data.reader  # noqa: F401 - imported before the clock starts
-
-    torch.set_num_threads(1)
-    kind, place, rank, world, count, cache = arguments
-    print(json.dumps(measure(CONSUMERS[kind](place, int(rank), int(world), int(count), cache))))
+def drop_from_page_cache(place: Path) -> None:
+    for path in [place] if place.is_file() else place.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def run(kind: str, place: str, world: int, count: int, cache: str) -> list[dict[str, float]]:
-    command = [sys.executable, __file__, "--consume", kind, place]
+    command = [sys.executable, str(Path(__file__).with_name("ingest_contenders.py")), kind, place]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
@@ -157,35 +64,8 @@ def run(kind: str, place: str, world: int, count: int, cache: str) -> list[dict[
     return found
 
 
-def ray_data(place: str, world: int, count: int) -> list[dict[str, float]]:
-    """Ray Data on the raw shards: files and a buffer of 4,096 rows shuffled, consumers are actors. Ray is up."""
-    import ray
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-
-    @ray.remote(num_cpus=0)
-    class Consumer:
-        def consume(self, shard: Any) -> dict[str, float]:
-            import torch
-
-            def batches() -> Batches:
-                for table in shard.iter_batches(
-                    batch_size=BATCH, batch_format="pyarrow", local_shuffle_buffer_size=4096
-                ):
-                    pixels = np.frombuffer(b"".join(table["image"].to_pylist()), np.uint8).reshape(-1, 3, 32, 32)
-                    yield len(pixels), torch.from_numpy(pixels.copy())
-
-            return measure(batches())
-
-    data = ray.data.read_parquet(place, file_extensions=["parquet"], shuffle="files")
-    consumers = [Consumer.remote() for _ in range(world)]
-    ray.get([consumer.__ray_ready__.remote() for consumer in consumers])
-    shards = data.streaming_split(world)
-    return ray.get([consumer.consume.remote(shard) for consumer, shard in zip(consumers, shards)])
-
-
-def prepare(folder: Path, images: int) -> dict[str, str]:
-    """The same pictures in every form; paths by name."""
+def prepare(folder: Path, images: int) -> None:
+    """The same pictures in every form, and the data sets of the test of memory."""
     from edm_ray.data.format import encode_png
     from edm_ray.data.write import write_dataset
 
@@ -193,7 +73,7 @@ def prepare(folder: Path, images: int) -> dict[str, str]:
     pixels, labels = rng.integers(0, 256, (images, 3, 32, 32), np.uint8), np.arange(images) % 10
     names = [str(digit) for digit in range(10)]
     write_dataset(str(folder / "raw"), pixels, labels, names, name="n", split="train", num_shards=16, encoding="raw")
-    pictures = [encode_png(picture) for picture in pixels[: min(images, 20_000)]]
+    pictures = [encode_png(picture) for picture in pixels]
     with zipfile.ZipFile(folder / "png.zip", "w", zipfile.ZIP_STORED) as archive:
         for number, picture in enumerate(pictures):
             archive.writestr(f"{number % 10}/{number:08d}.png", picture)
@@ -207,9 +87,19 @@ def prepare(folder: Path, images: int) -> dict[str, str]:
         from streaming import MDSWriter
 
         with MDSWriter(out=str(folder / "mds"), columns={"image": "ndarray:uint8", "label": "int"}) as writer:
-            for picture in pixels[:20_000]:
+            for picture in pixels:
                 writer.write({"image": picture, "label": 0})
-    return {"raw": str(folder / "raw"), "zip": str(folder / "png.zip")}
+    for factor in (1, 10):
+        part = np.random.default_rng(factor).integers(0, 256, (factor * images, 3, 32, 32), np.uint8)
+        write_dataset(
+            str(folder / f"memory-{factor}"),
+            *(part, np.zeros(len(part), np.int64), []),
+            name="n",
+            split="train",
+            num_shards=16 * factor,
+            encoding="raw",
+        )
+        del part
 
 
 def start_s3(folder: Path) -> subprocess.Popen[bytes]:
@@ -246,7 +136,7 @@ def start_s3(folder: Path) -> subprocess.Popen[bytes]:
     return server
 
 
-def cases(paths: dict[str, str], folder: Path, images: int, skip: list[str]) -> dict[str, Callable[[int], list[dict]]]:
+def cases(folder: Path, images: int, skip: list[str]) -> dict[str, Callable[[int], list[dict]]]:
     """Name -> consumers -> what each measured. Cold ones come before warm ones, which find their cache."""
 
     def reader(place: str, cold: bool) -> Callable[[int], list[dict]]:
@@ -254,42 +144,42 @@ def cases(paths: dict[str, str], folder: Path, images: int, skip: list[str]) -> 
             cache = folder / f"cache-{'s3' if place.startswith('s3') else 'local'}"
             if cold:
                 shutil.rmtree(cache, ignore_errors=True)
+                drop_from_page_cache(folder / "raw")
             return run("ours", place, world, 2 * images, str(cache))
 
         return call
 
+    raw = str(folder / "raw")
     found = {
-        "edm_ray, local, cold": reader(paths["raw"], True),
-        "edm_ray, local, warm": reader(paths["raw"], False),
+        "edm_ray, local, cold": reader(raw, True),
+        "edm_ray, local, warm": reader(raw, False),
         "edm_ray, S3, cold": reader("s3://bucket/raw", True),
         "edm_ray, S3, warm": reader("s3://bucket/raw", False),
-        "DataLoader, PNGs in a zip": lambda world: run("dataloader", paths["zip"], world, SLOW_IMAGES, ""),
+        "DataLoader, PNGs in a zip": lambda world: run("dataloader", str(folder / "png.zip"), world, SLOW_IMAGES, ""),
     }
     if "ray" not in skip:
-        found["Ray Data, raw Parquet, local"] = lambda world: ray_data(paths["raw"], world, images)
+        found["Ray Data, raw Parquet, local"] = lambda world: ray_data(raw, world, images)
+        found["Ray Data, raw Parquet, S3"] = lambda world: ray_data("s3://bucket/raw", world, images)
     if importlib.util.find_spec("webdataset"):
-        place = str(folder / "wds-{0000..0003}.tar")
+        last = len(list(folder.glob("wds-*.tar"))) - 1
+        place = str(folder / f"wds-{{0000..{last:04d}}}.tar")
         found["webdataset"] = lambda world: run("webdataset", place, world, SLOW_IMAGES, "")
     if importlib.util.find_spec("streaming"):
         found["mosaicml-streaming"] = lambda world: run("mosaic", str(folder / "mds"), world, SLOW_IMAGES, "")
     return found
 
 
-def memory(folder: Path, images: int) -> list[tuple[int, dict[str, float]]]:
-    """Peak memory of a warm consumer that reads the same number of images from a small and from a tenfold data set."""
-    from edm_ray.data.write import write_dataset
-
+def memory(folder: Path, images: int) -> list[tuple[str, dict[str, float]]]:
+    """Peak memory of a consumer that reads the same number of images from a small and from a tenfold data set, first
+    decoding it, then from the cache."""
     found = []
     for factor in (1, 10):
-        place, cache = folder / f"memory-{factor}", str(folder / "memory-cache")
-        pixels = np.random.default_rng(factor).integers(0, 256, (factor * images, 3, 32, 32), np.uint8)
-        labels = np.zeros(len(pixels), np.int64)
-        shards = 16 * factor
-        write_dataset(str(place), pixels, labels, [], name="n", split="train", num_shards=shards, encoding="raw")
-        del pixels
-        run("ours", str(place), 1, BATCH * 2, cache)
-        found.append((factor * images, run("ours", str(place), 1, 10 * images, cache)[0]))
-        shutil.rmtree(place)
+        cache = folder / "memory-cache"
+        shutil.rmtree(cache, ignore_errors=True)
+        for state in ("cold", "warm"):
+            numbers = run("ours", str(folder / f"memory-{factor}"), 1, 10 * images, str(cache))[0]
+            found.append((f"{factor * images:,} images, {state}", numbers))
+        shutil.rmtree(cache)
     return found
 
 
@@ -298,39 +188,41 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--consume"]:
-        consume(sys.argv[2:])
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--skip", nargs="*", default=[], choices=["ray", "memory"])
     parser.add_argument("--out")
     args = parser.parse_args()
+    folder = args.folder
+    if args.prepare:
+        folder.mkdir(parents=True)
+        prepare(folder, args.images)
+        return
     results: dict[str, list[list[dict[str, float]]]] = {}
-    with tempfile.TemporaryDirectory(prefix="ingest-") as name:
-        folder = Path(name)
-        paths = prepare(folder, args.images)
-        server = start_s3(folder)
-        if "ray" not in args.skip:
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            import ray
+    loads = []
+    server = start_s3(folder)
+    if "ray" not in args.skip:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        import ray
 
-            ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
-        try:
-            for number in range(args.rounds):
-                for world in (1, 2):
-                    for label, call in cases(paths, folder, args.images, args.skip).items():
-                        results.setdefault(f"{label}|{world}", []).append(call(world))
-                print(
-                    f"round {number + 1} of {args.rounds}, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True
-                )
-        finally:
-            server.terminate()
-            server.wait()
-            if "ray" not in args.skip:
-                ray.shutdown()
-        tenfold = [] if "memory" in args.skip else memory(folder, args.images)
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        for number in range(args.rounds):
+            for world in (1, 2):
+                for label, call in cases(folder, args.images, args.skip).items():
+                    loads.append(os.getloadavg()[0])
+                    results.setdefault(f"{label}|{world}", []).append(call(world))
+            print(f"round {number + 1} of {args.rounds}, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+    finally:
+        server.terminate()
+        server.wait()
+        if "ray" not in args.skip:
+            ray.shutdown()
+    tenfold = [] if "memory" in args.skip else memory(folder, args.images)
+    print(f"{os.cpu_count()} CPUs, load {min(loads):.1f} to {max(loads):.1f}, {args.rounds} rounds")
     print("| case | consumers | images/s each | images/s of CPU time | first batch, s | peak MiB |")
     print("|---|---|---|---|---|---|")
     for key, rounds in results.items():
@@ -341,16 +233,16 @@ def main() -> None:
         if not label.startswith("edm_ray"):
             cells[1] = "-"
         print(f"| {label} | {world} | " + " | ".join(cells) + " |")
-    for images, found in tenfold:
+    for label, found in tenfold:
         print(
-            f"memory, {images:,} images: peak {found['peak_mib']:.0f} MiB, anonymous {found['anonymous_mib']:.0f} MiB, "
+            f"memory, {label}: peak {found['peak_mib']:.0f} MiB, anonymous {found['anonymous_mib']:.0f} MiB, "
             f"{found['images_per_s']:,.0f} images/s, first batch {found['first_s']:.2f} s"
         )
     for package in ("webdataset", "streaming"):
         if not importlib.util.find_spec(package):
             print(f"{package}: not installed, left out")
     if args.out:
-        Path(args.out).write_text(json.dumps(results, indent=1))
+        Path(args.out).write_text(json.dumps({"results": results, "memory": tenfold, "loads": loads}, indent=1))
 
 
 if __name__ == "__main__":

@@ -124,8 +124,8 @@ class RayDataReader:
         shard = self.dataset.shards[number]
         read_verified(self.dataset, shard)
         raise InputError(
-            f"{self.dataset.uri}: {shard.name} can be read on the node of a training worker, but not where a task of Ray "
-            "Data decoded it; the log of that task says why"
+            f"{self.dataset.uri}: {shard.name} can be read on the node of a training worker, but not where a task of "
+            "Ray Data decoded it; the log of that task says why"
         )
 
     def follow(self, batches: Iterable[np.ndarray], seed: int) -> None:
