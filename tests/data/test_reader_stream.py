@@ -122,7 +122,7 @@ def test_processes_in_step_share_a_cache_that_holds_little_more_than_their_batch
                 reader.follow(iter(parts), 0)
                 for part in parts:
                     assert np.array_equal(reader.at(part, 0)[0].numpy(), images[order.locate(part, 0)[0]])
-                    step.wait(20)
+                    step.wait(60)
             found.put("")
         except Exception as error:
             step.abort()
@@ -131,7 +131,7 @@ def test_processes_in_step_share_a_cache_that_holds_little_more_than_their_batch
     processes = [fork.Process(target=work, args=(rank,)) for rank in range(4)]
     for process in processes:
         process.start()
-    assert [found.get(timeout=60) for _ in processes] == [""] * 4
+    assert [found.get(timeout=120) for _ in processes] == [""] * 4
     for process in processes:
         process.join()
 
