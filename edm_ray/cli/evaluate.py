@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edm_ray.checkpoint import open_model
+from edm_ray.checkpoint.model import add_metrics
 from edm_ray.cli.console import Progress, duration, say
 from edm_ray.cli.device import check_device
 from edm_ray.cli.sampler import choose_settings
@@ -57,12 +58,14 @@ class Args:
     """Sampling actors that share a GPU."""
     precision: str = "fp32"
     """fp32, bf16 or fp16: of the network; the sampler's state stays float64."""
+    card: bool = False
+    """Write the numbers into the model directory too: its config.json and model card."""
     dry_run: bool = False
     """Check what is given, say what would be done, and stop."""
 
 
 def run(args: Args) -> None:
-    from edm_ray.cli.tables import measured_table, protocol_table, show
+    from edm_ray.cli.tables import card_rows, measured_table, protocol_table, show
     from edm_ray.evaluation.measure import measure, over_sets, parse_metrics, plan_all
     from edm_ray.evaluation.reference import real_features
     from edm_ray.orchestration.chunks import POOL_START
@@ -118,9 +121,12 @@ def run(args: Args) -> None:
         "made_on": made_on,
     }
     further: list[dict[str, Any]] = []
+    card: dict[str, str] = {}
     for place, (plan, extractor) in enumerate(zip(plans, extractors, strict=True)):
         sets = [of_set[place].measured for of_set in answers]
         said = plan.reference.describe()
+        how = f"{settings}, labels {args.labels}, {args.precision}{f', guide {args.guide}' if args.guide else ''}"
+        card |= card_rows(sets, f"against {said}; {how}")
         entry: dict[str, Any] = {
             "reference": said,
             "samples": sets[0].fid.to_dict(),
@@ -147,4 +153,6 @@ def run(args: Args) -> None:
         say(f"  made on {len(made_on)} kinds of device ({', '.join(made_on)}), whose images may differ by a level")
     path = uris.join(args.out, "evaluation.json")
     uris.write_bytes(path, json.dumps(content, indent=1).encode())
-    say(f"  {duration(time.monotonic() - started)}; written to {path}")
+    if args.card:
+        add_metrics(model.uri, card)
+    say(f"  {duration(time.monotonic() - started)}; written to {path}{' and into the model' if args.card else ''}")

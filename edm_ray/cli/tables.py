@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from edm_ray.evaluation.measure import Measured, ProtocolRow
+from edm_ray.evaluation.measure import Measured, ProtocolRow, over_sets
 
 PIPE_WIDTH = 120
 
@@ -56,6 +56,23 @@ def measured_table(measured: Measured, title: str) -> Table:
             row.note,
         )
     return table
+
+
+def card_rows(sets: Sequence[Measured], how: str) -> dict[str, str]:
+    """Rows for a model card: metric with n and ``how`` it was measured -> value with its interval. Of several sets the
+    mean, and the paper's best of them."""
+    if len(sets) == 1:
+        single = sets[0].rows()
+        return {f"{row.metric}, n={row.n:,}, {how}": _with_interval(row.value, row.low, row.high) for row in single}
+    return {
+        f"{row.metric}, {len(sets)} sets of n={row.n:,}, {how}": f"{number(row.best)} the best, as in the paper; "
+        f"mean {_with_interval(row.mean, row.low, row.high)}"
+        for row in over_sets(sets)
+    }
+
+
+def _with_interval(value: float, low: float | None, high: float | None) -> str:
+    return number(value) if low is None else f"{number(value)} (95 % interval {interval(low, high)})"
 
 
 def protocol_table(rows: Sequence[ProtocolRow], reference: str, num: int) -> Table:

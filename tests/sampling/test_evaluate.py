@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from edm_ray.checkpoint import load_model
+from edm_ray.checkpoint import load_model, open_model
 from edm_ray.cli import main
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.evaluation.measure import measure, plan_measurement
@@ -40,6 +41,8 @@ def test_the_papers_protocol_measures_three_sets_of_seeds_from_zero(
         "100",
     ]
     command += ["--protocol", "paper", "--metrics", "fid,kid,isc,prc", "--set", "num_steps=3"]
+    before, model = open_model(tiny_model), tmp_path / "model"
+    shutil.copytree(tiny_model, model)
     assert main([*command, "--real", str(digits_dir / "heldout")]) == 0
     said = capsys.readouterr().out
     assert "paper protocol" in said and "real images of digits heldout" in said
@@ -59,8 +62,15 @@ def test_the_papers_protocol_measures_three_sets_of_seeds_from_zero(
     # Chunks of another precision are others; those of the same are found again.
     count = len(list((tmp_path / "e" / "chunks").rglob("*.safetensors")))
     assert count == 3
-    assert main([*command, "--precision", "bf16"]) == 0
-    assert main(command) == 0
+    command[2] = str(model)
+    assert main([*command, "--precision", "bf16", "--card"]) == 0
+    assert main([*command, "--card"]) == 0
+    card, after = (model / "README.md").read_text(), open_model(str(model))
+    assert f"| FID, 3 sets of n=100, against {known.describe()}; " in card and "labels random, bf16 | " in card
+    best = f"{min(fids):.3f} the best, as in the paper; mean {np.mean(fids):.3f} (95 % interval "
+    assert f"labels random, fp32 | {best}" in card
+    assert (after.hash, after.weights) == (before.hash, before.weights)
+    assert len(after.about["metrics"]) == 2 * 7 + len(before.about["metrics"])
     assert len(list((tmp_path / "e" / "chunks").rglob("*.safetensors"))) == 6
     assert json.loads((tmp_path / "e" / "evaluation.json").read_text())["metrics"] == content["metrics"]
 
