@@ -248,7 +248,7 @@ def _train(
                 writes.append(_checkpoint)
             if writes and place.rank == 0:
                 began = time.monotonic()
-                writer.submit(*(write(run_uri, trainer) for write in writes))
+                writer.submit(*(functools.partial(write, run_uri, trainer) for write in writes))
                 watch.stall_s += time.monotonic() - began
             if stop:
                 raise Stopped(f"{run_uri}: stopped at {trainer.images_seen:,} images, checkpoint written")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -11,37 +12,50 @@ from edm_ray.errors import InputError, IntegrityError
 
 logger = logging.getLogger(__name__)
 TRIES, FIRST_WAIT_S = 4, 0.5
+PENDING = 2
 
 
 class BackgroundWriter:
-    """At most one call's writes are under way; an error surfaces at the next call, so none is lost."""
+    """One call's writes are under way and one more's may wait, so that a slow upload does not hold up the next
+    checkpoint; a third call waits. That is the bound: memory holds two copies, and where storage is slower than
+    checkpoints are asked for, training goes at the pace of storage.
+
+    An error surfaces at the next call, so none is lost, and nothing is written after it: a checkpoint stands for all
+    that lies before it.
+    """
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self.pending: Future[None] | None = None
+        self.pending: deque[Future[None]] = deque()
+        self.failed = False
 
-    def submit(self, *writes: Callable[[], None]) -> None:
-        """Start writes, in order, when those before have ended; what fails is tried again, with growing waits."""
-        self.wait()
-        self.pending = self.pool.submit(_persist_all, writes)
+    def submit(self, *copies: Callable[[], Callable[[], None]]) -> None:
+        """Call each of ``copies`` now, and in the background, in order, what they return.
 
-    def wait(self) -> None:
-        """Until nothing is under way. Raises what the write raised."""
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.result()
+        Waits for room first, so that no third copy is made. What fails is tried again, with growing waits.
+        """
+        while len(self.pending) == PENDING or (self.pending and self.pending[0].done()):
+            self.pending.popleft().result()
+        writes = [copy() for copy in copies]
+        self.pending.append(self.pool.submit(self._persist_all, writes))
+
+    def _persist_all(self, writes: list[Callable[[], None]]) -> None:
+        if self.failed:
+            return
+        try:
+            for write in writes:
+                _persist(write)
+        except BaseException:
+            self.failed = True
+            raise
 
     def close(self) -> None:
-        """As `wait`, and no more writes."""
+        """When all is written. Raises what a write raised."""
         try:
-            self.wait()
+            while self.pending:
+                self.pending.popleft().result()
         finally:
             self.pool.shutdown()
-
-
-def _persist_all(writes: tuple[Callable[[], None], ...]) -> None:
-    for write in writes:
-        _persist(write)
 
 
 def _persist(write: Callable[[], None]) -> None:
