@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.evaluation.fid import FidEstimate
-from edm_ray.report.plots import ACCENT, INK, MUTED, PANEL, WIDE, fid_against_churn, fid_of_all, svg
+from edm_ray.report.parameters import each_choice, each_value, looks_of, pair, searched, searched_choices
+from edm_ray.report.plots import ACCENT, INK, MUTED, WIDE, fid_against_churn, fid_of_all, reach, svg
 from edm_ray.search.result import SweepResult
 from edm_ray.search.strategy import DETERMINISTIC, front
 
-NAMES = {"s_churn": "S_churn", "s_tmin": "S_tmin", "s_tmax": "S_tmax", "s_noise": "S_noise"}
-UNITS = {"s_tmin": "noise level sigma", "s_tmax": "noise level sigma", "sigma_min": "sigma", "sigma_max": "sigma"}
-Array = np.ndarray[Any, Any]
 MOST_PAIRS = 15
 MOST_BARS = 60
-CELLS = 7
-"""Of a heat map, along each axis."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +29,25 @@ class Drawing:
     """Panels, set beside or below each other as the screen is wide."""
 
 
-@dataclass(frozen=True)
-class Look:
-    label: str
-    settings: SamplerSettings
-    estimate: FidEstimate
-
-
 def drawings(result: SweepResult) -> list[Drawing]:
     """All figures that this sweep has something for, in the order of the page."""
-    first = _looks(result, result.first_chunks)
-    names = searched([look.settings for look in first])
+    first = looks_of(result, result.first_chunks)
+    names, choices = searched(first), searched_choices(first)
     found = []
-    if first:
+    if first and result.line:
         about = "S_churn alone, at every noise level, with 95 % intervals."
         found.append(Drawing("fid-churn", "FID against S_churn", about, (fid_against_churn(result),)))
-    if names:
+    if names or choices:
         about = "Every sampler's first look, with 95 % intervals; the dashed line is deterministic sampling."
         found.append(
             Drawing(
                 "fid-parameters",
                 "FID against each parameter",
                 about,
-                tuple(_each(result, first, name) for name in names),
+                tuple(
+                    [each_value(result, first, name) for name in names]
+                    + [each_choice(result, first, name) for name in choices]
+                ),
             )
         )
     if pairs := list(itertools.combinations(names, 2))[:MOST_PAIRS]:
@@ -73,7 +57,7 @@ def drawings(result: SweepResult) -> list[Drawing]:
         )
         found.append(
             Drawing(
-                "fid-pairs", "FID over pairs of parameters", about, tuple(_pair(result, first, x, y) for x, y in pairs)
+                "fid-pairs", "FID over pairs of parameters", about, tuple(pair(result, first, x, y) for x, y in pairs)
             )
         )
     if history := _history(result):
@@ -89,123 +73,6 @@ def drawings(result: SweepResult) -> list[Drawing]:
         about = "Sorted by FID, with 95 % intervals, all on the same seeds."
         found.append(Drawing("fid-all", "First look at every sampler", about, (fid_of_all(result),)))
     return found
-
-
-def searched(settings: list[SamplerSettings]) -> list[str]:
-    """Numeric settings that took three finite values or more."""
-    names = []
-    for field in dataclasses.fields(SamplerSettings):
-        values = [getattr(each, field.name) for each in settings]
-        numbers = {v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)}
-        if len(numbers) >= 3:
-            names.append(field.name)
-    return names
-
-
-def _looks(result: SweepResult, chunks: int | None = None) -> list[Look]:
-    """On the search seeds, at so many chunks; None: each sampler's longest."""
-    found: dict[str, Look] = {}
-    for trial in result.trials:
-        what, estimate = trial.evaluation, trial.estimate
-        if estimate is None or what.seeds != "search" or (chunks is not None and what.chunks != chunks):
-            continue
-        if what.label not in found or estimate.n > found[what.label].estimate.n:
-            found[what.label] = Look(what.label, what.settings, estimate)
-    return list(found.values())
-
-
-def _value(look: Look, name: str) -> float:
-    value = getattr(look.settings, name)
-    return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def _name(axes: Axes, set_label: Callable[[str], object], name: str) -> None:
-    label = NAMES.get(name, name)
-    set_label(f"{label} ({UNITS[name]})" if name in UNITS else label)
-
-
-def _scale(looks: list[Look], name: str) -> dict[str, Any]:
-    """Logarithmic where values lie orders of magnitude apart; linear around 0 where there is a 0 too."""
-    values = [v for look in looks if math.isfinite(v := _value(look, name))]
-    above = [v for v in values if v > 0]
-    if len(above) < 3 or max(above) <= 30 * min(above):
-        return {"value": "linear"}
-    if min(values) > 0:
-        return {"value": "log"}
-    return {"value": "symlog", "linthresh": min(above), "linscale": 0.3}
-
-
-def _each(result: SweepResult, looks: list[Look], name: str) -> str:
-    figure = Figure(figsize=PANEL, layout="constrained")
-    axes = figure.subplots()
-    baseline = next((look.estimate.fid for look in looks if look.label == DETERMINISTIC), None)
-    shown = [look for look in looks if look.label != DETERMINISTIC and math.isfinite(_value(look, name))]
-    for look in shown:
-        best = look.label == result.found
-        axes.errorbar(
-            _value(look, name),
-            look.estimate.fid,
-            yerr=1.96 * look.estimate.se,
-            fmt="o",
-            ms=6 if best else 3.5,
-            capsize=2,
-            elinewidth=1.4 if best else 0.6,
-            color=ACCENT if best else INK,
-            alpha=1.0 if best else 0.65,
-            zorder=3 if best else 2,
-        )
-    if baseline is not None:
-        axes.axhline(baseline, color=MUTED, linestyle="--", linewidth=1)
-    axes.set_xscale(**_scale(shown, name))
-    _name(axes, axes.set_xlabel, name)
-    axes.set_ylabel(f"FID (n={looks[0].estimate.n})")
-    axes.spines[["top", "right"]].set_visible(False)
-    return svg(figure)
-
-
-def _pair(result: SweepResult, looks: list[Look], x: str, y: str) -> str:
-    """Cells are means of what was measured in them; the others stay empty."""
-    shown = [look for look in looks if look.label != DETERMINISTIC]
-    fids = [look.estimate.debiased for look in shown]
-    low, high = min(fids), float(np.quantile(fids, 0.9))
-    shown = [look for look in shown if math.isfinite(_value(look, x)) and math.isfinite(_value(look, y))]
-    figure = Figure(figsize=PANEL, layout="constrained")
-    axes = figure.subplots()
-    axes.set_xscale(**_scale(shown, x))
-    axes.set_yscale(**_scale(shown, y))
-    xs, ys = (np.array([_value(look, name) for look in shown]) for name in (x, y))
-    columns, rows = _edges(axes.xaxis, xs), _edges(axes.yaxis, ys)
-    at = (np.digitize(ys, rows[1:-1]), np.digitize(xs, columns[1:-1]))
-    means = cell_means(*at, np.array([look.estimate.debiased for look in shown]))
-    cells = axes.pcolormesh(columns, rows, means, cmap="viridis", vmin=low, vmax=max(high, low + 1e-9))
-    axes.scatter(xs, ys, s=12, color="white", edgecolors="black", linewidths=0.7, zorder=2)
-    for look in shown:
-        if look.label == result.found:
-            ring = {"facecolors": "none", "edgecolors": ACCENT, "linewidths": 2.5}
-            axes.scatter(_value(look, x), _value(look, y), s=120, zorder=3, **ring)
-    _name(axes, axes.set_xlabel, x)
-    _name(axes, axes.set_ylabel, y)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.colorbar(cells, ax=axes, label=f"debiased FID (n={looks[0].estimate.n})")
-    return svg(figure)
-
-
-def cell_means(row: Array, column: Array, values: Array) -> np.ma.MaskedArray[Any, Any]:
-    """[CELLS, CELLS]: means of the values [N] whose cell each is; cells without a value are masked."""
-    sums, counts = np.zeros((CELLS, CELLS)), np.zeros((CELLS, CELLS))
-    np.add.at(sums, (row, column), values)
-    np.add.at(counts, (row, column), 1)
-    means: np.ma.MaskedArray[Any, Any] = np.ma.masked_where(counts == 0, sums / np.maximum(counts, 1))
-    return means
-
-
-def _edges(axis: Axis, values: Array) -> Array:
-    """``CELLS`` + 1 edges, evenly spaced on the axis as it is scaled, a little wider than the values."""
-    scale = axis.get_transform()
-    along = scale.transform(values)
-    margin = 0.03 * (along.max() - along.min()) or 0.5
-    edges: Array = scale.inverted().transform(np.linspace(along.min() - margin, along.max() + margin, CELLS + 1))
-    return edges
 
 
 def _chunks(result: SweepResult) -> str:
@@ -270,7 +137,7 @@ def _history(result: SweepResult) -> str:
 
 def _pareto(result: SweepResult) -> str:
     """Empty when every sampler cost the same."""
-    looks = [look for look in _looks(result) if look.settings.nfe > 0]
+    looks = [look for look in looks_of(result) if look.settings.nfe > 0]
     if len({look.settings.nfe for look in looks}) < 2:
         return ""
     figure = Figure(figsize=WIDE, layout="constrained")
@@ -279,7 +146,7 @@ def _pareto(result: SweepResult) -> str:
         colour = ACCENT if look.label in (result.found, result.cheapest) else INK
         estimate = look.estimate
         axes.errorbar(
-            look.settings.nfe, estimate.debiased, yerr=1.96 * estimate.se, fmt="o", ms=4, color=colour, elinewidth=0.7
+            look.settings.nfe, estimate.debiased, yerr=reach(estimate), fmt="o", ms=4, color=colour, elinewidth=0.7
         )
     by_label = {look.label: look for look in looks}
     line = front({k: v.estimate for k, v in by_label.items()}, {k: v.settings for k, v in by_label.items()})

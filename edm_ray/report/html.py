@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from dataclasses import dataclass, field
 from importlib import resources
 
 import jinja2
 from markupsafe import Markup
 
+from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.evaluation.fid import interval_95
 from edm_ray.report.figures import drawings
 from edm_ray.search.result import SweepResult
 
@@ -34,6 +37,10 @@ def render_report(result: SweepResult, context: Context) -> str:
     """The page as text. Everything that comes from outside is escaped; figures and pictures are inside the page."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = lambda value, digits=3: f"{value:.{digits}f}"
+    environment.filters["interval"] = lambda e: "{:.3f} to {:.3f}".format(
+        *interval_95(e.fid, e.se, len(e.leave_one_out))
+    )
+    environment.filters["gap"] = lambda d: "-" if d is None else f"{d.gap:+.3f} ({d.low:+.3f} to {d.high:+.3f})"
     template = environment.from_string(resources.files("edm_ray.report").joinpath("report.html.j2").read_text())
     pictures = {title: base64.b64encode(png).decode() for title, png in context.grids.items()}
     figures = [(drawing, [Markup(svg) for svg in drawing.svgs]) for drawing in drawings(result)]
@@ -45,7 +52,15 @@ def render_report(result: SweepResult, context: Context) -> str:
         figures=figures,
         trial_seconds=seconds,
         summary=summary(result, context),
+        others=_others(result),
     )
+
+
+def _others(result: SweepResult) -> list[str]:
+    """Settings that differ between samplers, beside the four of Algorithm 2 that are always shown."""
+    names = [field.name for field in dataclasses.fields(SamplerSettings)]
+    names = [name for name in names if name not in ("s_churn", "s_tmin", "s_tmax", "s_noise")]
+    return [name for name in names if len({getattr(t.evaluation.settings, name) for t in result.trials}) > 1]
 
 
 def summary(result: SweepResult, context: Context) -> list[str]:

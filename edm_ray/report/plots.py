@@ -7,7 +7,7 @@ import io
 import matplotlib
 from matplotlib.figure import Figure
 
-from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.evaluation.fid import FidEstimate, interval_95
 from edm_ray.search.result import SweepResult
 from edm_ray.search.strategy import DETERMINISTIC
 
@@ -24,6 +24,11 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
+def reach(estimate: FidEstimate) -> float:
+    """Half of the 95 % interval."""
+    return interval_95(0.0, estimate.se, len(estimate.leave_one_out))[1]
+
+
 def fid_against_churn(result: SweepResult) -> str:
     """FID of the line over S_churn alone, and of deterministic sampling, with 95 % intervals, all at one n."""
     first = [t for t in result.trials if t.evaluation.seeds == "search" and t.evaluation.chunks == result.first_chunks]
@@ -36,7 +41,7 @@ def fid_against_churn(result: SweepResult) -> str:
     axes.errorbar(
         [x for x, _ in points],
         [e.fid for _, e in points],
-        yerr=[1.96 * e.se for _, e in points],
+        yerr=[reach(e) for _, e in points],
         fmt="o-",
         color=INK,
         capsize=4,
@@ -66,7 +71,7 @@ def fid_of_all(result: SweepResult) -> str:
     axes = figure.subplots()
     for row, (label, estimate) in enumerate(shown):
         colour = ACCENT if label == result.best else MUTED if label == DETERMINISTIC else INK
-        axes.errorbar(estimate.fid, row, xerr=1.96 * estimate.se, fmt="o", color=colour, capsize=3)
+        axes.errorbar(estimate.fid, row, xerr=reach(estimate), fmt="o", color=colour, capsize=3)
     axes.set_yticks(range(len(shown)), [label for label, _ in shown], fontsize=8)
     axes.set_xlabel(f"FID (n={shown[0][1].n if shown else 0})")
     axes.spines[["top", "right"]].set_visible(False)

@@ -183,7 +183,9 @@ def _dimension(sampler: SamplerSettings, name: str, given: Any, path: str) -> Ra
     if isinstance(dimension, Choice):
         if share:
             raise InputError(f"{where}: churn is searched by {{low, high}} or {{grid: [...]}}")
-        made = tuple(getattr(_sampler(sampler, {name: value}, where), name) for value in dimension.choices)
+        # What another solver does not take is left out when it is chosen, and does not speak against it.
+        base = dataclasses.replace(sampler, churn_bins=(), restarts=()) if name == "solver" else sampler
+        made = tuple(getattr(_sampler(base, {name: value}, where), name) for value in dimension.choices)
         return Choice(choices=made)
     if kind_of not in ("float", "float | None", "int"):
         raise InputError(f"{where}: give {{choices: [...]}}, it is no number")

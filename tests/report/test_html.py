@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from edm_ray.cli import main
-from edm_ray.report.figures import cell_means, drawings
+from edm_ray.report.figures import drawings
 from edm_ray.report.html import Context, render_report
+from edm_ray.report.parameters import cell_means, looks_of, searched, searched_choices
 from edm_ray.report.saved import load_report, save_progress, save_report
 from edm_ray.search.race import Race
 from edm_ray.search.result import result_of
@@ -150,6 +151,35 @@ def test_a_front_of_cost_is_drawn_where_costs_differ():
     strategy = Race(space, dataclasses.replace(PLAN, objective=("fid", "nfe")))
     run(strategy)
     assert {"pareto", "fid-pairs"} < {drawing.id for drawing in drawings(result_of(strategy))}
+
+
+def test_settings_that_are_no_numbers_and_churn_by_bins_are_drawn_and_listed():
+    space = space_from(
+        "name: t\nsampler: {churn_bins: [[0, 1, 0], [1, 50, 0]]}\nsearch:\n"
+        "  churn_bins.0: {low: 0, high: 1}\n  churn_bins.1: {low: 0, high: 1}\n"
+        "  solver: {choices: [heun, euler, dpmpp_2m]}\n  restarts: {choices: [[], [[0.14, 0.3, 3, 2]]]}\n"
+    )
+    strategy = Race(space, dataclasses.replace(PLAN, num_global=16))
+    run(strategy)
+    result = result_of(strategy)
+    first = looks_of(result, result.first_chunks)
+    assert {"solver", "restarts"} <= set(searched_choices(first)) and "churn_bins.1" in searched(first)
+    found = {drawing.id: len(drawing.svgs) for drawing in drawings(result)}
+    assert found["fid-parameters"] == len(searched(first)) + len(searched_choices(first))
+    text = render_report(result, Context(title="T", reference="R", commands=("c",)))
+    assert "<th>solver</th>" in text and "<td>dpmpp_2m</td>" in text
+
+
+def test_the_confirmed_are_shown_with_paired_intervals_and_the_probability_of_being_best():
+    strategy = Race(space_from(SPACE + "paper: paper\n"), PLAN)
+    run(strategy)
+    result = result_of(strategy)
+    text = render_report(result, Context(title="T", reference="R", commands=("c",)))
+    for entry in result.confirmed:
+        row = re.search(rf"<tr[^>]*><td>{entry.label}\b.*?</tr>", text).group(0)
+        assert f"<td>{100 * entry.probability_best:.0f} %</td>" in row
+        for gap in (entry.against_deterministic, entry.against_paper):
+            assert "<td>-</td>" in row if gap is None else f"{gap.gap:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})" in row
 
 
 def test_the_page_needs_nothing_from_outside(page):

@@ -1,0 +1,192 @@
+"""FID against each parameter and over pairs of them: from what was measured, nothing between the points is invented."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+
+from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.report.plots import ACCENT, INK, MUTED, PANEL, reach, svg
+from edm_ray.search.result import SweepResult
+from edm_ray.search.strategy import DETERMINISTIC
+
+NAMES = {"s_churn": "S_churn", "s_tmin": "S_tmin", "s_tmax": "S_tmax", "s_noise": "S_noise"}
+UNITS = {"s_tmin": "noise level sigma", "s_tmax": "noise level sigma", "sigma_min": "sigma", "sigma_max": "sigma"}
+Array = np.ndarray[Any, Any]
+CELLS = 7
+"""Of a heat map, along each axis."""
+MOST_CHOICES = 8
+
+
+@dataclass(frozen=True)
+class Look:
+    label: str
+    settings: SamplerSettings
+    estimate: FidEstimate
+
+
+def searched(looks: list[Look]) -> list[str]:
+    """Numeric settings that took three finite values or more; ``churn_bins.0`` is S_churn in the first bin."""
+    names = [field.name for field in dataclasses.fields(SamplerSettings)]
+    names += [f"churn_bins.{i}" for i in range(max((len(look.settings.churn_bins) for look in looks), default=0))]
+    return [name for name in names if len({v for look in looks if math.isfinite(v := _value(look, name))}) >= 3]
+
+
+def searched_choices(looks: list[Look]) -> list[str]:
+    """Settings that are no numbers and took few values, two or more."""
+    names = [field.name for field in dataclasses.fields(SamplerSettings) if field.name != "churn_bins"]
+    return [name for name in names if 2 <= len({_choice(look, name) for look in looks} - {""}) <= MOST_CHOICES]
+
+
+def looks_of(result: SweepResult, chunks: int | None = None) -> list[Look]:
+    """On the search seeds, at so many chunks; None: each sampler's longest."""
+    found: dict[str, Look] = {}
+    for trial in result.trials:
+        what, estimate = trial.evaluation, trial.estimate
+        if estimate is None or what.seeds != "search" or (chunks is not None and what.chunks != chunks):
+            continue
+        if what.label not in found or estimate.n > found[what.label].estimate.n:
+            found[what.label] = Look(what.label, what.settings, estimate)
+    return list(found.values())
+
+
+def _value(look: Look, name: str) -> float:
+    """Not a number where the setting is none."""
+    stem, _, index = name.partition(".")
+    value = getattr(look.settings, stem)
+    if index:
+        return float(value[int(index)][2]) if int(index) < len(value) else math.nan
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+
+
+def _choice(look: Look, name: str) -> str:
+    """Empty where the setting is a number, or none."""
+    value = getattr(look.settings, name)
+    if isinstance(value, tuple):
+        return " ".join(",".join(f"{number:g}" for number in part) for part in value) or "none"
+    return value if isinstance(value, str) else ""
+
+
+def _name(axes: Axes, set_label: Callable[[str], object], name: str) -> None:
+    label = NAMES.get(name, name)
+    set_label(f"{label} ({UNITS[name]})" if name in UNITS else label)
+
+
+def _scale(looks: list[Look], name: str) -> dict[str, Any]:
+    """Logarithmic where values lie orders of magnitude apart; linear around 0 where there is a 0 too."""
+    values = [v for look in looks if math.isfinite(v := _value(look, name))]
+    above = [v for v in values if v > 0]
+    if len(above) < 3 or max(above) <= 30 * min(above):
+        return {"value": "linear"}
+    if min(values) > 0:
+        return {"value": "log"}
+    return {"value": "symlog", "linthresh": min(above), "linscale": 0.3}
+
+
+def each_value(result: SweepResult, looks: list[Look], name: str) -> str:
+    figure = Figure(figsize=PANEL, layout="constrained")
+    axes = figure.subplots()
+    baseline = next((look.estimate.fid for look in looks if look.label == DETERMINISTIC), None)
+    shown = [look for look in looks if look.label != DETERMINISTIC and math.isfinite(_value(look, name))]
+    for look in shown:
+        best = look.label == result.found
+        axes.errorbar(
+            _value(look, name),
+            look.estimate.fid,
+            yerr=reach(look.estimate),
+            fmt="o",
+            ms=6 if best else 3.5,
+            capsize=2,
+            elinewidth=1.4 if best else 0.6,
+            color=ACCENT if best else INK,
+            alpha=1.0 if best else 0.65,
+            zorder=3 if best else 2,
+        )
+    if baseline is not None:
+        axes.axhline(baseline, color=MUTED, linestyle="--", linewidth=1)
+    axes.set_xscale(**_scale(shown, name))
+    _name(axes, axes.set_xlabel, name)
+    axes.set_ylabel(f"FID (n={looks[0].estimate.n})")
+    axes.spines[["top", "right"]].set_visible(False)
+    return svg(figure)
+
+
+def each_choice(result: SweepResult, looks: list[Look], name: str) -> str:
+    """Samplers above the choice they made, side by side in the order of their FID."""
+    figure = Figure(figsize=PANEL, layout="constrained")
+    axes = figure.subplots()
+    choices = sorted({_choice(look, name) for look in looks} - {""})
+    for place, choice in enumerate(choices):
+        there = sorted((look for look in looks if _choice(look, name) == choice), key=lambda look: look.estimate.fid)
+        for number, look in enumerate(there):
+            best = look.label == result.found
+            axes.errorbar(
+                place + 0.6 * (number + 0.5) / len(there) - 0.3,
+                look.estimate.fid,
+                yerr=reach(look.estimate),
+                fmt="o",
+                ms=6 if best else 3.5,
+                capsize=2,
+                elinewidth=1.4 if best else 0.6,
+                color=ACCENT if best else MUTED if look.label == DETERMINISTIC else INK,
+                zorder=3 if best else 2,
+            )
+    axes.set_xticks(range(len(choices)), choices, fontsize=8)
+    _name(axes, axes.set_xlabel, name)
+    axes.set_ylabel(f"FID (n={looks[0].estimate.n})")
+    axes.spines[["top", "right"]].set_visible(False)
+    return svg(figure)
+
+
+def pair(result: SweepResult, looks: list[Look], x: str, y: str) -> str:
+    """Cells are means of what was measured in them; the others stay empty."""
+    shown = [look for look in looks if look.label != DETERMINISTIC]
+    fids = [look.estimate.debiased for look in shown]
+    low, high = min(fids), float(np.quantile(fids, 0.9))
+    shown = [look for look in shown if math.isfinite(_value(look, x)) and math.isfinite(_value(look, y))]
+    figure = Figure(figsize=PANEL, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xscale(**_scale(shown, x))
+    axes.set_yscale(**_scale(shown, y))
+    xs, ys = (np.array([_value(look, name) for look in shown]) for name in (x, y))
+    columns, rows = _edges(axes.xaxis, xs), _edges(axes.yaxis, ys)
+    at = (np.digitize(ys, rows[1:-1]), np.digitize(xs, columns[1:-1]))
+    means = cell_means(*at, np.array([look.estimate.debiased for look in shown]))
+    cells = axes.pcolormesh(columns, rows, means, cmap="viridis", vmin=low, vmax=max(high, low + 1e-9))
+    axes.scatter(xs, ys, s=12, color="white", edgecolors="black", linewidths=0.7, zorder=2)
+    for look in shown:
+        if look.label == result.found:
+            ring = {"facecolors": "none", "edgecolors": ACCENT, "linewidths": 2.5}
+            axes.scatter(_value(look, x), _value(look, y), s=120, zorder=3, **ring)
+    _name(axes, axes.set_xlabel, x)
+    _name(axes, axes.set_ylabel, y)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.colorbar(cells, ax=axes, label=f"debiased FID (n={looks[0].estimate.n})")
+    return svg(figure)
+
+
+def cell_means(row: Array, column: Array, values: Array) -> np.ma.MaskedArray[Any, Any]:
+    """[CELLS, CELLS]: means of the values [N] whose cell each is; cells without a value are masked."""
+    sums, counts = np.zeros((CELLS, CELLS)), np.zeros((CELLS, CELLS))
+    np.add.at(sums, (row, column), values)
+    np.add.at(counts, (row, column), 1)
+    means: np.ma.MaskedArray[Any, Any] = np.ma.masked_where(counts == 0, sums / np.maximum(counts, 1))
+    return means
+
+
+def _edges(axis: Axis, values: Array) -> Array:
+    """``CELLS`` + 1 edges, evenly spaced on the axis as it is scaled, a little wider than the values."""
+    scale = axis.get_transform()
+    along = scale.transform(values)
+    margin = 0.03 * (along.max() - along.min()) or 0.5
+    edges: Array = scale.inverted().transform(np.linspace(along.min() - margin, along.max() + margin, CELLS + 1))
+    return edges
