@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import pickletools
 import struct
 import zipfile
 import zlib
@@ -14,6 +16,7 @@ from edm_ray.interop.pickles import MAX_STEPS, Budget, read_pickle, shown
 
 MAX_DIRECTORY_BYTES = 4 * 2**20
 """Size of a zip archive's list of files: 50 times that of a training state."""
+MAX_OLD_STEPS = 100_000
 _OTHER = {
     b"\x1f\x8b": "gzip-compressed",
     b"BZh": "bzip2-compressed",
@@ -48,7 +51,25 @@ def _what_it_is(content: bytes) -> str:
     for start, name in _OTHER.items():
         if content.startswith(start):
             return f"{name}: unpack or fetch the .pkl itself and give that"
+    called = _old_pickle_names(content)
+    if called is not None:
+        named = f" that names the global {shown(called)}" if called else ""
+        return f"a pickle of protocol 0 or 1{named}, refused: networks are of 2 to 5; nothing of the file was executed"
     return f"not a pickle of protocol 2 to 5 (it starts with {content[:4].hex() or 'nothing'})"
+
+
+def _old_pickle_names(content: bytes) -> str | None:
+    """The first global that a pickle without a protocol number names, "" for none; None for what is no pickle."""
+    first = ""
+    try:
+        for opcode, argument, _ in itertools.islice(pickletools.genops(io.BytesIO(content)), MAX_OLD_STEPS):
+            if opcode.name in ("GLOBAL", "INST"):
+                first = first or str(argument).replace(" ", ".")
+            if opcode.name == "STOP":
+                return first
+    except (ValueError, IndexError, TypeError, struct.error, OverflowError, UnicodeError):
+        pass
+    return None
 
 
 def _read_archive(content: bytes, budget: Budget) -> Any:

@@ -115,6 +115,13 @@ def test_a_global_off_the_list_is_refused_by_name(tmp_path: Path, name: str, pro
     assert f"the global {name} is not allowed" in message
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_call_is_refused_by_name_in_every_protocol(tmp_path: Path, protocol: int) -> None:
+    content = pickle.dumps({"ema": Call(os.system, f"touch {tmp_path / 'canary'}")}, protocol=protocol)
+    message = refused(content, r"the global (posix|os|nt)\.system", tmp_path)
+    assert "nothing of the file was executed" in message
+
+
 def test_the_hostile_file_does_run_where_pickle_loads_it(tmp_path: Path) -> None:
     """The canary can sing: the tests here would see an execution."""
     pickle.loads(calls("os", "system", f"touch {tmp_path / 'canary'}"))
@@ -318,9 +325,10 @@ def test_a_truncated_file_is_refused(tmp_path: Path, kind: str, share: float) ->
         (b"<!DOCTYPE html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         (gzip.compress(pickle.dumps({"ema": b"\0" * 10**8})), "gzip-compressed: unpack"),
-        (b"\x80\x01.", "not a pickle of protocol 2 to 5"),
+        (b"\x80\x01.", "a pickle of protocol 0 or 1, refused"),
+        (b"city\nname\nx", "not a pickle of protocol 2 to 5"),
     ],
-    ids=["empty", "text", "web page", "git lfs", "gzip bomb", "protocol 1"],
+    ids=["empty", "text", "web page", "git lfs", "gzip bomb", "protocol 1", "a table"],
 )
 def test_what_is_no_pickle_is_refused_by_what_it_is(tmp_path: Path, content: bytes, says: str) -> None:
     refused(content, says, tmp_path)
