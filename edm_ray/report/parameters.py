@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.evaluation.fid import FidEstimate
@@ -76,6 +77,12 @@ def _choice(look: Look, name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _no_minor_labels(axes: Axes) -> None:
+    """They run into each other on logarithmic scales of less than a few decades."""
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _name(axes: Axes, set_label: Callable[[str], object], name: str) -> None:
     label = NAMES.get(name, name)
     set_label(f"{label} ({UNITS[name]})" if name in UNITS else label)
@@ -114,6 +121,7 @@ def each_value(result: SweepResult, looks: list[Look], name: str) -> str:
     if baseline is not None:
         axes.axhline(baseline, color=MUTED, linestyle="--", linewidth=1)
     axes.set_xscale(**_scale(shown, name))
+    _no_minor_labels(axes)
     _name(axes, axes.set_xlabel, name)
     axes.set_ylabel(f"FID (n={looks[0].estimate.n})")
     axes.spines[["top", "right"]].set_visible(False)
@@ -157,6 +165,7 @@ def pair(result: SweepResult, looks: list[Look], x: str, y: str) -> str:
     axes = figure.subplots()
     axes.set_xscale(**_scale(shown, x))
     axes.set_yscale(**_scale(shown, y))
+    _no_minor_labels(axes)
     xs, ys = (np.array([_value(look, name) for look in shown]) for name in (x, y))
     columns, rows = _edges(axes.xaxis, xs), _edges(axes.yaxis, ys)
     at = (np.digitize(ys, rows[1:-1]), np.digitize(xs, columns[1:-1]))
