@@ -1,6 +1,6 @@
 """From images to FID: edm_ray beside what users would take instead, and the FID algebra by itself. CPU, one run.
 
-    python benchmarks/evaluation.py [--images 10000] [--repeats 3] [--inception 100] [--simulate] [--write]
+    python benchmarks/evaluation.py --parts algebra,images,inception,actors,precision,simulation [--write]
 
 Contenders take turns, each in a process of its own, so that a busy machine is busy for all alike. Medians, with the
 least and the greatest in brackets. CPU seconds (of all processes) say more than wall seconds on a shared machine.
@@ -24,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import evaluation_contenders as contenders
+import evaluation_pool as pool
+import evaluation_precision as precision
 import evaluation_simulation as simulation
 import numpy as np
 import torch
@@ -49,10 +51,13 @@ def load() -> str:
 
 
 def machine() -> str:
-    return (
-        f"{os.cpu_count()} cores ({platform.machine()}), one thread each process, torch {torch.__version__}, NumPy "
-        f"{np.__version__}. **The machine was shared with other work** ({load()} at the end), so wall times are longer "
-        "than on a quiet one, for all alike; compare the CPU columns"
+    text = f"{os.cpu_count()} cores ({platform.machine()}), one thread each process, torch {torch.__version__}, NumPy "
+    text += f"{np.__version__}, {load()} at the end"
+    if os.getloadavg()[0] <= (os.cpu_count() or 1) + 0.5:
+        return text
+    return text + (
+        ". **The machine was shared with other work**, so wall times are longer than on a quiet one, for all alike; "
+        "compare the CPU columns"
     )
 
 
@@ -79,7 +84,7 @@ def end_to_end(count: int, repeats: int, extractor: str, names: tuple[str, ...])
                     continue
                 runs[name].append(json.loads(done.stdout.splitlines()[-1]))
                 print(name, runs[name][-1], load(), flush=True)
-    lines = ["| | wall s | CPU s | peak MB, main process | MB written | FID |", "|---|---|---|---|---|---|"]
+    lines = ["| | wall s | CPU s | peak MB | MB written | FID |", "|---|---|---|---|---|---|"]
     for name in names:
         if name in reasons:
             missing = "ModuleNotFoundError" in reasons[name]
@@ -143,38 +148,61 @@ def put(title: str, text: str) -> None:
     DOCS.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
 
 
+def images_part(count: int, repeats: int) -> str:
+    table = end_to_end(count, repeats, "projection", contenders.NAMES)
+    twice = end_to_end(2 * count, 1, "projection", ("edm_ray",)).splitlines()[-1].split("|")
+    return (
+        f"{table}\n\n{count:,} images of 32x32, {repeats} turns; peak memory is of all processes together. With "
+        f"{2 * count:,} images edm_ray needs{twice[4]}MB: memory does not grow with n; the others hold all features. "
+        f"{machine()}."
+    )
+
+
+def inception_part(count: int, repeats: int) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.pth"
+        sys.path.insert(0, str(DOCS.parents[1]))  # the tests know how to make weights without a download
+        from tests.evaluation.conftest import random_inception_state
+
+        images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
+        torch.save(random_inception_state(images), weights)
+        table = end_to_end(count, repeats, str(weights), ("edm_ray", "torch-fidelity"))
+    return f"{table}\n\n{count} images, {repeats} turns; {machine()}."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=10_000, help="0 leaves this part out")
+    parser.add_argument("--parts", default="algebra,images,simulation", help="which tables, with commas between")
+    parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--inception", type=int, default=0, help="number of images for the Inception network")
-    parser.add_argument("--no-algebra", action="store_true")
-    parser.add_argument("--simulate", action="store_true", help="1 to 1,024 actors, by discrete events")
+    parser.add_argument("--inception", type=int, default=200, help="images for the Inception network")
+    parser.add_argument("--chunks", type=int, default=40, help="actors: chunks a turn")
+    parser.add_argument("--model", help="precision: a trained model directory, e.g. the demo's")
+    parser.add_argument("--reference", help="precision: its reference")
+    parser.add_argument("--precision-images", default="bf16:5000,fp16:1000")
+    parser.add_argument("--churn", type=float, default=0.0, help="precision: S_churn")
     parser.add_argument("--write", action="store_true", help="tables into docs/evaluation.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    parts: dict[str, str] = {}
-    if not args.no_algebra:
-        table, cpu = algebra(args.repeats)
-        parts["algebra"] = f"{table}\n\n{args.repeats} turns; {machine()}."
-        simulation.COSTS_FILE.write_text(json.dumps(simulation.measured(cpu), indent=1) + "\n")
-    if args.images:
-        table = end_to_end(args.images, args.repeats, "projection", contenders.NAMES)
-        parts["images"] = f"{table}\n\n{args.images:,} images of 32x32, {args.repeats} turns; {machine()}."
-    if args.inception:
-        with tempfile.TemporaryDirectory() as folder:
-            weights = Path(folder) / "weights.pth"
-            sys.path.insert(0, str(DOCS.parents[1]))  # the tests know how to make weights without a download
-            from tests.evaluation.conftest import random_inception_state
-
-            images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
-            torch.save(random_inception_state(images), weights)
-            table = end_to_end(args.inception, min(2, args.repeats), str(weights), ("edm_ray", "torch-fidelity"))
-        parts["inception"] = f"{table}\n\n{args.inception} images, {min(2, args.repeats)} turns; {machine()}."
-    if args.simulate:
-        parts["simulation"] = simulation.table()
-    for title, text in parts.items():
-        print(f"\n## {title}\n{text}")
+    for title in args.parts.split(","):
+        if title == "algebra":
+            table, cpu = algebra(args.repeats)
+            text = f"{table}\n\n{args.repeats} turns; {machine()}."
+            simulation.COSTS_FILE.write_text(json.dumps(simulation.measured(cpu), indent=1) + "\n")
+        elif title == "images":
+            text = images_part(args.images, args.repeats)
+        elif title == "inception":
+            text = inception_part(args.inception, min(2, args.repeats))
+        elif title == "actors":
+            text = f"{pool.measure(args.chunks, min(2, args.repeats))} {machine()}."
+        elif title == "precision":
+            counts = {name: int(n) for name, n in (part.split(":") for part in args.precision_images.split(","))}
+            text = precision.measure(args.model, args.reference, counts, args.churn)
+        elif title == "simulation":
+            text = simulation.table()
+        else:
+            parser.error(f"--parts {title}: unknown")
+        print(f"\n## {title}\n{text}", flush=True)
         if args.write:
             put(title, text)
 

@@ -3,15 +3,19 @@
     python benchmarks/evaluation_contenders.py NAME FOLDER EXTRACTOR
 
 FOLDER holds images.npy (uint8 [N, 3, 32, 32]) and what `prepare` made of the reference. Prints one line of JSON: wall
-and CPU seconds from images to FID (imports and loading the extractor before, the same for all), peak memory of the main
-process, bytes written, FID. EXTRACTOR: "projection" (cheap, 2,048 features) or a file of Inception weights.
+and CPU seconds from images to FID (imports and loading the extractor before, the same for all), peak memory of all its
+processes, bytes written, FID. EXTRACTOR: "projection" (cheap, 2,048 features) or a file of Inception weights.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import resource
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,15 +26,17 @@ from PIL import Image
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.evaluation.extractor import Extractor
 from edm_ray.evaluation.features import load_extractor
-from edm_ray.evaluation.fid import FidReference, group_moments, jackknife_fid
-from edm_ray.evaluation.moments import Moments
+from edm_ray.evaluation.fid import FidReference
+from edm_ray.evaluation.measure import Plan, measure_parts
+from edm_ray.evaluation.moments import GroupSums, Moments
+from edm_ray.evaluation.reference import Reference
 from edm_ray.evaluation.torchvision_shim import ensure_torchvision
-from edm_ray.orchestration.chunks import Chunk, Generator, read_chunk, write_chunk
+from edm_ray.orchestration.chunks import Chunk, Generator, read_parts, write_chunk
 from edm_ray.seeding import normal, stream_key
 
-CHUNK = 500
-# "... jackknife": with its error bars (eleven FIDs). "... on disk": chunks through the store, as a sweep keeps them.
-NAMES = ("edm_ray", "edm_ray, jackknife", "edm_ray, on disk", "torch-fidelity", "pytorch-fid", "clean-fid")
+CHUNK = 100
+# "edm_ray" works out eleven FIDs, for the error bar; the others have none, like "edm_ray, one FID".
+NAMES = ("edm_ray", "edm_ray, one FID", "torch-fidelity", "pytorch-fid", "clean-fid")
 
 
 class Projection(torch.nn.Module):
@@ -60,6 +66,10 @@ def fidelity_arguments(extractor: str) -> dict:
         return {"feature_extractor": "inception-v3-compat", "feature_extractor_weights_path": extractor}
     from torch_fidelity import register_feature_extractor
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    if "projection" in FEATURE_EXTRACTORS_REGISTRY:
+        return {"feature_extractor": "projection"}
 
     class Registered(FeatureExtractorBase):
         def __init__(self, name, features_list, **kwargs):
@@ -79,6 +89,41 @@ def fidelity_arguments(extractor: str) -> dict:
 
     register_feature_extractor("projection", Registered)
     return {"feature_extractor": "projection"}
+
+
+class Memory:
+    """The most memory that this process and those it started have at once (proportional set sizes, several times a
+    second; pages that are shared count once)."""
+
+    def __init__(self) -> None:
+        self.peak, self.over = 0, threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.2):
+            self.peak = max(self.peak, sum(_resident(pid) for pid in _family(os.getpid())))
+
+    def stop(self) -> int:
+        self.over.set()
+        self.thread.join()
+        return self.peak
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return [pid]
+    return [pid, *[one for child in children for one in _family(int(child))]]
+
+
+def _resident(pid: int) -> int:
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:  # it has ended
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0)
 
 
 def prepare(folder: Path, count: int, extractor: str) -> None:
@@ -108,40 +153,39 @@ def write_pngs(folder: Path, images: np.ndarray) -> str:
 
 
 def run_ours(folder: Path, images: np.ndarray, extractor: Extractor, name: str) -> float:
-    chunks, rows = [], []
+    """What a sampler and a metrics task do, one after the other: features to the chunk store, then moments of them."""
+    store, chunks = str(folder / "store"), []
     made = Generator(model="m", extractor=extractor.identity, labels="random", micro_batch=50, device="cpu")
     for first in range(0, len(images), CHUNK):
         features = extractor.extract(torch.from_numpy(images[first : first + CHUNK]))
         chunk = Chunk(generator=made, settings=SamplerSettings(), first=first, size=len(features))
         chunks.append(chunk)
-        if name == "edm_ray, on disk":
-            write_chunk(str(folder / "store"), chunk, features)
-        else:
-            rows.append(features)
-    if name == "edm_ray, on disk":
-        rows = [read_chunk(str(folder / "store"), chunk) for chunk in chunks]
-    reference = FidReference(Moments.from_bytes((folder / "moments").read_bytes(), "moments"))
-    if name == "edm_ray, jackknife":
-        features, seeds = np.concatenate(rows), np.arange(len(images))
-        return jackknife_fid(group_moments(features, seeds, 10, extractor.identity, 14), reference).fid
-    return reference.distance(Moments.merge(*[Moments.of(part, extractor.identity, 14) for part in rows]))
+        write_chunk(store, chunk, features)
+    moments = Moments.from_bytes((folder / "moments").read_bytes(), "moments")
+    parts = ((part.features, part.seeds) for part in read_parts(store, chunks))
+    if name == "edm_ray":
+        known = Reference(moments=moments, dataset="d", dataset_hash="h", extractor_name="x", weights_sha256="w")
+        return measure_parts(parts, Plan(metrics=("fid",), reference=known)).fid.fid
+    sums = GroupSums(1, extractor.identity, extractor.scale_bits)
+    for features, seeds in parts:
+        sums.add(features, seeds)
+    return FidReference(moments).distance(sums.groups()[0])
 
 
 def run_fidelity(folder: Path, images: np.ndarray, arguments: dict) -> float:
-    from torch_fidelity import calculate_metrics
+    """Its command line, in this process because our projection must be registered there."""
+    from torch_fidelity.fidelity import main as command
 
-    result = calculate_metrics(
-        input1=write_pngs(folder, images),
-        input2=str(folder),
-        input2_cache_name="reference",
-        cache_root=str(folder / "cache"),
-        fid=True,
-        cuda=False,
-        batch_size=100 if arguments["feature_extractor"] == "projection" else 25,
-        verbose=False,
-        **arguments,
-    )
-    return result["frechet_inception_distance"]
+    known = ["--input2", str(folder), "--input2-cache-name", "reference", "--cache-root", str(folder / "cache")]
+    batch = 100 if arguments["feature_extractor"] == "projection" else 25
+    flags = ["--fid", "--cpu", "--json", "--silent", "--batch-size", str(batch)]
+    named = [part for key, value in arguments.items() for part in (f"--{key.replace('_', '-')}", value)]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        before, sys.argv = sys.argv, ["fidelity", "--input1", write_pngs(folder, images), *known, *flags, *named]
+        command()
+        sys.argv = before
+    return json.loads(said.getvalue())["frechet_inception_distance"]
 
 
 def run_pytorch_fid(folder: Path, images: np.ndarray) -> float:
@@ -192,7 +236,7 @@ def cpu_seconds() -> float:
 
 def main(name: str, folder: Path, extractor: str) -> None:
     torch.set_num_threads(1)
-    images, before = np.load(folder / "images.npy"), bytes_under(folder)
+    images, before = np.load(folder / "images.npy", mmap_mode="r"), bytes_under(folder)
     if name.startswith("edm_ray"):
         ours = our_extractor(extractor)
         action = lambda: run_ours(folder, images, ours, name)  # noqa: E731
@@ -204,14 +248,16 @@ def main(name: str, folder: Path, extractor: str) -> None:
         __import__({"pytorch-fid": "pytorch_fid.fid_score", "clean-fid": "cleanfid.fid"}[name])
         run = {"pytorch-fid": run_pytorch_fid, "clean-fid": run_clean_fid}[name]
         action = lambda: run(folder, images)  # noqa: E731
+    memory = Memory()
     started, cpu = time.perf_counter(), cpu_seconds()
     fid = action()
+    wall, used = time.perf_counter() - started, cpu_seconds() - cpu
     print(
         json.dumps(
             {
-                "wall": time.perf_counter() - started,
-                "cpu": cpu_seconds() - cpu,
-                "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "wall": wall,
+                "cpu": used,
+                "peak": memory.stop(),
                 "bytes": bytes_under(folder) - before,
                 "fid": fid,
             }

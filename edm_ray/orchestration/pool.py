@@ -93,10 +93,21 @@ def start_pool(
     *,
     ask: Ask | None = None,
     patience: float = PATIENCE_S,
+    in_hand: int | None = None,
 ) -> Pool:
-    """Samplers begin to start at once; the pool lives as long as this process and the `Pool`."""
+    """Samplers begin to start at once; the pool lives as long as this process and the `Pool`.
+
+    in_hand: chunks that a sampler has at once; by default two on a GPU, and one on a CPU, where taking features beside
+    sampling would take another core than the one it asked for.
+    """
     ask = ask or ask_for(model, extractors, size, device)
-    crew = Crew(ask=ask, device=device, patience=patience, environment=environment())
+    crew = Crew(
+        ask=ask,
+        device=device,
+        patience=patience,
+        environment=environment(),
+        in_hand=in_hand or (1 if device == "cpu" else 2),
+    )
     # Beside the driver: on a node of its own the queue could be lost without the driver, and the sweep with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Queue).options(
@@ -108,6 +119,8 @@ def start_pool(
         runtime_env=crew.environment or None,
     )
     parts = put(model, extractors)
-    queue = actor.remote(parts, store, crew)
+    # As bytes: Ray warns of references among the arguments of an actor that it may start again, since they must be kept
+    # alive for that; the `Pool` keeps them.
+    queue = actor.remote(ray.cloudpickle.dumps(parts), store, crew)
     queue.begin.remote()
     return Pool(queue, parts)

@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import dataclasses
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayError, RayTaskError
 
 from edm_ray.errors import InputError
-from edm_ray.orchestration.chunks import Chunk, Generator, first_chunks, has_chunk, is_stored, write_chunk
+from edm_ray.orchestration.chunks import Chunk, Generator, first_chunks, is_stored
 from edm_ray.orchestration.preflight import Ask, in_use, nodes_free, nodes_there, refusal
-from edm_ray.orchestration.shipping import ShippedExtractor, ShippedModel
-from edm_ray.sampling.device import kind_of
-from edm_ray.sampling.generate import generate
+from edm_ray.orchestration.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 MAX_RAISES = 3
@@ -42,41 +38,6 @@ class ChunkFailed(InputError):
     """One chunk could not be made, however often it was tried; others can."""
 
 
-class Sampler:
-    """One actor: seeds in, features in the store out."""
-
-    def __init__(self, model: ShippedModel, extractors: Sequence[ShippedExtractor], store: str, device: str) -> None:
-        self.parts, self.store, self.device = (model, extractors), store, device
-
-    def load(self) -> None:
-        """Not in the constructor: what is raised here reaches the queue as it is."""
-        torch.set_num_threads(1)
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-        model, shipped = self.parts
-        self.denoiser = model.denoiser(self.device)
-        self.extractors = {extractor.identity: extractor for extractor in (one.load(self.device) for one in shipped)}
-        self.kind = kind_of(self.device)
-        del self.parts
-
-    def run(self, chunk: Chunk) -> None:
-        """The chunk, and of the same images those of the pool's other extractors that are not there."""
-        made = chunk.generator
-        if made.extractor not in self.extractors:
-            names = " and ".join(extractor.name for extractor in self.extractors.values())
-            raise InputError(f"{chunk}: asks for another extractor than the {names} that the pool holds")
-        images = generate(self.denoiser, chunk.seeds, chunk.settings, made.labels, made.micro_batch, made.precision)
-        # The chunk that was asked for comes last: when it is there, so are the others.
-        for identity in sorted(self.extractors, key=lambda identity: identity == made.extractor):
-            each = dataclasses.replace(chunk, generator=dataclasses.replace(made, extractor=identity))
-            if each != chunk and has_chunk(self.store, each):
-                continue
-            try:
-                features = self.extractors[identity].extract(images)
-            except FloatingPointError as error:
-                raise InputError(f"{chunk}: {error}") from error
-            write_chunk(self.store, each, features, self.kind)
-
-
 @dataclass(eq=False)
 class Job:
     """A chunk that is wanted, and who waits for it: True when it was generated, False when it was there."""
@@ -85,6 +46,40 @@ class Job:
     done: asyncio.Future[bool]
     raised: int = 0
     deaths: int = 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is to be made by itself: when a sampler dies over two chunks, one of them may be innocent."""
+        return self.deaths > 0
+
+
+class InHand:
+    """The jobs that one sampler has in hand."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.wait_alone = 0
+        self.lost = False
+        """Whether the sampler has died."""
+        self.changed = asyncio.Condition()
+
+    async def take(self, job: Job) -> None:
+        """Wait until it may be begun. Those that are to be made alone go before others, or they might never."""
+        async with self.changed:
+            self.wait_alone += job.alone
+            try:
+                await self.changed.wait_for(lambda: not self.jobs if job.alone else self._open())
+            finally:
+                self.wait_alone -= job.alone
+            self.jobs.append(job)
+
+    def _open(self) -> bool:
+        return not self.wait_alone and not any(job.alone for job in self.jobs)
+
+    async def drop(self, job: Job) -> None:
+        async with self.changed:
+            self.jobs.remove(job)
+            self.changed.notify_all()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +90,15 @@ class Crew:
     device: str
     patience: float = PATIENCE_S
     environment: dict[str, Any] = field(default_factory=dict)
+    in_hand: int = 1
+    """Chunks that one sampler has at once."""
 
 
 class Queue:
     """One asyncio actor: hands chunks to idle samplers, resubmits those whose sampler died."""
 
-    def __init__(self, parts: tuple[Any, Any], store: str, crew: Crew) -> None:
+    def __init__(self, parts: bytes, store: str, crew: Crew) -> None:
+        """parts: the pickled references to model and extractors that the pool's owner holds."""
         self.parts, self.store, self.crew = parts, store, crew
         self.jobs: asyncio.Queue[Job] = asyncio.Queue()
         self.under_way: dict[str, Job] = {}
@@ -182,9 +180,12 @@ class Queue:
     def _start(self) -> Any:
         ask = self.crew.ask
         actor = ray.remote(Sampler).options(
-            num_cpus=ask.cpus, num_gpus=ask.gpus, runtime_env=self.crew.environment or None
+            num_cpus=ask.cpus,
+            num_gpus=ask.gpus,
+            max_concurrency=self.crew.in_hand,
+            runtime_env=self.crew.environment or None,
         )
-        return actor.remote(*self.parts, self.store, self.crew.device)
+        return actor.remote(*ray.cloudpickle.loads(self.parts), self.store, self.crew.device)
 
     def _bad_start(self, error: RayError) -> None:
         """A sampler ended before it was ready. Wrong input, or failing for ever, ends the pool."""
@@ -200,29 +201,50 @@ class Queue:
             _fail(job, cause)
 
     async def _serve(self, sampler: Any) -> None:
-        """Hand chunks to this sampler until it must be replaced."""
+        """Hand chunks to this sampler until it must be replaced; what it has in hand then goes back to the queue."""
+        in_hand = InHand()
+        hands = [asyncio.create_task(self._hand(sampler, in_hand)) for _ in range(self.crew.in_hand)]
+        try:
+            await asyncio.wait(hands, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for hand in hands:
+                hand.cancel()
+        for end in await asyncio.gather(*hands, return_exceptions=True):
+            if isinstance(end, Exception):
+                raise end
+
+    async def _hand(self, sampler: Any, in_hand: InHand) -> None:
+        """One chunk after another, until the sampler must be replaced."""
         while True:
             job = await self.jobs.get()
             if job.done.done():
                 continue
             try:
-                await sampler.run.remote(job.chunk)
-            except RayTaskError as error:
-                cause = cause_of(error)
-                if isinstance(cause, InputError):
-                    _fail(job, cause)
-                    continue
-                self._raised(job, cause)
-                return  # after an error nobody expected its process is not to be trusted (CUDA errors stay)
-            except RayError as error:
-                self._lost(job, error)
-                return
+                await in_hand.take(job)
             except BaseException:
                 self.jobs.put_nowait(job)
                 raise
-            self.counts["generated"] += 1
-            if not job.done.done():
-                job.done.set_result(True)
+            try:
+                await sampler.run.remote(job.chunk)
+            except RayTaskError as error:
+                cause = cause_of(error)
+                if not isinstance(cause, InputError):
+                    self._raised(job, cause)
+                    return  # after an error nobody expected its process is not to be trusted (CUDA errors stay)
+                _fail(job, cause)
+            except RayError as error:
+                in_hand.lost = True
+                self._lost(job, error)
+                return
+            except BaseException:
+                job.deaths += in_hand.lost  # it may have been the cause
+                self.jobs.put_nowait(job)
+                raise
+            else:
+                self.counts["generated"] += 1
+                if not job.done.done():
+                    job.done.set_result(True)
+            await in_hand.drop(job)
 
     def _raised(self, job: Job, error: Exception) -> None:
         self.counts["raised"] += 1

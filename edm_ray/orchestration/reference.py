@@ -28,21 +28,19 @@ RETRIES = 10
 class Meter:
     """One actor: the extractor, loaded once."""
 
-    def __init__(self, dataset: DataSet, shipped: ShippedExtractor, chosen: np.ndarray, store: str, device: str):
+    def __init__(self, dataset: DataSet, store: str, device: str):
         torch.set_num_threads(1)
-        self.make = lambda: PartMeter(dataset, _extractor(shipped, device), chosen, store, device)
+        self.dataset, self.store, self.device = dataset, store, device
         self.meter: PartMeter | None = None
 
-    def finish(self, part: Part) -> None:
-        # Not in the constructor: what is raised here reaches the driver as it is.
-        self.meter = self.meter or self.make()
+    def finish(self, part: Part, shipped: ShippedExtractor, chosen: np.ndarray) -> None:
+        """The last two come with every call (read where they lie, not copied) and not to the constructor: Ray warns of
+        references that it must keep alive to start an actor again."""
+        if self.meter is None:
+            extractor = shipped.load(self.device)
+            assert isinstance(extractor, Extractor)
+            self.meter = PartMeter(self.dataset, extractor, np.array(chosen), self.store, self.device)
         self.meter.finish(part)
-
-
-def _extractor(shipped: ShippedExtractor, device: str) -> Extractor:
-    extractor = shipped.load(device)
-    assert isinstance(extractor, Extractor)
-    return extractor
 
 
 def measure_on_ray(
@@ -79,13 +77,13 @@ def measure_on_ray(
             runtime_env=environment() or None,
         )
         shipped, kept = ray.put(ShippedExtractor.of(spec)), ray.put(chosen)
-        idle = [actor.remote(dataset, shipped, kept, store, device) for _ in range(min(workers, len(parts)))]
+        idle = [actor.remote(dataset, store, device) for _ in range(min(workers, len(parts)))]
         waiting, under_way, done = list(reversed(parts)), {}, 0
         try:
             while waiting or under_way:
                 while waiting and idle:
                     meter, part = idle.pop(), waiting.pop()
-                    under_way[meter.finish.remote(part)] = (meter, part)
+                    under_way[meter.finish.remote(part, shipped, kept)] = (meter, part)
                 ready, _ = ray.wait(list(under_way), num_returns=1)
                 meter, part = under_way.pop(ready[0])
                 ray.get(ready[0])

@@ -1,0 +1,95 @@
+"""A pool of 1 and of 2 samplers, measured, beside what the simulation makes of the same costs.
+
+CPU; the digits model with a network of its own size, whose weights do not matter here. Time is from the first chunk
+that is done to the last, so that starting processes is left out (it is said beside).
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import ray
+
+from edm_ray.checkpoint import open_model
+from edm_ray.cli import main as edm_ray
+from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.evaluation.reference import open_reference
+from edm_ray.orchestration.evaluate import Bench, chunks_for, made_in_turn
+from edm_ray.orchestration.pool import start_pool
+from edm_ray.orchestration.queue import Crew
+from edm_ray.orchestration.session import session
+
+SEEDS = 1 << 20
+# Name, samplers, chunks that each has in hand.
+CREWS = (("1 actor", 1, 1), ("1 actor, two chunks in hand", 1, 2), ("2 actors", 2, 1))
+
+
+def prepare(folder: str) -> tuple[str, str]:
+    """A model and a reference directory."""
+    for command in (
+        f"prepare digits {folder}/data",
+        f"train --data {folder}/data/train --out {folder}/run --preset digits --no-ray --set total_kimg=0.128",
+        f"reference --data {folder}/data/train --out {folder}/reference --extractor digits",
+    ):
+        if edm_ray(command.split()):
+            raise SystemExit(f"edm-ray {command}: failed")
+    return f"{folder}/run/model", f"{folder}/reference"
+
+
+def measure(chunk_count: int, repeats: int) -> str:
+    """Table of images a second; every turn samples other seeds."""
+    os.environ["EDM_RAY_LOCAL_CPUS"] = "2"
+    assert Crew.in_hand == 1
+    rows: dict[str, list[tuple[float, float]]] = {name: [] for name, _, _ in CREWS}
+    dispatch: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        model_dir, reference_dir = prepare(folder)
+        model, (reference, extractor) = open_model(model_dir), open_reference(reference_dir)
+        settings = SamplerSettings().effective(model.denoiser())
+        with session():
+            for turn in range(repeats):
+                for name, samplers, in_hand in CREWS if turn % 2 == 0 else CREWS[::-1]:
+                    bench = Bench(
+                        model=model,
+                        extractor=extractor,
+                        reference=reference,
+                        store=str(Path(folder) / f"{name} {turn}"),
+                        labels="random",
+                        workers=samplers,
+                        device="cpu",
+                    )
+                    chunks = chunks_for(bench.generator(), settings, SEEDS, 100 * (chunk_count + samplers * in_hand))
+                    started = time.monotonic()
+                    pool = start_pool(model, [extractor], bench.store, samplers, "cpu", in_hand=in_hand)
+                    while ray.get(pool.queue.status.remote())["alive"] < samplers:
+                        ray.get(pool.queue.begin.remote())
+                        time.sleep(0.05)
+                    ready, ends = time.monotonic(), []
+                    for _ in made_in_turn(pool.queue, [(chunk,) for chunk in chunks]):
+                        ends.append(time.monotonic())
+                    stored = time.monotonic()
+                    ray.get([pool.queue.ensure.remote(chunk) for chunk in chunks])
+                    dispatch.append((time.monotonic() - stored) / len(chunks))
+                    pool.stop()
+                    # The first chunks warm up; the last ones may find idle samplers.
+                    warm = samplers * in_hand
+                    speed = 100 * (len(ends) - warm) / (ends[-1] - ends[warm - 1])
+                    rows[name].append((speed, ready - started))
+                    print(name, rows[name][-1], flush=True)
+    one = statistics.median(speed for speed, _ in rows["1 actor"])
+    lines = ["| | images/s | relative to 1 actor | until ready, s |", "|---|---|---|---|"]
+    for name, got in rows.items():
+        speeds, starts = [speed for speed, _ in got], [start for _, start in got]
+        spread = f" ({min(speeds):.0f} to {max(speeds):.0f})" if len(speeds) > 1 else ""
+        relative = statistics.median(speeds) / one
+        lines.append(
+            f"| {name} | {statistics.median(speeds):.0f}{spread} | {relative:.2f} | {statistics.median(starts):.1f} |"
+        )
+    each = 1000 * statistics.median(dispatch)
+    lines.append(f"\nThe queue answers for {1000 / each:.0f} chunks a second that are there ({each:.1f} ms each).")
+    lines.append(f"{chunk_count} chunks of 100 images each, {settings.nfe} network calls an image.")
+    return "\n".join(lines)

@@ -1,0 +1,52 @@
+"""What a 16-bit network does to FID: the same seeds in fp32, bf16 and fp16, paired. CPU.
+
+The error of a difference is the paired jackknife's (`edm_ray.evaluation.fid.paired_difference`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from edm_ray.checkpoint import open_model
+from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.evaluation.fid import paired_difference
+from edm_ray.evaluation.reference import estimate_fid, open_reference
+from edm_ray.sampling.generate import generate
+
+SEEDS = 1 << 21
+GROUPS = 20
+
+
+def measure(model_dir: str, reference_dir: str, counts: dict[str, int], churn: float = 0.0) -> str:
+    """Table of paired differences from fp32; ``counts``: images of each precision (fp16 is slow on most CPUs)."""
+    denoiser = open_model(model_dir).denoiser()
+    reference, spec = open_reference(reference_dir)
+    extractor = spec.load()
+    settings = SamplerSettings(s_churn=churn).effective(denoiser)
+    seeds = torch.arange(SEEDS, SEEDS + max(counts.values()), dtype=torch.int64)
+    full = generate(denoiser, seeds, settings)
+    features = extractor.extract(full)
+    lines = [
+        "| network | n | FID | FID in fp32 | difference, bias removed | levels of 255: mean, greatest change |",
+        "|---|---|---|---|---|---|",
+    ]
+    for precision, count in counts.items():
+        images = generate(denoiser, seeds[:count], settings, precision=precision)
+        fid, known = (
+            estimate_fid(rows, seeds[:count].numpy(), reference, GROUPS)
+            for rows in (extractor.extract(images), features[:count])
+        )
+        gap, se = paired_difference(fid, known)
+        moved = np.abs(images.numpy().astype(int) - full[:count].numpy())
+        lines.append(
+            f"| {precision} | {count:,} | {fid.fid:.4f} | {known.fid:.4f} | {gap:+.4f} +- {se:.4f} "
+            f"({gap / known.debiased:+.2%} +- {se / known.debiased:.2%}) | {moved.mean():.3f}, {moved.max()} |"
+        )
+        print(lines[-1], flush=True)
+    parameters = sum(tensor.numel() for tensor in denoiser.parameters()) / 1e6
+    lines.append(
+        f"\nThe same seeds with both; +- is one standard error, paired by seed. {settings.nfe} network calls an image, "
+        f"S_churn {churn:g}, a network of {parameters:.2f} M parameters on 8x8 images; {reference.describe()}."
+    )
+    return "\n".join(lines)
