@@ -183,6 +183,7 @@ def sweep_on_ray(
 
     Raises InputError when ``budget_hours`` (of all workers together) are too few to confirm anything.
     """
+    bench.require_here()
     with session(), contextlib.ExitStack() as ends:
         bench.require()
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
