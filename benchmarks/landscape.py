@@ -46,17 +46,17 @@ class Net(nn.Module):
         self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.last = nn.Linear(width, side * side)
 
-    def body(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Flat images [B, side^2] and c_noise [1] or [B] -> flat output."""
+    def hidden(self, x: torch.Tensor, noise: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        """Flat images [B, side^2], times ``scale``, and c_noise [1] or [B] -> what the last layer sees [B, width]."""
         angle = noise[:, None] * self.frequencies
         wave = torch.cat([angle.cos(), angle.sin()], dim=1)
-        h = self.first(x)
+        h = torch.addmm(self.first.bias, x, self.first.weight.T, alpha=scale)
         for level, inner, outer in zip(self.level, self.inner, self.outer):
             h = h + outer(nn.functional.silu(inner(nn.functional.silu(h)) + level(wave)))
-        return self.last(nn.functional.silu(h))
+        return nn.functional.silu(h)
 
     def forward(self, x, noise_labels, class_labels=None, augment_labels=None):
-        return self.body(x.flatten(1), noise_labels).reshape(x.shape)
+        return self.last(self.hidden(x.flatten(1), noise_labels)).reshape(x.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,10 +238,15 @@ def walk(denoiser: EDM, settings: list[SamplerSettings], seeds: torch.Tensor) ->
     noises = [noise(step).float().reshape(flat) for step in range(len(levels) - 1)]
     gammas = [[each.gamma(level) for level in levels[:-1]] for each in settings]
 
+    ones = torch.ones(len(seeds), 1)
+
     def slope(x: torch.Tensor, level: float) -> torch.Tensor:
+        """(x - D) / level = x (1 - skip) / level - F out / level, in one pass over the images."""
         skip, out, scale, label = denoiser.coefficients(torch.tensor(level).reshape(1, 1, 1, 1))
-        network = denoiser.model.body(x * float(scale), label.flatten())
-        return x.mul(1 - float(skip)).sub_(network, alpha=float(out)).div_(level)
+        hidden = torch.cat([denoiser.model.hidden(x, label.flatten(), float(scale)), ones], dim=1)
+        last = denoiser.model.last
+        weights = torch.cat([last.weight, last.bias[:, None]], dim=1).T
+        return torch.addmm(x, hidden, weights, beta=(1 - float(skip)) / level, alpha=-float(out) / level)
 
     def descend(step: int, x: torch.Tensor, members: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
         if step == len(levels) - 1:
@@ -253,11 +258,11 @@ def walk(denoiser: EDM, settings: list[SamplerSettings], seeds: torch.Tensor) ->
             alike.setdefault((gamma, settings[index].s_noise if gamma else 1.0), []).append(index)
         for (gamma, amount), part in alike.items():
             high, low = levels[step] * (1 + gamma), levels[step + 1]
-            y = x + noises[step] * (amount * math.sqrt(high**2 - levels[step] ** 2)) if gamma else x
+            y = x.add(noises[step], alpha=amount * math.sqrt(high**2 - levels[step] ** 2)) if gamma else x
             first = slope(y, high)
-            ahead = y + first * (low - high)
+            ahead = y.add(first, alpha=low - high)
             if low > 0:
-                ahead = y + (first + slope(ahead, low)) * (0.5 * (low - high))
+                ahead = y.add(first.add_(slope(ahead, low)), alpha=0.5 * (low - high))
             yield from descend(step + 1, ahead, part)
 
     start = image_noise(seeds, "latents", (1, side, side))(0).float().reshape(flat) * levels[0]
@@ -314,5 +319,19 @@ def build(spec: Spec, folder: Path, num_images: int) -> Landscape:
         if done in (1, 5) or done % 10 == 0:
             left = (time.monotonic() - began) / done * (len(blocks) - number - 1)
             print(f"{spec.name}: {number + 1} of {len(blocks)} blocks, {left / 60:.0f} min left", flush=True)
-    packed = np.concatenate([np.load(path) for path in blocks], axis=1)
-    return Landscape(spec=spec, settings=settings, packed=packed, mean=mean, covariance=covariance)
+    return Landscape(spec=spec, settings=settings, packed=_joined(here, blocks), mean=mean, covariance=covariance)
+
+
+def _joined(here: Path, blocks: list[Path]) -> np.ndarray:
+    """[settings, units, ...] of all blocks, as one file of gigabytes that processes share and read as they need it."""
+    whole = here / f"packed-{len(blocks)}.npy"
+    if not whole.exists():
+        first = np.load(blocks[0], mmap_mode="r")
+        shape = (first.shape[0], len(blocks) * BLOCK, first.shape[2])
+        joined = np.lib.format.open_memmap(whole.with_suffix(".tmp.npy"), "w+", first.dtype, shape)
+        for number, path in enumerate(blocks):
+            joined[:, number * BLOCK : (number + 1) * BLOCK] = np.load(path)
+        joined.flush()
+        whole.with_suffix(".tmp.npy").rename(whole)
+    packed: np.ndarray = np.load(whole, mmap_mode="r")
+    return packed
