@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from edm_ray.diffusion.guidance import guided_by_settings
 from edm_ray.diffusion.samplers.common import Denoiser, ode_step
 from edm_ray.diffusion.samplers.settings import SamplerSettings
 from edm_ray.diffusion.samplers.time_steps import path_of, time_steps
@@ -24,6 +25,7 @@ def _integrate(
     """Without noise between sigma_{N-1} and sigma_0, float64; both ends are in units of x / s."""
     if settings.solver not in ("euler", "heun"):
         raise InputError(f"sampler.solver={settings.solver!r} is not allowed to invert: euler or heun")
+    denoiser = guided_by_settings(denoiser, settings, class_labels)
     path = path_of(settings, denoiser)
     times = time_steps(settings, denoiser).tolist()[:-1]
     times = times[::-1] if upward else times
@@ -37,9 +39,9 @@ def _integrate(
 def invert(
     denoiser: Denoiser, images: torch.Tensor, settings: SamplerSettings, class_labels: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Images [B, C, H, W] -> latents of unit scale, float64; churn does not act. rho = 3 suits Heun (appendix D.1).
+    """Images [B, C, H, W] -> latents of unit scale, float64. rho = 3 suits Heun (appendix D.1).
 
-    An image is taken for the state at sigma_min, the lowest noise level, where the ODE starts.
+    Guidance acts, churn does not. An image is taken for the state at sigma_min, the lowest level, where the ODE starts.
     """
     path = path_of(settings, denoiser)
     top = path.sigma(float(time_steps(settings, denoiser)[0]))

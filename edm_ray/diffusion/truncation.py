@@ -13,6 +13,7 @@ import math
 
 import torch
 
+from edm_ray.diffusion.guidance import guided_by_settings
 from edm_ray.diffusion.samplers.canonical import ALWAYS_NOISY
 from edm_ray.diffusion.samplers.common import Denoiser, denoise, ode_step
 from edm_ray.diffusion.samplers.dpmpp_2m import distinct, step_2m
@@ -106,6 +107,7 @@ def truncation_errors(
         raise InputError("sampler.solver='rk45' is not allowed here: its steps adapt to sampler.tolerance")
     if substeps < 2:
         raise InputError(f"substeps={substeps} is not allowed: at least 2")
+    denoiser = guided_by_settings(denoiser, settings, class_labels)
     measured = _Measured(denoiser, settings, substeps, class_labels)
     at = noise_levels(settings, denoiser)[0]
     x = latents.to(torch.float64) * at

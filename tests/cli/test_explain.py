@@ -8,19 +8,22 @@ import pytest
 import torch
 
 from edm_ray.checkpoint.model import save_model
-from edm_ray.cli.explain import Args, mixture, run
+from edm_ray.cli.explain import Args, run
 from edm_ray.config.schema import DenoiserConfig, NetworkConfig
 from edm_ray.diffusion.samplers import SamplerSettings, sample
 from edm_ray.errors import InputError
 from edm_ray.networks.build import build_denoiser
+from edm_ray.report.design_space import mixture
 
 
-def test_every_figure_is_drawn_without_a_model(tmp_path: Path) -> None:
+def test_every_figure_is_drawn_without_a_model(tmp_path: Path, capsys) -> None:
     run(Args(out=str(tmp_path / "figures")))
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert names == ["schedules.png", "trajectories.png", "truncation.png", "weighting.png"]
+    assert names == ["inversion.png", "schedules.png", "trajectories.png", "truncation.png", "weighting.png"]
     for path in (tmp_path / "figures").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+    said = capsys.readouterr().out
+    assert "rho = 7: largest error of a step" in said and "inversion and back, Heun, rho 3: 8 steps" in said
 
 
 def test_samples_of_the_mixture_that_is_drawn_lie_at_its_modes() -> None:
@@ -40,5 +43,7 @@ def test_the_loss_of_a_model_is_drawn_too(tmp_path: Path, digits_dir: Path) -> N
     network = NetworkConfig(img_resolution=8, img_channels=1, label_dim=10, **small)
     config = DenoiserConfig(network=network)
     save_model(str(tmp_path / "model"), config, build_denoiser(config).state_dict(), {})
-    run(Args(out=str(tmp_path / "f"), model=str(tmp_path / "model"), data=str(digits_dir / "train"), num=4))
+    run(
+        Args(out=str(tmp_path / "f"), model=str(tmp_path / "model"), data=str(digits_dir / "train"), num=4, num_steps=5)
+    )
     assert (tmp_path / "f" / "loss.png").stat().st_size > 10_000

@@ -2,8 +2,8 @@
 
 It names chunks of evaluations, so that no sampler is evaluated twice, and it is what a best-sampler.yaml holds. So it
 must be a sampler itself, one that gives those images to the bit. Known to stay apart although the images are the same:
-amounts of churn, and numbers of steps, that a network's grid of noise levels makes the same; and alpha above 1 where
-every step would look below noise level 0, so that Heun takes its place.
+amounts of churn, and numbers of steps, that a network's grid of noise levels makes the same; alpha above 1 where every
+step would look below noise level 0, so that Heun takes its place; guidance intervals with rk45 or alpha not 1.
 """
 
 from __future__ import annotations
@@ -77,12 +77,15 @@ def _churn(settings: SamplerSettings, plan: Plan) -> dict[str, Any]:
 
 def _guidance(settings: SamplerSettings, denoiser: Any) -> dict[str, Any]:
     """The interval from the lowest to the highest noise level that is guided; no guidance where none is."""
-    if settings.guidance == 1 or settings.alpha != 1 or settings.solver not in ("heun", "euler", "dpmpp_2m"):
-        return {}  # of the others the levels between the time steps count too
+    if settings.guidance == 1 or settings.solver == "rk45" or settings.alpha != 1:
+        return {}  # levels between the time steps count too, and rk45's are not known beforehand
     levels = noise_levels(settings, denoiser)
-    if settings.solver != "dpmpp_2m":
+    if settings.solver in ("heun", "euler"):
         plan = plan_of(settings, denoiser)
         levels = [*plan.levels, *plan.raised, *(level for restart in plan.restarts for level in restart.levels)]
+    if settings.solver not in ONLY_LEVELS:  # the denoiser gets what comes back from time
+        path = path_of(settings, denoiser)
+        levels = [path.sigma(path.sigma_inv(level)) for level in levels]
     inside = [level for level in levels if settings.guidance_min <= level <= settings.guidance_max]
     if not inside:
         return {"guidance": 1.0}

@@ -58,5 +58,7 @@ def ode_step(
         return x + h * d
     if start + alpha * h <= 0 or path.sigma(start + alpha * h) == 0:
         alpha = 1.0
-    ahead = slope(denoiser, x + alpha * h * d, start + alpha * h, path, class_labels)
+    # start + (end - start) may miss end by a bit, which would decide at the bounds of a guidance interval.
+    ahead_t = end if alpha == 1 else start + alpha * h
+    ahead = slope(denoiser, x + alpha * h * d, ahead_t, path, class_labels)
     return x + h * ((1 - 0.5 / alpha) * d + 0.5 / alpha * ahead)

@@ -21,8 +21,8 @@ CHOICES = {
     "scaling": ("none", "vp"),
 }
 WHOLE = ("num_steps", "num_train_steps")
-REAL = ("rho", "alpha", "s_churn", "s_tmin", "s_tmax", "s_noise", "epsilon_s", "c_1", "c_2", "snr", "tolerance")
-REAL += ("guidance", "guidance_min", "guidance_max")
+REAL: tuple[str, ...] = ("rho", "alpha", "s_churn", "s_tmin", "s_tmax", "s_noise", "epsilon_s", "c_1", "c_2", "snr")
+REAL += ("tolerance", "guidance", "guidance_min", "guidance_max")
 BOUNDS = ("sigma_min", "sigma_max")
 BINS = "ascending (low, high, s_churn) that do not overlap, 0 <= low < high, s_churn 0 or more and finite"
 RESTARTS = "(low, high, steps, times), 0 < low < high, both finite, steps a whole number >= 2, times one >= 1"
