@@ -28,7 +28,7 @@ class SweepPlan:
     num_model: int = 48
     """race: settings that a model of the FID proposes, in batches of six."""
     num_starts: int = 3
-    """race: separate places that are polished."""
+    """race: so many of a race's survivors have their neighbours looked at."""
     num_finalists: int = 8
     """race: at most so many settings enter a race."""
     grid_points: int = 5
@@ -69,12 +69,14 @@ class SweepPlan:
     def search_chunks(self, num_starts: int, num_points: int | None) -> int:
         """Upper bound of the chunks of the search: ``num_starts`` given settings, ``num_points`` of a cut space.
 
-        race stops at its bound as at a budget; a sweep commonly costs half of it.
+        race stops at its bound as at a budget (0.97 million images by default, confirmation included); a sweep commonly
+        costs half of it.
         """
         given = 1 + num_starts
         if self.strategy == "race":
             first = (given + self.num_line + self.num_global + self.num_model) * self.initial_chunks
-            return 2 * first + 2 * self.num_finalists * (self.max_chunks - self.initial_chunks)
+            again = first if "nfe" in self.objective else 0  # a whole front is polished
+            return first + again + 2 * self.num_finalists * (self.max_chunks - self.initial_chunks)
         if self.strategy == "grid":
             return (given + (num_points or 0)) * self.max_chunks
         if self.strategy == "asha":

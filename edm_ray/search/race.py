@@ -29,6 +29,8 @@ BATCH = 6
 CANDIDATES = 1024
 MOST_NEW = 8
 """Neighbours that join one round of polishing."""
+RACE_SHARE = 0.4
+"""Of the budget: proposals end where less is left, so that there is always a race."""
 RULED_OUT = 2.0
 """A neighbour is not looked at when the model puts it so many standard deviations above the best."""
 ROUNDS = 6
@@ -47,9 +49,9 @@ class Race(Strategy):
         labels = self._first()
         chunks = yield from self._measure(labels[:4])
         yield from self.look(labels, chunks, self._kind, partial=True)
-        for _ in range(-(-self.plan.num_model // BATCH)):
-            proposed = self._propose(min(BATCH, self.plan.num_model))
-            if not proposed:
+        for done in range(0, self.plan.num_model, BATCH):
+            proposed = self._propose(min(BATCH, self.plan.num_model - done))
+            if not proposed or self.share_left() < RACE_SHARE:
                 break
             yield from self.look(proposed, chunks, "model", partial=True)
         alive = self._cap(self._seen())

@@ -94,6 +94,7 @@ class Strategy(ABC):
             self.enter(label, settings)
         self.paper = self.labels.get(space.paper or "")
         self.num_confirmed = 3 + (self.paper is not None) + (MOST_OF_FRONT if "nfe" in plan.objective else 0)
+        self._given = len(self.settings) - 1
         self._limit: tuple[float, float] = (self.most_images, math.inf)
         if plan.budget_images is not None:
             self._limit_images(plan.budget_images)
@@ -134,7 +135,7 @@ class Strategy(ABC):
         """Upper bound of the images of the whole sweep, confirmation included."""
         plan = self.plan
         points = self.space.count(plan.grid_points) if plan.strategy == "grid" else None
-        chunks = plan.search_chunks(len(self.settings) - 1, points) + self.num_confirmed * plan.confirm_chunks
+        chunks = plan.search_chunks(self._given, points) + self.num_confirmed * plan.confirm_chunks
         return min(chunks * plan.chunk_size, plan.budget_images or chunks * plan.chunk_size)
 
     def describe(self) -> str:
@@ -322,6 +323,11 @@ class Strategy(ABC):
         keep = self.num_confirmed * self._confirm_images
         dearest = max(settings.nfe for settings in self.settings.values())
         return self._limit[0] - keep - self._spent[0], self._limit[1] - keep * dearest - self._spent[1]
+
+    def share_left(self) -> float:
+        """Of what the search may spend: what it has not, of images or of network evaluations, whichever is less."""
+        left = self._left()
+        return min(a / (a + spent) if math.isfinite(a) else 1.0 for a, spent in zip(left, self._spent, strict=True))
 
     def _find(self, evaluation_id: str) -> Evaluation:
         found = next((evaluation for evaluation in self._batch if evaluation.id == evaluation_id), None)

@@ -175,6 +175,20 @@ def test_a_budget_stops_in_good_order_with_the_best_so_far(space, name):
     assert result.require_best() and result.stopped and "The search ended early" in " ".join(result.summary())
 
 
+def test_by_default_the_race_never_takes_more_than_a_million_images(space):
+    strategy = Race(space, SweepPlan())
+    assert strategy.num_confirmed >= 3 and strategy.most_images <= 1_000_000
+
+
+def test_proposals_leave_a_share_of_a_small_budget_to_the_race(space):
+    plan = dataclasses.replace(PLAN, num_global=16, num_model=48, budget_images=13_000)
+    strategy = Race(space, plan)
+    run(strategy)
+    costs = {cost.stage: cost.images for cost in result_of(strategy).costs}
+    assert costs["model"] > 0 and costs["polish"] > 1500
+    assert truth(strategy.settings[strategy.best]) < 5.1
+
+
 @pytest.mark.parametrize("images", range(2600, 8000, 700))
 def test_no_budget_is_ever_exceeded_and_all_confirm(space, images):
     strategy = Race(space, dataclasses.replace(PLAN, budget_images=images))
