@@ -1,9 +1,12 @@
-"""The engine under Ray Train against the same engine under torchrun: steady-state steps, and time to the first tick.
+"""Steady-state steps of the engine under Ray Train against the same engine under torchrun.
 
-    python benchmarks/training.py [--pairs 10] [--workers 1 2] [--kimg 6.4]
+    python benchmarks/training.py [--pairs 10] [--workers 1 2] [--ticks 4]
 
-Runs alternate. Steady state is the median over a run's ticks after the second; the ratio is taken pair by pair, with a
-95 % interval from the pairs' scatter (t). Ray is started once; its start is timed apart. CPU and gloo.
+Both sides train all the time and take turns: while one runs, every process of the other is stopped (SIGSTOP), Ray's own
+included, so that they meet the same machine and neither pays for the other. A turn's number is its time a step
+between the first and the last tick within it. The ratio is taken pair by pair, with a 95 % interval from the pairs'
+scatter (t). What of it is whose is read off: seconds within Ray's calls, and CPU seconds by process. CPU and gloo.
+`training_start.py`: how long a start takes, and why.
 """
 
 from __future__ import annotations
@@ -12,14 +15,17 @@ import argparse
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from processes import cpu_seconds, family, kind_of
 from scipy.stats import t as student
 
 from edm_ray.cli import main as edm_ray
@@ -28,119 +34,165 @@ from edm_ray.config.presets import preset
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.training.engine import Place, train
-from edm_ray.training.run import claim_run, read_metrics
+from edm_ray.training.run import claim_run
 
-TICK_KIMG = 0.64
-
-
-def config_of(data: DataSet, kimg: float) -> TrainingConfig:
-    settings = [f"total_kimg={kimg}", f"tick_kimg={TICK_KIMG}", "checkpoint_kimg=1000"]
-    return configure(preset("digits", data.shape), None, settings)
+STEPS_A_TICK, LIMIT_S = 32, 300
+OURS = {"driver"}
 
 
-def torchrun_worker(data_uri: str, run: str, kimg: float) -> None:
+def config_of(data: DataSet) -> TrainingConfig:
+    recipe = preset("digits", data.shape)
+    tick = STEPS_A_TICK * recipe.batch_size / 1000
+    return configure(recipe, None, ["total_kimg=1000000", f"tick_kimg={tick}", "checkpoint_kimg=1000000"])
+
+
+def torchrun_worker(data_uri: str, run: str, ticks: str) -> None:
     """One process of the torchrun side."""
-    torch.set_num_threads(1)
     data, rank, world = open_dataset(data_uri), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world > 1:
         torch.distributed.init_process_group("gloo")
-    config = config_of(data, kimg)
+
+    def on_tick(row: dict[str, Any]) -> None:
+        if rank == 0:
+            note_tick(ticks, row["nimg"], 0.0)
+
+    config = config_of(data)
     if rank == 0:
         claim_run(run, config, data)
-    train(config, data, run, Place(rank=rank, world_size=world), {})
-    if world > 1:
-        torch.distributed.destroy_process_group()
+    train(config, data, run, Place(rank=rank, world_size=world), {}, on_tick)
 
 
-def run_torchrun(data: DataSet, run: Path, kimg: float, workers: int) -> float:
-    """Seconds to the first tick."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}", __file__]
-    arguments = ["--worker", data.uri, str(run), str(kimg)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    began = time.time()
-    subprocess.run([*command, *arguments], check=True, env=environment, capture_output=True)
-    return first_tick(run) - began
-
-
-def run_ray(data: DataSet, run: Path, kimg: float, workers: int) -> float:
-    """Seconds to the first tick, Ray being there already."""
+def ray_driver(data_uri: str, run: str, workers: int) -> None:
+    """The Ray side: the call that the command makes."""
     from edm_ray.orchestration.train import train_on_ray
 
-    config = config_of(data, kimg)
-    claim_run(str(run), config, data)
-    began = time.time()
-    seen: list[float] = []
+    data = open_dataset(data_uri)
+    config = config_of(data)
+    claim_run(run, config, data)
     train_on_ray(
-        config,
-        data,
-        str(run),
-        {},
-        workers=(workers, workers),
-        device="cpu",
-        max_failures=0,
-        on_tick=lambda row: seen.append(time.time()),
+        config, data, run, {}, workers=(workers, workers), device="cpu", max_failures=0, on_tick=lambda row: None
     )
-    return seen[0] - began
 
 
-def first_tick(run: Path) -> float:
-    """When the first row of metrics was written: the run's end less its later ticks."""
-    rows = read_metrics(str(run))
-    later = sum(TICK_KIMG * 1000 / row["images_per_s"] for row in rows[1:])
-    return (run / "metrics.jsonl").stat().st_mtime - later
+def note_tick(path: str, images: int, waited_s: float) -> None:
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps([time.monotonic(), images, waited_s]) + "\n")
 
 
-def step_ms(run: Path, batch: int) -> float:
-    rows = read_metrics(str(run))[2:]
-    return statistics.median(1e3 * batch / row["images_per_s"] for row in rows)
+def ticks_within(path: Path, since: float, until: float) -> list[list[float]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [row for row in rows if since <= row[0] <= until]
+
+
+def start(side: str, data: str, root: Path, workers: int) -> subprocess.Popen[bytes]:
+    ticks = str(root / f"{side}.ticks")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if side == "torchrun":
+        own = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}", __file__]
+        command = [*own, "--torchrun-worker", data, str(root / side), ticks]
+    else:
+        folder = str(Path(__file__).parent)
+        environment |= {"PYTHONPATH": folder, "RAY_TRAIN_CALLBACKS": "ticks.Ticks", "EDM_RAY_BENCHMARK_TICKS": ticks}
+        command = [__file__, "--ray-driver", data, str(root / side), str(workers)]
+    return subprocess.Popen([sys.executable, *command], env=environment, start_new_session=True)
+
+
+def signal_all(side: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    for pid in family(side.pid):
+        os.kill(pid, number)
+
+
+def turn(side: subprocess.Popen[bytes], path: Path, ticks: int) -> dict[str, Any]:
+    """Let one side run for so many ticks: ms a step, ms of it within Ray's calls, CPU share by process."""
+    signal_all(side, signal.SIGCONT)
+    before, since = cpu_seconds(side.pid), time.monotonic()
+    while len(ticks_within(path, since, math.inf)) < ticks + 1 and time.monotonic() < since + LIMIT_S:
+        time.sleep(0.05)
+    until, after = time.monotonic(), cpu_seconds(side.pid)
+    signal_all(side, signal.SIGSTOP)
+    rows = ticks_within(path, since, until)
+    steps = STEPS_A_TICK * (len(rows) - 1)
+    shares: dict[str, float] = {}
+    for pid, used in after.items():
+        kind = kind_of(pid, side.pid)
+        shares[kind] = shares.get(kind, 0.0) + (used - before.get(pid, 0.0)) / (until - since)
+    return {
+        "step_ms": 1e3 * (rows[-1][0] - rows[0][0]) / steps,
+        "waited_ms": 1e3 * sum(row[2] for row in rows[1:]) / steps,
+        "cpu": shares,
+    }
+
+
+def compare(data: str, root: Path, workers: int, pairs: int, ticks: int) -> list[dict[str, Any]]:
+    root.mkdir()
+    sides = {}
+    try:
+        for name in ("torchrun", "ray"):
+            sides[name] = start(name, data, root, workers)
+            while len(ticks_within(root / f"{name}.ticks", 0, math.inf)) < 4:
+                if sides[name].poll() is not None:
+                    raise SystemExit(f"{name} ended by itself")
+                time.sleep(0.2)
+            signal_all(sides[name], signal.SIGSTOP)
+        result = []
+        for pair in range(pairs):
+            order = ["torchrun", "ray"] if pair % 2 == 0 else ["ray", "torchrun"]
+            result.append({name: turn(sides[name], root / f"{name}.ticks", ticks) for name in order})
+        return result
+    finally:
+        for side in sides.values():
+            signal_all(side, signal.SIGKILL)
+            side.wait()
+
+
+def row_of(workers: int, pairs: list[dict[str, Any]]) -> str:
+    ratios = [math.log(pair["ray"]["step_ms"] / pair["torchrun"]["step_ms"]) for pair in pairs]
+    mean, count = statistics.mean(ratios), len(ratios)
+    half = float(student.ppf(0.975, count - 1)) * statistics.stdev(ratios) / math.sqrt(count) if count > 1 else math.inf
+    ratio = f"{math.exp(mean):.3f} ({math.exp(mean - half):.3f}-{math.exp(mean + half):.3f})"
+
+    def median(side: str, what: str) -> float:
+        return statistics.median(pair[side][what] for pair in pairs)
+
+    kinds = sorted({kind for pair in pairs for kind in pair["ray"]["cpu"]} - {"worker"})
+    shares = {kind: statistics.median(pair["ray"]["cpu"].get(kind, 0.0) for pair in pairs) for kind in kinds}
+    ours = sum(share for kind, share in shares.items() if kind in OURS)
+    rays = sum(share for kind, share in shares.items() if kind not in OURS)
+    steps = f"{median('torchrun', 'step_ms'):.2f} ms | {median('ray', 'step_ms'):.2f} ms"
+    cpu = f"{100 * ours:.1f} % | {100 * rays:.1f} %"
+    return f"| {workers} | {steps} | {ratio} | {median('ray', 'waited_ms'):.2f} ms | {cpu} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--kimg", type=float, default=6.4)
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--ticks", type=int, default=4)
+    parser.add_argument("--out", help="write all turns here, as JSON")
+    parser.add_argument("--torchrun-worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--ray-driver", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        torchrun_worker(args.worker[0], args.worker[1], float(args.worker[2]))
+    if args.torchrun_worker:
+        torchrun_worker(*args.torchrun_worker)
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("EDM_RAY_LOCAL_CPUS", "4")
-    from edm_ray.orchestration.session import session
-
+    if args.ray_driver:
+        ray_driver(args.ray_driver[0], args.ray_driver[1], int(args.ray_driver[2]))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+        root, everything = Path(folder), {}
         edm_ray(["prepare", "digits", str(root / "data")])
-        data = open_dataset(str(root / "data" / "train"))
-        began = time.monotonic()
-        with session():
-            print(f"\nRay started in {time.monotonic() - began:.1f} s; {args.pairs} pairs\n")
-            print("| workers | step, torchrun | step, Ray Train | ratio (95 % interval) | first tick, torchrun | Ray |")
-            print("|---|---|---|---|---|---|")
-            for workers in args.workers:
-                times: dict[str, list[float]] = {"torchrun": [], "ray": []}
-                firsts: dict[str, list[float]] = {"torchrun": [], "ray": []}
-                batch = config_of(data, args.kimg).batch_size
-                for pair in range(args.pairs):
-                    sides = [("torchrun", run_torchrun), ("ray", run_ray)]
-                    for name, run_side in sides if pair % 2 == 0 else sides[::-1]:
-                        run = root / f"{workers}-{pair}-{name}"
-                        firsts[name].append(run_side(data, run, args.kimg, workers))
-                        times[name].append(step_ms(run, batch))
-                print(row_of(workers, times, firsts), flush=True)
-                (root / "times.json").write_text(json.dumps(times))
-
-
-def row_of(workers: int, times: dict[str, list[float]], firsts: dict[str, list[float]]) -> str:
-    ratios = [math.log(b / a) for a, b in zip(times["torchrun"], times["ray"], strict=True)]
-    mean, count = statistics.mean(ratios), len(ratios)
-    half = float(student.ppf(0.975, count - 1)) * statistics.stdev(ratios) / math.sqrt(count) if count > 1 else math.inf
-    low, high = math.exp(mean - half), math.exp(mean + half)
-    steps = [f"{statistics.median(values):.1f} ms" for values in times.values()]
-    starts = [f"{statistics.median(values):.1f} s" for values in firsts.values()]
-    ratio = f"{math.exp(mean):.3f} ({low:.3f}-{high:.3f})"
-    return f"| {workers} | {steps[0]} | {steps[1]} | {ratio} | {starts[0]} | {starts[1]} |"
+        print(
+            "| workers | step, torchrun | step, Ray | ratio (95 % interval) | in Ray's calls | CPU: driver | CPU: Ray |"
+        )
+        print("|---|---|---|---|---|---|---|")
+        for workers in args.workers:
+            data = str(root / "data" / "train")
+            everything[workers] = compare(data, root / f"workers-{workers}", workers, args.pairs, args.ticks)
+            print(row_of(workers, everything[workers]), flush=True)
+        if args.out:
+            Path(args.out).write_text(json.dumps(everything))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from edm_ray.orchestration.nodes import require_nodes
 from edm_ray.orchestration.preflight import Ask, preflight
 from edm_ray.orchestration.session import session
 from edm_ray.orchestration.shipping import environment
+from edm_ray.orchestration.trainer import Trainer
 from edm_ray.storage import uris
 from edm_ray.training.engine import Metrics, Place, train
 from edm_ray.training.run import read_metrics
@@ -99,7 +100,7 @@ def train_on_ray(
         require_nodes(ask, run_uri, reads=(dataset.uri,))
         if _streams(config):
             ray_data.require_room(least, ask.cpus)
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = Trainer(
             _worker,
             train_loop_config={
                 "config": config,
