@@ -1,9 +1,10 @@
 """What 1 to 1,024 sampling actors would do, by discrete events: an estimate, with every assumption in one place.
 
-Actors take chunks of 500 images from one queue; the queue hands them out one at a time; a chunk goes to storage; when
-the last chunk of an evaluation is stored, its FID (11 eigenvalue problems, for the error bar) runs on one of the CPUs
-set aside, while actors go on with the next evaluation. Costs of the algebra and of chunks are measured by
-benchmarks/evaluation.py on a CPU core (the JSON file beside this one); the rest is assumed.
+Actors take chunks of images from one queue; the queue hands them out one at a time; a chunk goes to storage while its
+actor is at the next; when the last chunk of an evaluation is stored, its FID (11 eigenvalue problems, for the error
+bar) runs on one of the CPUs set aside, while actors go on with the next evaluation. Costs of the algebra and of chunks
+are measured by benchmarks/evaluation.py on a CPU core (the JSON file beside this one); the rest is assumed. Measured
+pools of 1 and 2 actors: evaluation_pool.py.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from edm_ray.seeding import normal, stream_key
 
 COSTS_FILE = Path(__file__).with_suffix(".json")
 ACTORS = (1, 4, 16, 64, 256, 1024)
-CHUNK, D, GROUPS = 500, 2048, 10
+MEASURED_CHUNK, D, GROUPS = 500, 2048, 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assumed:
-    sample_seconds: float = CHUNK / 60
-    """A chunk on one GPU: 60 images/s (CIFAR-10, 35 network calls; an estimate for an H100)."""
-    extract_seconds: float = CHUNK / 1500
-    """Inception on the same GPU: 1,500 images/s (estimate)."""
+    sampled_per_second: float = 60.0
+    """Images of one GPU (CIFAR-10, 35 network calls; an estimate for an H100)."""
+    extracted_per_second: float = 1500.0
+    """Images of the same GPU through Inception (estimate)."""
     spread: float = 0.05
     """Standard deviation of the logarithm of a chunk's time."""
     dispatch_seconds: float = 0.004
@@ -47,12 +48,12 @@ class Assumed:
 
 def measured(cpu: dict[str, float]) -> dict[str, float]:
     """Seconds of the parts; `cpu` is from the algebra, writing and reading a chunk is measured here (medians of 5)."""
-    features = np.random.default_rng(0).integers(0, 1 << 15, (CHUNK, D), dtype=np.int32)
+    features = np.random.default_rng(0).integers(0, 1 << 15, (MEASURED_CHUNK, D), dtype=np.int32)
     made = Generator(model="m", extractor="e", labels="random", micro_batch=50, device="cpu")
     writes, reads = [], []
     with tempfile.TemporaryDirectory() as store:
-        for first in range(0, 5 * CHUNK, CHUNK):
-            chunk = Chunk(generator=made, settings=SamplerSettings(), first=first, size=CHUNK)
+        for first in range(0, 5 * MEASURED_CHUNK, MEASURED_CHUNK):
+            chunk = Chunk(generator=made, settings=SamplerSettings(), first=first, size=MEASURED_CHUNK)
             started = time.process_time()
             write_chunk(store, chunk, features)
             writes.append(time.process_time() - started)
@@ -79,13 +80,16 @@ class Outcome:
     """Seconds after the last chunk was stored."""
 
 
-def simulate(actors: int, evaluations: int, chunks: int, costs: dict[str, float], assumed: Assumed) -> Outcome:
-    """``evaluations`` evaluations of ``chunks`` chunks each, asked for in order, all at once."""
+def simulate(
+    actors: int, evaluations: int, chunks: int, size: int, costs: dict[str, float], assumed: Assumed
+) -> Outcome:
+    """``evaluations`` evaluations of ``chunks`` chunks of ``size`` images each, asked for in order, all at once."""
     total = evaluations * chunks
     jitter = torch.exp(
         assumed.spread * normal(stream_key("simulated chunks"), torch.arange(total, dtype=torch.int64), 1)[:, 0]
     ).tolist()
-    work = assumed.sample_seconds + assumed.extract_seconds + costs["write"]
+    sampling, share = size / assumed.sampled_per_second, size / MEASURED_CHUNK
+    work = sampling + size / assumed.extracted_per_second
     # Events in order of time: (time, actor, chunk it has made, or -1 when it is free).
     events = [(assumed.start_seconds, actor, -1) for actor in range(actors)]
     heapq.heapify(events)
@@ -94,17 +98,17 @@ def simulate(actors: int, evaluations: int, chunks: int, costs: dict[str, float]
     while events:
         now, actor, made = heapq.heappop(events)
         if made >= 0:
-            storage_free = max(now, storage_free) + CHUNK * D * 4 / assumed.storage_bytes_per_second
-            stored[made] = storage_free
-            heapq.heappush(events, (storage_free, actor, -1))
+            storage_free = max(now, storage_free) + size * D * 4 / assumed.storage_bytes_per_second
+            stored[made] = storage_free + share * costs["write"]
+            heapq.heappush(events, (now, actor, -1))
         elif following < total:
             queue_free = max(now, queue_free) + assumed.dispatch_seconds
             waited += queue_free - now
-            sampled += assumed.sample_seconds * jitter[following]
+            sampled += sampling * jitter[following]
             heapq.heappush(events, (queue_free + work * jitter[following], actor, following))
             following += 1
     ends = sorted(max(stored[i * chunks : (i + 1) * chunks]) for i in range(evaluations))
-    algebra = chunks * (costs["read"] + costs["moments"]) + (GROUPS + 1) * costs["fid"]
+    algebra = chunks * share * (costs["read"] + costs["moments"]) + (GROUPS + 1) * costs["fid"]
     workers = [costs["reference"]] * assumed.fid_cpus  # each decomposes the reference once, while the others sample
     heapq.heapify(workers)
     last = 0.0
@@ -112,17 +116,21 @@ def simulate(actors: int, evaluations: int, chunks: int, costs: dict[str, float]
         done = max(end, heapq.heappop(workers)) + algebra
         heapq.heappush(workers, done)
         last = max(last, done)
-    share = sampled / (actors * last)
-    return Outcome(seconds=last, sampling_share=share, queue_wait=waited / total, fid_tail=last - max(stored))
+    return Outcome(
+        seconds=last,
+        sampling_share=sampled / (actors * last),
+        queue_wait=waited / total,
+        fid_tail=last - max(stored),
+    )
 
 
 def table() -> str:
     """One evaluation of 50,000 images, and the first stage of a large sweep: 256 settings of 5,000 images."""
     costs, assumed = json.loads(COSTS_FILE.read_text()), Assumed()
     lines = []
-    for title, evaluations, chunks in (
-        ("One evaluation of 50,000 images (100 chunks)", 1, 100),
-        ("256 settings of 5,000 images (2,560 chunks)", 256, 10),
+    for title, evaluations, chunks, size in (
+        ("One evaluation of 50,000 images (500 chunks of 100)", 1, 500, 100),
+        ("256 settings of 5,000 images (2,560 chunks of 500)", 256, 10, 500),
     ):
         lines += [
             f"**{title}**",
@@ -131,7 +139,7 @@ def table() -> str:
             "|---|---|---|---|---|",
         ]
         for actors in ACTORS:
-            got = simulate(actors, evaluations, chunks, costs, assumed)
+            got = simulate(actors, evaluations, chunks, size, costs, assumed)
             lines.append(
                 f"| {actors:,} | {got.seconds / 60:.1f} | {got.sampling_share:.0%} | {got.queue_wait:.3f} | "
                 f"{got.fid_tail:.0f} |"
@@ -139,8 +147,8 @@ def table() -> str:
         lines.append("")
     known = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in costs.items())
     lines += [
-        f"Measured (CPU seconds on one core): {known}. Assumed: a chunk of 500 images takes "
-        f"{assumed.sample_seconds:.1f} s to sample (60 images/s a GPU) and {assumed.extract_seconds:.2f} s in "
+        f"Measured (CPU seconds on one core, chunks of 500): {known}. Assumed: a GPU samples "
+        f"{assumed.sampled_per_second:g} images/s and puts {assumed.extracted_per_second:,.0f} a second through "
         f"Inception, with a spread of {assumed.spread:.0%}; the queue needs {1000 * assumed.dispatch_seconds:.0f} ms a "
         f"chunk; actors start in {assumed.start_seconds:.0f} s; storage takes "
         f"{assumed.storage_bytes_per_second / 1e9:.0f} GB/s; {assumed.fid_cpus} CPUs for FIDs. **Simulated, not run.**"
