@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student
 
 from edm_ray.errors import InputError
 from edm_ray.evaluation.given import GivenMoments
@@ -63,6 +62,8 @@ def fid_reference(moments: Moments | GivenMoments) -> FidReference:
 
 def interval_95(value: float, se: float, groups: int) -> tuple[float, float]:
     """95 % interval from a standard error over ``groups`` jackknife groups: Student's t with groups - 1 degrees."""
+    from scipy.stats import t as student  # half a second, which every worker of a training would wait for
+
     half = float(student.ppf(0.975, groups - 1)) * se
     return value - half, value + half
 
@@ -101,24 +102,33 @@ class FidEstimate:
 
 
 def jackknife_fid(groups: Sequence[Moments], reference: FidReference) -> FidEstimate:
-    """FID of all groups together, with bias and standard error from leaving out one group at a time.
+    """FID of all groups together, with bias and standard error from leaving out one group at a time. Groups should be
+    of about equal size."""
+    fid, *lo = jackknife_distances(groups, reference, (None, *range(len(groups))))
+    return estimate_of(fid, lo, sum(group.n for group in groups), reference.hash, reference.moments.extractor)
 
-    J = K FID - (K - 1) mean(lo); se^2 = (K - 1) / K sum (lo_k - mean(lo))^2. Groups should be of about equal size.
-    """
-    if len(groups) < 2:
-        raise InputError(f"the jackknife needs 2 groups or more, got {len(groups)}")
+
+def jackknife_distances(
+    groups: Sequence[Moments], reference: FidReference, without: Sequence[int | None]
+) -> list[float]:
+    """For each number in ``without`` the FID of all groups but that one (None: of all)."""
     everything = Moments.merge(*groups)
-    fid = reference.distance(everything)
-    lo = np.array([reference.distance(everything.without(group)) for group in groups])
-    count = len(groups)
+    return [reference.distance(everything if k is None else everything.without(groups[k])) for k in without]
+
+
+def estimate_of(fid: float, lo: Sequence[float], n: int, reference: str, extractor: str) -> FidEstimate:
+    """J = K FID - (K - 1) mean(lo); se^2 = (K - 1) / K sum (lo_k - mean(lo))^2, where lo_k leaves out the k-th of K."""
+    count, values = len(lo), np.array(lo)
+    if count < 2:
+        raise InputError(f"the jackknife needs 2 groups or more, got {count}")
     return FidEstimate(
         fid=fid,
-        debiased=float(count * fid - (count - 1) * lo.mean()),
-        se=float(np.sqrt((count - 1) / count * ((lo - lo.mean()) ** 2).sum())),
-        n=everything.n,
+        debiased=float(count * fid - (count - 1) * values.mean()),
+        se=float(np.sqrt((count - 1) / count * ((values - values.mean()) ** 2).sum())),
+        n=n,
         leave_one_out=tuple(float(value) for value in lo),
-        reference=reference.hash,
-        extractor=reference.moments.extractor,
+        reference=reference,
+        extractor=extractor,
     )
 
 

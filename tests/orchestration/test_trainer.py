@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from ray.train import ScalingConfig
 
@@ -13,3 +16,11 @@ def test_a_process_for_data_sets_is_started_only_where_there_are_some(datasets):
     names = [type(each).__name__ for each in trainer._create_default_callbacks()]
     assert "BackendSetupCallback" in names
     assert ("DatasetsCallback" in names) == bool(datasets)
+
+
+def test_a_worker_of_a_training_imports_nothing_that_it_has_no_use_for():
+    """Imports are most of the time from a kill to the next step (docs/training.md)."""
+    heavy = {"scipy.stats", "matplotlib", "sklearn", "optuna", "torchvision", "rich", "tyro", "jinja2"}
+    code = f"import sys, edm_ray.orchestration.train; sys.exit(', '.join({heavy} & set(sys.modules)) or None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
