@@ -16,7 +16,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from scale_model import CONFIRMED, INPUTS, WORKLOADS, Costs, Estimate, Workload, sweep, train
+from scale_ddp import IMAGES
+from scale_model import CONFIRMED, INPUTS, MEASURED, WORKLOADS, Costs, Estimate, Workload, sweep, train, two_processes
 
 from edm_ray.config.published import gpu_price, prices
 from edm_ray.search.plan import SweepPlan
@@ -88,9 +89,32 @@ def tables() -> str:
     for entry in INPUTS.values():
         ends = f"{entry.better:,.4g} | {entry.worse:,.4g}"
         lines.append(f"| {entry.name} | {ends} | {entry.unit} | {entry.kind} | {entry.source} |")
+    lines += ["", "### The model against what it can be compared with here", *compared()]
     about = json.loads((ROOT / "benchmarks" / "scale.json").read_text())["about"]
-    lines += ["", f"Measured {about['date']} on {about['machine']}, torch {about['torch']}."]
+    dates = ", ".join(f"{part} {date}" for part, date in about["dates"].items())
+    lines += ["", f"Measured ({dates}) on {about['machine']}, torch {about['torch']}."]
     return "\n".join(lines)
+
+
+def compared() -> list[str]:
+    """Two processes over gloo, which the model puts together from their parts, beside what they took."""
+    lines = [
+        "",
+        "Two DDP processes of this machine over gloo (a U-Net of 11 million parameters, 8x8 pictures, a thread each): "
+        "a step put together by the same formula from one process's step and a bare all-reduce, and the step that was "
+        "measured; milliseconds, lower to upper quartile. What was measured lies at the worse end of the formula: gloo "
+        "computes on the cores that the network computes on, so nothing is hidden, and DDP copies its buckets. That is "
+        "why the worse end of the inputs hides nothing. Whether GPUs hide more is not known here.",
+        "",
+        "| images a process | one process | all-reduce | by the model | measured |",
+        "|---|---|---|---|---|",
+    ]
+    for images in IMAGES:
+        parts = (MEASURED[f"ddp_{images}_{part}_s"] for part in ("alone", "reduce", "together"))
+        alone, reducing, together = (span(*(1000 * value for value in part)) for part in parts)
+        model = span(*(1000 * two_processes(images, Costs(better)) for better in (True, False)))
+        lines.append(f"| {images} | {alone} | {reducing} | {model} | {together} |")
+    return lines
 
 
 def bill(folder: str) -> str:

@@ -1,6 +1,7 @@
 """Measures on this machine what docs/scale.md extrapolates from, and writes benchmarks/scale.json.
 
     python benchmarks/scale_measure.py          a few minutes on two CPU cores; then: python benchmarks/scale.py
+    python benchmarks/scale_measure.py ddp      one part of it (step, ddp, read, evaluation, tasks)
 
 Every quantity is taken several times; the range (fastest, slowest) is kept, so that a busy machine widens it.
 """
@@ -11,25 +12,29 @@ import datetime
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import scale_ddp
 import torch
 
 OUT = Path(__file__).with_name("scale.json")
 
 
-def seconds(work: Callable[[], object], repeats: int = 5) -> list[float]:
+def seconds(
+    work: Callable[[], object], repeats: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Fastest and slowest of ``repeats`` runs, after one that is not counted."""
     work()
     times = []
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = clock()
         work()
-        times.append(time.perf_counter() - started)
+        times.append(clock() - started)
     return [min(times), max(times)]
 
 
@@ -66,50 +71,28 @@ def step() -> dict[str, list[float]]:
     return found
 
 
-def _ring(rank: int, rendezvous: str, out: str, count: int) -> None:
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    large, small = torch.ones(count), torch.ones(1)
-    times = {
-        "allreduce_s": seconds(lambda: dist.all_reduce(large), 5),
-        "allreduce_latency_s": seconds(lambda: [dist.all_reduce(small) for _ in range(50)], 5),
-    }
-    if rank == 0:
-        times["allreduce_latency_s"] = [value / 50 for value in times["allreduce_latency_s"]]
-        Path(out).write_text(json.dumps(times))
-    dist.destroy_process_group()
-
-
-def all_reduce(gradient_bytes: float) -> dict[str, list[float]]:
-    """gloo between two processes of this machine: the software's cost, no network."""
-    import torch.multiprocessing as mp
-
-    with tempfile.TemporaryDirectory() as folder:
-        out = f"{folder}/out.json"
-        mp.spawn(_ring, args=(f"{folder}/rendezvous", out, int(gradient_bytes // 4)), nprocs=2)
-        found = json.loads(Path(out).read_text())
-    return found
-
-
 def read() -> dict[str, list[float]]:
-    """32x32 pictures decoded by one core, PNG and raw, from a set that `edm-ray prepare photographs` wrote."""
+    """32x32 pictures decoded by one core, PNG and raw, from a set that `edm-ray prepare photographs` wrote.
+
+    Seconds of computing, not of the clock: shards are decoded in several threads. The set is small enough to be decoded
+    anew each time, and not taken from the node's cache.
+    """
     from edm_ray.cli import main
     from edm_ray.data.manifest import open_dataset
-    from edm_ray.data.reader import open_reader
+    from edm_ray.data.reader import IN_MEMORY_BYTES, open_reader
 
     found = {}
     for encoding in ("png", "raw"):
         with tempfile.TemporaryDirectory() as folder:
             out = f"{folder}/{encoding}"
             code = main(
-                ["prepare", "photographs", out, "--resolution", "32", "--crops", "8000", "--encoding", encoding]
+                ["prepare", "photographs", out, "--resolution", "32", "--crops", "5000", "--encoding", encoding]
             )
             assert code == 0
             dataset = open_dataset(out)
-            rates = [dataset.rows / t for t in seconds(lambda dataset=dataset: open_reader(dataset), 3)]
-            found[f"read_{encoding}_images_per_core_s"] = sorted(rates)
+            assert dataset.rows * 3 * 32 * 32 <= IN_MEMORY_BYTES
+            taken = seconds(lambda dataset=dataset: open_reader(dataset).close(), 4, time.process_time)
+            found[f"read_{encoding}_images_per_core_s"] = sorted(dataset.rows / t for t in taken)
     return found
 
 
@@ -143,18 +126,28 @@ def tasks() -> dict[str, list[float]]:
     return {"task_s": there_and_back, "task_of_many_s": [value / 300 for value in many]}
 
 
+PARTS: dict[str, Callable[[], dict[str, list[float]]]] = {
+    "step": step,
+    "ddp": scale_ddp.measure,
+    "read": read,
+    "evaluation": evaluation,
+    "tasks": tasks,
+}
+
+
 def main() -> None:
-    found = step()
-    found |= all_reduce(found["gradient_bytes"][0])
-    found |= read()
-    found |= evaluation()
-    found |= tasks()
-    about = {
-        "date": datetime.date.today().isoformat(),
+    names = sys.argv[1:] or list(PARTS)
+    if unknown := set(names) - PARTS.keys():
+        sys.exit(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    content = json.loads(OUT.read_text()) if OUT.exists() else {"about": {}, "measured": {}}
+    for name in names:
+        content["measured"] |= PARTS[name]()
+        content["about"].setdefault("dates", {})[name] = datetime.date.today().isoformat()
+    content["about"] |= {
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), shared with other work; no GPU",
         "torch": torch.__version__,
     }
-    OUT.write_text(json.dumps({"about": about, "measured": found}, indent=1) + "\n")
+    OUT.write_text(json.dumps(content, indent=1) + "\n")
     print(OUT.read_text())
 
 

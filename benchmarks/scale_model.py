@@ -71,8 +71,14 @@ INPUTS = {
     "node_bandwidth": Input("network of a node", 40e9, 10e9, "bytes/s", "assumed", "400 and 100 Gbit/s, less losses"),
     "link_bandwidth": Input("GPUs of one node", 200e9, 80e9, "bytes/s", "assumed", "NVLink, all-reduce bus bandwidth"),
     "hop": Input("latency of one all-reduce hop", 15e-6, 60e-6, "s", "assumed", "between nodes, NCCL tree"),
-    "hidden": Input("part of a step that can hide the all-reduce", 0.6, 0.3, "", "assumed", "DDP's backward overlap"),
-    "gloo": _measured("all-reduce of the gradient, gloo, 2 processes", "allreduce_s", "s", f"{MACHINE}; CPU runs only"),
+    "hidden": Input(
+        "part of a step that can hide the all-reduce",
+        0.6,
+        0.0,
+        "",
+        "assumed",
+        "DDP's overlap with the backward pass; on CPUs none was seen (below)",
+    ),
     "read": _measured("pictures decoded (PNG, 32x32)", "read_png_images_per_core_s", "images/s a core", MACHINE, True),
     "cores": Input("CPU cores a GPU", 12, 4, "", "assumed", "p4d has 12, g5.xlarge 4"),
     "lost": Input("spot machines lost", 0.002, 0.03, "an hour, each", "assumed", "clouds publish classes, not rates"),
@@ -157,23 +163,35 @@ def all_reduce(count: int, size: float, costs: Costs) -> float:
     return time
 
 
+def exposed(compute: float, reducing: float, costs: Costs) -> float:
+    """What of the all-reduce a step waits for, s: the backward pass hides the rest."""
+    return max(0.0, reducing - costs["hidden"] * compute)
+
+
+def two_processes(images: int, costs: Costs) -> float:
+    """A step of two processes of this machine, s, from its measured parts (benchmarks/scale_ddp.py)."""
+    end = 0 if costs.better else 1
+    alone, reducing = (MEASURED[f"ddp_{images}_{part}_s"][end] for part in ("alone", "reduce"))
+    return float(alone + exposed(alone, reducing, costs))
+
+
 def train(work: Workload, count: int, costs: Costs) -> Estimate:
     """One run on ``count`` A100s, spot losses included."""
     rate = work.train_rate(costs)
     share = work.batch / count
     ideal = share / rate
     compute = ideal * (1 + costs["half_batch"] / share)
-    exposed = max(0.0, all_reduce(count, work.gradient_bytes, costs) - costs["hidden"] * compute)
+    waited = exposed(compute, all_reduce(count, work.gradient_bytes, costs), costs)
     reading = share / (costs["read"] * costs["cores"])
-    step = max(compute + exposed + costs["host"], reading)
+    step = max(compute + waited + costs["host"], reading)
     nodes = math.ceil(count / GPUS_A_NODE)
     # Losses come at `lost` an hour and node; each costs a restart and half of what lies between two checkpoints.
     wasted = min(0.9, costs["lost"] * nodes * (costs["restart"] + costs["tick"] / 2) / 3600)
     parts = {
         "small batches": compute - ideal,
-        "all-reduce": exposed,
+        "all-reduce": waited,
         "host": costs["host"],
-        "reading": max(0.0, reading - compute - exposed - costs["host"]),
+        "reading": max(0.0, reading - compute - waited - costs["host"]),
         "spot losses": step * wasted / (1 - wasted),
     }
     hours = work.images / work.batch * step / (1 - wasted) / 3600

@@ -53,6 +53,20 @@ def test_without_losses_the_model_is_the_paper_s_own_number(model, monkeypatch):
     assert found.hours == pytest.approx(384, rel=1e-6) and found.efficiency == pytest.approx(1)
 
 
+def test_the_model_of_two_processes_agrees_with_two_processes_as_far_as_both_are_known(model):
+    """Their ranges meet, for steps that are mostly all-reduce and for steps that are mostly compute."""
+    from scale_ddp import IMAGES
+
+    for images in IMAGES:
+        low, high = model.MEASURED[f"ddp_{images}_together_s"]
+        better, worse = (model.two_processes(images, model.Costs(better=end)) for end in (True, False))
+        assert better <= high and low <= worse, images
+    assert (
+        model.exposed(1.0, 0.5, model.Costs(better=False)) == 0.5
+        and model.exposed(1.0, 0.5, model.Costs(better=True)) == 0.0
+    )
+
+
 def test_an_all_reduce_moves_every_byte_twice_and_costs_nothing_alone(model):
     costs = model.Costs(better=True)
     assert model.all_reduce(1, 1e9, costs) == 0
