@@ -36,7 +36,7 @@ from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.training.engine import Place, train
 from edm_ray.training.run import claim_run
 
-STEPS_A_TICK, LIMIT_S = 32, 300
+STEPS_A_TICK, LIMIT_S = 16, 300
 OURS = {"driver"}
 
 
