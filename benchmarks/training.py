@@ -180,6 +180,7 @@ def main() -> None:
     if args.ray_driver:
         ray_driver(args.ray_driver[0], args.ray_driver[1], int(args.ray_driver[2]))
         return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # or what was started would stay
     with tempfile.TemporaryDirectory() as folder:
         root, everything = Path(folder), {}
         edm_ray(["prepare", "digits", str(root / "data")])

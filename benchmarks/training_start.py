@@ -136,6 +136,7 @@ def main() -> None:
     if args.drive:
         drive(*args.drive[:3], manager=args.drive[3] == "1")
         return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # or what was started would stay
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         from edm_ray.cli import main as command
