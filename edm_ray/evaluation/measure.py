@@ -180,31 +180,52 @@ def measure(features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], plan:
 def measure_parts(parts: Iterable[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]], plan: Plan) -> Measured:
     """The same of images that come in parts, each once. For FID alone memory does not grow with their number; the
     other metrics look at all rows together."""
+    sums, scores = scores_of_parts(parts, plan)
+    return scores.with_fid(jackknife_fid(sums.groups(), fid_reference(plan.reference.moments)), plan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What is measured besides FID."""
+
+    n: int
+    others: dict[str, Any]
+
+    def with_fid(self, fid: FidEstimate, plan: Plan) -> Measured:
+        return Measured(
+            fid=fid,
+            n_reference=plan.reference.images,
+            frechet=FRECHET_NAMES.get(plan.reference.extractor_name, "FID"),
+            **self.others,
+        )
+
+
+def scores_of_parts(
+    parts: Iterable[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]], plan: Plan
+) -> tuple[GroupSums, Scores]:
+    """Sums for FID, and the plan's other metrics."""
     moments = plan.reference.moments
     sums = GroupSums(plan.groups, moments.extractor, moments.scale_bits)
     kept: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = []
+    count = 0
     for rows, numbers in parts:
         sums.add(rows, numbers)
+        count += len(rows)
         if plan.metrics != ("fid",):
             kept.append((rows, numbers))
-    scores: dict[str, Any] = {}
+    others: dict[str, Any] = {}
     if kept:
         features, seeds = (np.concatenate(pieces) for pieces in zip(*kept, strict=True))
     if "kid" in plan.metrics:
         assert plan.kept is not None
-        scores["kid"] = kid(features, seeds, plan.kept.features, moments.scale_bits, plan.groups)
+        others["kid"] = kid(features, seeds, plan.kept.features, moments.scale_bits, plan.groups)
     if "prc" in plan.metrics:
         assert plan.kept is not None
-        scores["prc"] = precision_recall(features, plan.kept.features)
+        others["prc"] = precision_recall(features, plan.kept.features)
     if "isc" in plan.metrics:
         assert plan.head is not None
-        scores["isc"] = inception_score(plan.head.load().logits(features))
-    return Measured(
-        fid=jackknife_fid(sums.groups(), fid_reference(moments)),
-        n_reference=plan.reference.images,
-        frechet=FRECHET_NAMES.get(plan.reference.extractor_name, "FID"),
-        **scores,
-    )
+        others["isc"] = inception_score(plan.head.load().logits(features))
+    return sums, Scores(n=count, others=others)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,10 @@ from ray.exceptions import RayError
 from edm_ray.checkpoint.model import Model
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.errors import InputError
-from edm_ray.evaluation.measure import Measured, Plan, measure_parts
+from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.reference import ExtractorSpec, Reference
-from edm_ray.orchestration.chunks import POOL_START, Chunk, Generator, read_parts
+from edm_ray.orchestration.chunks import POOL_START, Chunk, Generator
+from edm_ray.orchestration.metrics import Answer, Metrics
 from edm_ray.orchestration.pool import Pool, ask_for, start_pool, unwrapped
 from edm_ray.orchestration.preflight import Ask, preflight, preflight_here
 from edm_ray.orchestration.queue import ChunkFailed
@@ -25,8 +26,6 @@ from edm_ray.sampling.generate import MICRO_BATCH
 MAX_FAILED_CHUNKS = 3
 """An evaluation with so many chunks that cannot be made stops; with fewer, the others are made first and kept."""
 CHUNK_IMAGES = 100
-METRICS_CPUS = 0.05
-"""Samplers leave so little of each CPU; metrics of one set are worked out beside the sampling of the next."""
 
 
 def chunks_for(
@@ -98,29 +97,6 @@ class Bench:
         return start_pool(self.model, self.extractors, self.store, self.workers, self.device, ask=self.ask())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One set of images against one reference."""
-
-    measured: Measured
-    made_on: tuple[str, ...]
-    """The kinds of device that made the images."""
-
-
-@ray.remote(num_cpus=METRICS_CPUS, max_retries=2)
-def measure_task(store: str, chunks: list[Chunk], within: range, plan: Plan) -> Answer:
-    """All metrics of the images of these seeds."""
-    kinds: set[str] = set()
-
-    def parts() -> Iterator[tuple[Any, Any]]:
-        for part in read_parts(store, chunks, within):
-            kinds.add(part.made_on)
-            yield part.features, part.seeds
-
-    measured = measure_parts(parts(), plan)
-    return Answer(measured=measured, made_on=tuple(sorted(kinds)))
-
-
 def made_in_turn(queue: Any, batches: Sequence[Sequence[Chunk]]) -> Iterator[int]:
     """Have all chunks in the store; numbers of batches as they are done.
 
@@ -179,7 +155,7 @@ def evaluate_on_ray(
         # Two references may be of one extractor; its chunks are asked for once.
         batches = [tuple(dict.fromkeys(batch)) for chunks in sets for batch in zip(*chunks, strict=True)]
         each = len(batches) // len(sets)
-        shared = [ray.put(plan) for plan in plans]
+        metrics = [Metrics(plan) for plan in plans]
         left = [each] * len(sets)
         tasks: dict[int, list[Any]] = {}
         pool = bench.start()
@@ -191,13 +167,14 @@ def evaluate_on_ray(
                 if not left[which]:
                     within = range(starts[which], starts[which] + num_images)
                     tasks[which] = [
-                        measure_task.remote(bench.store, chunks, within, plan)
-                        for chunks, plan in zip(sets[which], shared, strict=True)
+                        one.begin(bench.store, chunks, within) for chunks, one in zip(sets[which], metrics, strict=True)
                     ]
         finally:
             # The pool holds all CPUs it asked for; nothing is left for it to do.
             pool.stop()
         try:
-            return [ray.get(tasks[which]) for which in range(len(sets))]
+            return [
+                [one.end(begun) for one, begun in zip(metrics, tasks[which], strict=True)] for which in range(len(sets))
+            ]
         except RayError as error:
             raise unwrapped(error) from None
