@@ -139,6 +139,15 @@ def start_s3(folder: Path) -> subprocess.Popen[bytes]:
 def cases(folder: Path, images: int, skip: list[str]) -> dict[str, Callable[[int], list[dict]]]:
     """Name -> consumers -> what each measured. Cold ones come before warm ones, which find their cache."""
 
+    raw = str(folder / "raw")
+
+    def floor(kind: str, place: str) -> Callable[[int], list[dict]]:
+        def call(world: int) -> list[dict]:
+            drop_from_page_cache(folder / "raw")
+            return run(kind, place, 1, 0, "") if world == 1 else []
+
+        return call
+
     def reader(place: str, cold: bool) -> Callable[[int], list[dict]]:
         def call(world: int) -> list[dict]:
             cache = folder / f"cache-{'s3' if place.startswith('s3') else 'local'}"
@@ -149,8 +158,11 @@ def cases(folder: Path, images: int, skip: list[str]) -> dict[str, Callable[[int
 
         return call
 
-    raw = str(folder / "raw")
     found = {
+        "shards fetched, local": floor("fetching", raw),
+        "shards fetched and decoded, local": floor("decoding", raw),
+        "shards fetched, S3": floor("fetching", "s3://bucket/raw"),
+        "shards fetched and decoded, S3": floor("decoding", "s3://bucket/raw"),
         "edm_ray, local, cold": reader(raw, True),
         "edm_ray, local, warm": reader(raw, False),
         "edm_ray, S3, cold": reader("s3://bucket/raw", True),
@@ -228,10 +240,14 @@ def main() -> None:
     for key, rounds in results.items():
         label, world = key.split("|")
         flat = [consumer for one in rounds for consumer in one]
+        if not flat:
+            continue
         columns = [("images_per_s", 0), ("images_per_cpu_s", 0), ("first_s", 2), ("peak_mib", 0)]
         cells = [spread([consumer[column] for consumer in flat], digits) for column, digits in columns]
         if not label.startswith("edm_ray"):
             cells[1] = "-"
+        if label.startswith("shards"):
+            cells[0] = "-"
         print(f"| {label} | {world} | " + " | ".join(cells) + " |")
     for label, found in tenfold:
         print(

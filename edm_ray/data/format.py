@@ -124,11 +124,13 @@ def row_groups(content: bytes) -> list[dict[str, int]]:
 def read_shard(content: bytes, where: str, channels: int, resolution: int, itemsize: int = 1) -> tuple[Pixels, Labels]:
     """One Parquet file in either encoding -> (uint8 [N, C, H, W * itemsize], int64 [N]).
 
-    Page checksums are verified. Raises IntegrityError naming the shard, the row where there is one, and the reason.
+    Page checksums are verified. In this thread alone: shards are read several at a time already, and a process that
+    ends while Arrow's own threads (those of `pq.read_table`) wind down is aborted now and then.
+    Raises IntegrityError naming the shard, the row where there is one, and the reason.
     The arrays may be read-only views of the file's memory.
     """
     try:
-        table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise IntegrityError(f"{where}: not a readable Parquet file: {error}") from error
     return decode_table(table, where, channels, resolution, itemsize=itemsize)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +16,7 @@ from edm_ray.data.manifest import open_dataset
 from edm_ray.data.verify import read_verified
 from edm_ray.data.write import write_dataset
 from edm_ray.errors import IntegrityError
+from tests.data.readers import make_dataset
 from tests.data.sources import blank, picture, pixels_of, structs
 
 IMAGES = pixels_of(10, 3, 4)
@@ -104,6 +108,26 @@ PNGS = [picture(image) for image in IMAGES[:3]]
 def test_what_is_wrong_with_a_shard_is_said_with_its_row(content, says):
     with pytest.raises(IntegrityError, match=rf"^shard-7: .*{says}"):
         read_shard(content, "shard-7", 3, 4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+def test_reading_starts_no_threads_of_arrow(tmp_path):
+    """A process that ended soon after reading was aborted by them, about one time in twenty."""
+    uri = str(tmp_path / "d")
+    make_dataset(tmp_path / "d")
+    code = """
+import os, sys
+from edm_ray.data.importers.parquet import Parquet
+from edm_ray.data.importers.source import SourceSpec
+from edm_ray.data.manifest import open_dataset
+from edm_ray.data.verify import read_verified
+
+dataset, before = open_dataset(sys.argv[1]), os.listdir("/proc/self/task")
+read_verified(dataset, dataset.shards[0])
+Parquet(SourceSpec(uri=sys.argv[1], kind="parquet")).record(0)
+assert os.listdir("/proc/self/task") == before
+"""
+    subprocess.run([sys.executable, "-c", code, uri], check=True, timeout=120)
 
 
 def test_a_missing_column_is_named():

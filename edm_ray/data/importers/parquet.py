@@ -74,7 +74,7 @@ class Parquet:
             path = self.files[number]
             handle = open_local(path)
             try:
-                file = pq.ParquetFile(handle, page_checksum_verification=True)
+                file = pq.ParquetFile(handle, page_checksum_verification=True, pre_buffer=False)
             except (pa.ArrowException, OSError) as error:
                 raise InputError(f"{path}: not a readable Parquet file: {error}") from error
             self._open = (number, handle, file)
@@ -85,7 +85,7 @@ class Parquet:
             return [0] * file.metadata.num_rows
         path = self.files[number]
         try:
-            column = file.read(columns=[self.label]).column(0)
+            column = file.read(columns=[self.label], use_threads=False).column(0)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: column {self.label!r} is damaged: {error}") from error
         if pa.types.is_dictionary(column.type):
@@ -125,7 +125,9 @@ class Parquet:
         file = self._file(number)
         try:
             if self._batch is None or self._batch[0] != group or local < self._batch[1]:
-                self._batches = file.iter_batches(BATCH_ROWS, row_groups=[in_file], columns=[self.image])
+                self._batches = file.iter_batches(
+                    BATCH_ROWS, row_groups=[in_file], columns=[self.image], use_threads=False
+                )
                 self._batch = (group, 0, next(self._batches))
             while local >= self._batch[1] + self._batch[2].num_rows:
                 self._batch = (group, self._batch[1] + self._batch[2].num_rows, next(self._batches))
