@@ -83,13 +83,14 @@ class UNetBlock(nn.Module):
         else:
             h = F.silu(self.norm1(h + p))
         h = self.conv1(self.dropout(h))
+        # In place: a sum keeps nothing for its gradient.
         y: torch.Tensor = h + (x if self.skip is None else self.skip(x))
         if self.skip_scale != 1.0:
-            y = y * self.skip_scale
+            y.mul_(self.skip_scale)
         if self.num_heads:
             y = y + attend(self.norm2(y), self.qkv, self.proj, self.num_heads)
             if self.skip_scale != 1.0:
-                y = y * self.skip_scale
+                y.mul_(self.skip_scale)
         return y
 
 
