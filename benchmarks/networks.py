@@ -1,16 +1,19 @@
 """Forward + backward of the networks on a CPU, side by side in one process, against their own floor and other code.
 
-    python benchmarks/networks.py [--rounds 7] [--threads 2] [--case cifar10|small]
+    python benchmarks/networks.py [--rounds 7] [--threads 2] [--case cifar10|small] [--clock wall|cpu]
 
 The floor runs the same convolutions and matrix products alone (channels_last, forward and backward, nothing between
-them). diffusers' UNet2DModel and k-diffusion's ImageDenoiserModelV1 are taken at the nearest size; they differ in work,
-so the last column is time an image a GMAC (multiply-adds of one forward pass, counted by torch's own counter).
-Rounds are interleaved; medians and quartiles are printed as a Markdown table.
+them). Ours has dropout masks by key, as in training, and in a line of its own torch's dropout. diffusers' UNet2DModel
+and k-diffusion's ImageDenoiserModelV1 are taken at the nearest size; they differ in work, so the last column but one is
+time an image a GMAC (multiply-adds of one forward pass, counted by torch's own counter).
+Rounds are interleaved; medians and quartiles are printed as a Markdown table. --clock cpu counts this process's
+processor time: with one thread, what the wall clock would say on a machine that others leave alone, or nearly.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edm_ray.config.schema import NetworkConfig
 from edm_ray.networks import build_network
+from edm_ray.networks.dropout import key_dropout, words_needed
+from edm_ray.seeding import stream_key, words
 
 CASES = {
     "cifar10": (NetworkConfig(img_resolution=32, model_channels=128, channel_mult=(2, 2, 2), dropout=0.13), 4),
@@ -107,14 +112,23 @@ def contender(name: str, network: torch.nn.Module, call: Callable[[], torch.Tens
     return Contender(name, step, call, batch)
 
 
-def ours(config: NetworkConfig, batch: int, channels_last: bool) -> tuple[Contender, Callable[[], None]]:
+def ours(config: NetworkConfig, batch: int, channels_last: bool, keyed: bool) -> tuple[Contender, Callable[[], None]]:
+    """keyed: dropout masks are keyed by image, as in training; else they are torch's."""
     network = build_network(config).train()
     x = torch.randn(batch, config.img_channels, config.img_resolution, config.img_resolution)
     if channels_last:
         network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     inputs = (x, torch.randn(batch))
-    name = f"edm_ray DDPM++{', channels_last' if channels_last else ''}"
-    return contender(name, network, lambda: network(*inputs), batch), floor_of(network, inputs)
+    name = f"edm_ray DDPM++{', channels_last' if channels_last else ''}{'' if keyed else ', dropout of torch'}"
+    floor = floor_of(network, inputs)
+    positions, needed = torch.arange(batch), words_needed(network)
+
+    def call() -> torch.Tensor:
+        if keyed:
+            key_dropout(network, words(stream_key("dropout", 0), positions, needed))
+        return network(*inputs)
+
+    return contender(name, network, call, batch), floor
 
 
 def diffusers_unet(config: NetworkConfig, batch: int) -> Contender:
@@ -155,11 +169,12 @@ def k_diffusion_model(config: NetworkConfig, batch: int) -> Contender:
     return contender("k-diffusion ImageDenoiserModelV1", network, lambda: network(x, sigma), batch)
 
 
-def run_case(case: str, rounds: int) -> None:
+def run_case(case: str, rounds: int, now: Callable[[], float]) -> None:
     config, batch = CASES[case]
-    plain, _ = ours(config, batch, channels_last=False)
-    last, floor = ours(config, batch, channels_last=True)
-    contenders = [plain, last]
+    plain, _ = ours(config, batch, channels_last=False, keyed=True)
+    bare, _ = ours(config, batch, channels_last=False, keyed=False)
+    last, floor = ours(config, batch, channels_last=True, keyed=True)
+    contenders = [plain, bare, last]
     for make in (diffusers_unet, k_diffusion_model):
         try:
             contenders.append(make(config, batch))
@@ -173,11 +188,12 @@ def run_case(case: str, rounds: int) -> None:
     for turn in range(rounds + 1):
         names = list(steps)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            began = time.perf_counter()
+            began = now()
             steps[name]()
             if turn > 0:  # the first round warms up
-                times[name].append(time.perf_counter() - began)
+                times[name].append(now() - began)
     size, threads = config.img_resolution, torch.get_num_threads()
+    print(f"\nload average of the last minute: {os.getloadavg()[0]:.1f}, {threads} threads of it ours")
     print(f"\n{case}: {config.model_channels} channels x {config.channel_mult}, {size}x{size}, batch {batch}, ", end="")
     print(f"{threads} threads, fp32, {rounds} rounds\n")
     print("| what | ms an image (quartiles) | GMAC an image | ms a GMAC | x floor |")
@@ -197,13 +213,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--case", choices=[*CASES, "all"], default="all")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     from edm_ray.evaluation.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()  # both libraries import torchvision
     for case in CASES if args.case == "all" else [args.case]:
-        run_case(case, args.rounds)
+        run_case(case, args.rounds, time.perf_counter if args.clock == "wall" else time.process_time)
 
 
 if __name__ == "__main__":
