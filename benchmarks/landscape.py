@@ -279,6 +279,7 @@ class Landscape:
     """float32 [settings, units, 64 + 2080]: sums in float64, kept in float32 (the FID changes by less than 1e-5)."""
     mean: np.ndarray
     covariance: np.ndarray
+    folder: Path
 
 
 TRIANGLE = np.tril_indices(DIM)
@@ -319,7 +320,8 @@ def build(spec: Spec, folder: Path, num_images: int) -> Landscape:
         if done in (1, 5) or done % 10 == 0:
             left = (time.monotonic() - began) / done * (len(blocks) - number - 1)
             print(f"{spec.name}: {number + 1} of {len(blocks)} blocks, {left / 60:.0f} min left", flush=True)
-    return Landscape(spec=spec, settings=settings, packed=_joined(here, blocks), mean=mean, covariance=covariance)
+    packed = _joined(here, blocks)
+    return Landscape(spec=spec, settings=settings, packed=packed, mean=mean, covariance=covariance, folder=here)
 
 
 def _joined(here: Path, blocks: list[Path]) -> np.ndarray:

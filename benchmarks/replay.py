@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,9 +87,19 @@ class Ground:
         """Of every sampler, on the whole truth half."""
         split = replay % SPLITS
         if split not in self._truths:
-            units = self.halves(replay)[1]
-            self._truths[split] = [self.estimate(row, units) for row in range(len(self.packed))]
+            self._truths[split] = self._kept_truth(split)
         return self._truths[split]
+
+    def _kept_truth(self, split: int) -> list[FidEstimate]:
+        """From its file, or worked out now: minutes, and each process of the replays needs it."""
+        path = self.landscape.folder / f"truth-{self.units * UNIT}-{split}.json"
+        if not path.exists():
+            units = self.halves(split)[1]
+            found = [self.estimate(row, units).to_dict() for row in range(len(self.packed))]
+            part = path.with_suffix(f".{os.getpid()}.tmp")
+            part.write_text(json.dumps(found))
+            part.rename(path)
+        return [FidEstimate.from_dict(each) for each in json.loads(path.read_text())]
 
     def regrets(self, replay: int) -> np.ndarray:
         """By how much each sampler's true FID exceeds the least, as a share."""

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import hashlib
 import json
 import math
 import multiprocessing
@@ -25,6 +27,7 @@ import numpy as np
 from landscape import SPECS, UNIT, build
 from replay import Ground, World, play, spread_of
 
+import edm_ray.search
 from edm_ray.search.plan import SweepPlan
 from edm_ray.search.strategies import make_strategy
 
@@ -81,9 +84,30 @@ def contenders() -> dict[str, Callable[[Ground, int], tuple[int, int]]]:
     return {**found, **{name: player(plan) for name, plan in PLANS.items()}}
 
 
-def replay_landscape(task: tuple[str, Path, int, int]) -> tuple[str, dict[str, Any]]:
-    name, cache, images, replays = task
-    ground = Ground(build(SPECS[name], cache, images))
+@functools.cache
+def ground_of(name: str, cache: Path, images: int) -> Ground:
+    return Ground(build(SPECS[name], cache, images))
+
+
+def replay_part(task: tuple[str, Path, int, str, range]) -> list[tuple[int, float]]:
+    """Replays of one strategy: (images spent, regret) of each. Kept, so that a run that was stopped goes on."""
+    name, cache, images, title, replays = task
+    code = [path.read_text() for path in sorted(Path(edm_ray.search.__path__[0]).glob("*.py"))]
+    key = hashlib.sha256(repr((images, title, PLANS.get(title), replays, code)).encode()).hexdigest()[:16]
+    kept = cache / name / f"replays-{key}.json"
+    if kept.exists():
+        return [(spent, regret) for spent, regret in json.loads(kept.read_text())]
+    ground, run = ground_of(name, cache, images), contenders()[title]
+    rows = []
+    for replay in replays:
+        row, spent = run(ground, replay)
+        rows.append((spent, float(ground.regrets(replay)[row])))
+    kept.write_text(json.dumps(rows))
+    return rows
+
+
+def replay_landscape(name: str, cache: Path, images: int, replays: int, titles: list[str], pool: Any) -> dict[str, Any]:
+    ground = ground_of(name, cache, images)
     results: dict[str, Any] = {
         "about": SPECS[name].about,
         "images": images,
@@ -91,14 +115,15 @@ def replay_landscape(task: tuple[str, Path, int, int]) -> tuple[str, dict[str, A
         "spread": dataclasses.asdict(spread_of(ground)),
         "strategies": {},
     }
-    for title, run in contenders().items():
-        began, rows = time.monotonic(), []
-        for replay in range(replays):
-            row, spent = run(ground, replay)
-            rows.append((spent, float(ground.regrets(replay)[row])))
+    for title in titles:
+        began = time.monotonic()
+        parts = [
+            (name, cache, images, title, range(first, min(first + 10, replays))) for first in range(0, replays, 10)
+        ]
+        rows = [row for part in pool.imap(replay_part, parts) for row in part]
         results["strategies"][title] = {"replays": rows}
         print(f"{name}: {title}: {line(rows)} ({time.monotonic() - began:.0f} s)", flush=True)
-    return name, results
+    return results
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
@@ -153,6 +178,9 @@ def main() -> None:
     parser.add_argument("--landscapes", nargs="+", default=list(SPECS), choices=list(SPECS))
     parser.add_argument("--images", nargs="+", type=int, default=[60_000, 40_000, 40_000])
     parser.add_argument("--replays", type=int, default=200)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", nargs="+", help="these strategies, beside what was replayed before")
+    parser.add_argument("--title", help="of the table, instead of the landscape's name")
     args = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"landscapes": {}}
     if args.what == "tables":
@@ -165,10 +193,15 @@ def main() -> None:
         for name in args.landscapes:
             build(SPECS[name], args.cache, images[name])
         return
-    tasks = [(name, args.cache, images[name], args.replays) for name in args.landscapes]
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for name, result in pool.imap_unordered(replay_landscape, tasks):
-            results["landscapes"][name] = result
+    titles = [title for title in contenders() if not args.only or title in args.only]
+    with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
+        for name in args.landscapes:
+            found = replay_landscape(name, args.cache, images[name], args.replays, titles, pool)
+            before = results["landscapes"].get(args.title or name, {}) if args.only else {}
+            results["landscapes"][args.title or name] = {
+                **found,
+                "strategies": {**before.get("strategies", {}), **found["strategies"]},
+            }
             RESULTS.write_text(json.dumps(results))
 
 

@@ -7,6 +7,7 @@ imports torch: with 64 features that took longer than all of the algebra.)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -33,12 +34,26 @@ class Judge:
         return estimate_fid(features, seeds, self.reference, NUM_GROUPS).to_dict()
 
 
-def start_judges(store: str, reference: Reference, most: int) -> list[Any]:
-    """One for every two CPUs of the cluster, at most ``most``. The caller ends them."""
+@dataclass(frozen=True)
+class Judges:
+    """Judges as their owner holds them. The owner must: one that is started again takes the reference from the object
+    store, and it is there as long as this process refers to it."""
+
+    actors: tuple[Any, ...]
+    """Handles; they may be handed on."""
+    reference: Any
+
+    def stop(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+def start_judges(store: str, reference: Reference, most: int) -> Judges:
+    """One for every two CPUs of the cluster, at most ``most``. The caller stops them."""
     count = max(1, min(most, int(ray.cluster_resources().get("CPU", 1)) // 2))
     # A judge has no state: where its node is lost, another takes its calls.
     actor = ray.remote(Judge).options(
         num_cpus=JUDGE_CPUS, scheduling_strategy="SPREAD", max_restarts=-1, max_task_retries=-1
     )
     shared = ray.put(reference)
-    return [actor.remote(store, shared) for _ in range(count)]
+    return Judges(tuple(actor.remote(store, shared) for _ in range(count)), shared)

@@ -193,12 +193,11 @@ def sweep_on_ray(
             limit_hours(strategy, budget_hours, bench, pool.queue, out)
         most = concurrent or concurrency(bench.workers)
         judges = start_judges(bench.store, bench.reference, most)
-        for judge in judges:
-            ends.callback(ray.kill, judge)
-        StrategySearcher.current = StrategySearcher(strategy, on_trial, len(judges))
+        ends.callback(judges.stop)
+        StrategySearcher.current = StrategySearcher(strategy, on_trial, len(judges.actors))
         generator = ray.put(bench.generator())
         trainable = ray.tune.with_resources(
-            ray.tune.with_parameters(evaluate, queue=pool.queue, judges=judges, generator=[generator]),
+            ray.tune.with_parameters(evaluate, queue=pool.queue, judges=judges.actors, generator=[generator]),
             {"cpu": TRIAL_CPUS},
         )
         log, name = uris.join(out, "log"), _experiment(bench, strategy, budget_hours)
