@@ -1,7 +1,7 @@
 """Checkpoints of one run, named by images seen. One exists only when its manifest does.
 
-Retention deletes older checkpoints only after a newer one is committed. A damaged checkpoint is named, and the one
-before it is used.
+Retention deletes what is older than the newest ``keep`` whole ones; damaged ones, or those that lack a file, do not
+count. A damaged checkpoint is named, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class CheckpointStore:
     def __init__(self, uri: str, keep: int = 2) -> None:
         assert keep >= 2
         self.uri, self.keep = uri, keep
+        self._whole: set[int] = set()
+        """Known to be so: written or read by this store."""
 
     def _path(self, images_seen: int) -> str:
         return uris.join(self.uri, f"nimg-{images_seen:012d}")
@@ -48,19 +50,36 @@ class CheckpointStore:
         return [int(name[5:]) for name in names if uris.exists(uris.join(self.uri, name, MANIFEST))]
 
     def save(self, images_seen: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
-        """Commit a checkpoint, then let go of those older than the newest ``keep``."""
+        """Commit a checkpoint, then let go of those older than the newest ``keep`` whole ones."""
         files = [
             (f"{stem}.safetensors", safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in part.items()}))
             for stem, part in tensors.items()
         ]
         files.append(("state.json", json.dumps(dict(state), sort_keys=True, allow_nan=False).encode()))
         commit(self._path(images_seen), files, self._is_damaged(images_seen), kind=KIND, images_seen=images_seen)
-        for old in self.committed()[: -self.keep]:
+        self._whole.add(images_seen)
+        for old in self._superseded():
             try:
                 uris.delete_directory(self._path(old))
             except OSError as error:
                 logger.warning("%s: could not delete an old checkpoint: %s", self._path(old), error)
         uris.clear_unfinished(self.uri)  # of attempts that were killed
+
+    def _superseded(self) -> list[int]:
+        """Older than the newest ``keep`` whole ones. What this store has not seen yet is read: once, after a start."""
+        whole, committed = 0, self.committed()
+        for index in reversed(range(len(committed))):
+            images_seen = committed[index]
+            if whole == self.keep:
+                return committed[: index + 1]
+            if images_seen not in self._whole:
+                try:
+                    self.load(images_seen)
+                except IntegrityError as error:
+                    logger.warning("damaged checkpoint, one more is kept instead: %s", error)
+                    continue
+            whole += 1
+        return []
 
     def _is_damaged(self, images_seen: int) -> bool:
         """Whether the checkpoint of this name was passed over by `latest`: then, and only then, it is replaced."""
@@ -75,6 +94,15 @@ class CheckpointStore:
     def load(self, images_seen: int) -> Checkpoint:
         """One checkpoint, every file checked. Raises IntegrityError."""
         uri = self._path(images_seen)
+        try:
+            checkpoint = self._load(uri, images_seen)
+        except uris.NotFound as error:
+            raise IntegrityError(f"{error}, though {uris.join(uri, MANIFEST)} lists it") from error
+        self._whole.add(images_seen)
+        return checkpoint
+
+    @staticmethod
+    def _load(uri: str, images_seen: int) -> Checkpoint:
         manifest = read_manifest(uri)
         if manifest is None or manifest.get("kind") != KIND:
             raise IntegrityError(f"{uri}: no checkpoint")

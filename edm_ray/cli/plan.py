@@ -8,6 +8,7 @@ import torch
 
 from edm_ray.cli.console import duration, say
 from edm_ray.config.load import to_yaml
+from edm_ray.config.published import Quantity, cpu_price, prices
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions
@@ -49,6 +50,7 @@ def print_plan(config: TrainingConfig, dataset: DataSet, workers: tuple[int, int
             f"{seconds * 1e3:,.1f} ms an image (measured here, now, {MEASURED_IMAGES} images at a time, without the "
             "exchange of gradients)"
         )
+        say(f"  cost      {_measured_cost(seconds * config.total_kimg * 1000 / 3600, config.threads, device)}")
     say()
     say(to_yaml(config).rstrip())
 
@@ -57,6 +59,18 @@ def _batch(batch: int, workers: int, shares: list[int], at_once: int, rounds: in
     share = str(shares[0]) if len(shares) == 1 else f"{shares[0]} to {shares[-1]}"
     text = f"{batch} images = {workers} workers x {share}"
     return text if rounds == 1 else f"{text}, in {rounds} rounds of at most {at_once}"
+
+
+def _measured_cost(hours: float, threads: int, device: str) -> Quantity | str:
+    """Money for so many hours of one worker, in all."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+        known = [gpu for gpu in prices().get("gpu_hour", {}) if gpu in name]
+        if not known:
+            return f"{hours:,.1f} hours of {name}, which has no price; add it below gpu_hour, or in EDM_RAY_PRICES"
+        return dollars(Quantity(value=hours, unit=f"{known[0]} hours", kind="measured", source="here"))
+    price = cpu_price()
+    return Quantity(value=hours * threads * price.value, unit="USD", kind="assumed", source=f"at {price}")
 
 
 def measure_image(config: TrainingConfig, device: str) -> float:

@@ -8,7 +8,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,7 +57,7 @@ class Args:
     cache_gib: float | None = None
     """How many GiB it may hold; else EDM_RAY_CACHE_GIB there, else 64."""
     max_failures: int = 3
-    """How often Ray Train may restart the workers."""
+    """How often in a row, without a new checkpoint in between, the workers may fail before the command gives up."""
     track: list[str] = field(default_factory=list)
     """Send the metrics to tensorboard, wandb or mlflow too; NAME=WHERE for a folder, project or experiment of your own.
     May name several."""
@@ -118,8 +118,7 @@ def run(args: Args) -> None:
     fields = identity_fields(config, dataset.hash)
     rows = read_metrics(run_uri)
     tracking, fids = Tracking(trackers, run_uri, fields, rows), FidRows(rows[-1]["nimg"] if rows else 0)
-    must_stop = terminated() if args.no_ray else lambda: False
-    with session_for(args, plan):
+    with terminated() as must_stop, session_for(args, plan):
         follower = follow(args, plan, run_uri, (workers[1], config.threads), fids, done[-1] if done else 0)
         seen: list[dict[str, Any]] = []
 
@@ -143,9 +142,9 @@ def run(args: Args) -> None:
                     tracking.add(row)
                 for line in tracking.close(ended):
                     say(f"  {line}")
-    summarise(args, run_uri, trained, seen, done[-1] if done else 0, follower)
-    if not drawn and must_stop():
-        raise SystemExit(143)
+        summarise(args, run_uri, trained, seen, done[-1] if done else 0, follower)
+        if not drawn and must_stop():
+            raise SystemExit(143)
 
 
 def session_for(args: Args, plan: SnapshotPlan | None) -> contextlib.AbstractContextManager[None]:
@@ -255,18 +254,14 @@ def _train(
     cache: dict[str, str],
     must_stop: Callable[[], bool],
 ) -> None:
-    if args.no_ray:
-        from edm_ray.training.engine import Place, Stopped, train
+    from edm_ray.training.engine import Place, Stopped, train
+    from edm_ray.training.wishes import Wish
 
-        try:
-            place = Place(device=args.device)
-            train(
-                config, dataset, run_uri, place, about, on_tick, must_stop=must_stop, snapshot_kimg=args.snapshot_kimg
-            )
-        except Stopped as stopped:
-            say(f"  {stopped}; the same command goes on from there")
-            raise SystemExit(143) from stopped
-    else:
+    try:
+        if args.no_ray:
+            place, ask = Place(device=args.device), lambda: Wish.STOP if must_stop() else Wish.NOTHING
+            train(config, dataset, run_uri, place, about, on_tick, ask=ask, snapshot_kimg=args.snapshot_kimg)
+            return
         from edm_ray.orchestration.train import train_on_ray
 
         train_on_ray(
@@ -280,15 +275,25 @@ def _train(
             on_tick=on_tick,
             variables=cache,
             snapshot_kimg=args.snapshot_kimg,
+            must_stop=must_stop,
         )
+    except Stopped as stopped:
+        say(f"  {stopped}; the same command goes on from there")
+        raise SystemExit(143) from stopped
 
 
-def terminated() -> Callable[[], bool]:
+@contextlib.contextmanager
+def terminated() -> Iterator[Callable[[], bool]]:
     """Whether SIGTERM has come since: a machine about to be taken away gives notice by it."""
     flag = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, frame: flag.set())
-    return flag.is_set
+    if threading.current_thread() is not threading.main_thread():
+        yield flag.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: flag.set())
+    try:
+        yield flag.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def cache_variables(cache_dir: str | None, cache_gib: float | None) -> dict[str, str]:

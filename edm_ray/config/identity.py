@@ -12,6 +12,7 @@ from edm_ray.config.schema import TrainingConfig
 _OUTSIDE = (
     *("total_kimg", "tick_kimg", "checkpoint_kimg", "keep_checkpoints", "on_damage"),
     *("micro_batch", "compile", "threads"),
+    "optimizer.nonfinite",  # decides only how a run goes on that would stop
     *("ema.snapshot_kimg", "ema.snapshot_dtype"),
 )
 _ADDED = {"reader": "cache"}

@@ -55,6 +55,15 @@ def prices() -> dict[str, Any]:
     return _prices(os.environ.get("EDM_RAY_PRICES", str(PRICES_FILE)))
 
 
+def cpu_price() -> Quantity:
+    """One virtual CPU for an hour, on demand."""
+    table = prices()
+    if "cpu_hour" not in table:
+        raise InputError(f"no price of a CPU; add cpu_hour to {os.environ.get('EDM_RAY_PRICES', str(PRICES_FILE))}")
+    source = f"on-demand list price, {table['date']}"
+    return Quantity(value=float(table["cpu_hour"]), unit="USD an hour", kind="assumed", source=source)
+
+
 def gpu_price(gpu: str) -> Quantity:
     """One GPU for an hour, on demand. Raises InputError for a GPU that the price list does not have."""
     table = prices()

@@ -177,11 +177,15 @@ class OptimizerConfig:
     eps: float = 1e-8
     grad_clip: float = 0.0
     """Largest norm of the gradient, cut there; 0 = never (configuration A: 1)."""
+    nonfinite: str = "stop"
+    """stop | replace: of a gradient that is not finite. stop: the step is not taken, the run ends, its last checkpoint
+    is from before. replace: entries become 0 or +-1e5, as in the paper's code; a run of mostly such steps ends."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optimizer.lr", self.lr, "greater than 0")
         require(self.ramp_kimg >= 0, "optimizer.ramp_kimg", self.ramp_kimg, "0 (no ramp) or more")
         require(self.grad_clip >= 0, "optimizer.grad_clip", self.grad_clip, "0 (off) or more")
+        require(self.nonfinite in ("stop", "replace"), "optimizer.nonfinite", self.nonfinite, "stop or replace")
         require(all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "two numbers, 0 <= beta < 1")
 
 

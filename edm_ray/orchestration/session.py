@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,18 +47,27 @@ def session() -> Iterator[None]:
         if cpus := os.environ.get("EDM_RAY_LOCAL_CPUS"):
             # Logical CPUs of a local Ray: the demo and the tests need 2 or more on any machine.
             arguments["num_cpus"] = int(cpus)
+    told = _own_handler()
     try:
         ray.init(**arguments)
     except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
         if local:
             raise  # not an address that somebody gave
         raise InputError(_no_connection(os.environ["RAY_ADDRESS"], error)) from error
+    if told is not None:
+        signal.signal(signal.SIGTERM, told)
     for name in ("ray.train", "ray.tune", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _own_handler() -> Callable[..., Any] | None:
+    """What this command does on SIGTERM, if it does something: Ray would exit instead."""
+    handler = signal.getsignal(signal.SIGTERM)
+    return handler if callable(handler) and threading.current_thread() is threading.main_thread() else None
 
 
 def _no_connection(address: str, error: Exception) -> str:

@@ -18,8 +18,8 @@ from edm_ray.orchestration.snapshot_runners import Runner
 from edm_ray.sampling.snapshot import FID_LABELS, GRID_IMAGES, GRID_LABELS, Job
 from edm_ray.storage import uris
 from edm_ray.training import snapshots
-from edm_ray.training.engine import crossed
 from edm_ray.training.snapshots import Record
+from edm_ray.training.ticks import crossed
 
 POLL_SECONDS = 1.0
 

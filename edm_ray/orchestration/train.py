@@ -24,46 +24,50 @@ from edm_ray.orchestration import ray_data
 from edm_ray.orchestration.elastic import KnowWhoIsLeft
 from edm_ray.orchestration.network import NodeNetwork
 from edm_ray.orchestration.nodes import require_nodes
+from edm_ray.orchestration.notices import listener, stop_sign
+from edm_ray.orchestration.outlive import outlive
 from edm_ray.orchestration.preflight import Ask, preflight
 from edm_ray.orchestration.session import session
 from edm_ray.orchestration.shipping import environment
 from edm_ray.orchestration.trainer import Trainer
 from edm_ray.storage import uris
-from edm_ray.training.engine import Metrics, Place, train
-from edm_ray.training.run import read_metrics
+from edm_ray.training.engine import Diverged, Metrics, Place, Stopped, train
+from edm_ray.training.run import checkpoint_store, read_metrics
 
 POLL_SECONDS = 1.0
 # A group that waits for a node that is gone gives up after this long (Ray's default: 60 s); a start takes 20 to 30 s.
 _ELASTIC_DEFAULTS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40"}
 
 
-def _worker(job: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
+def _worker(job: dict[str, Any]) -> dict[str, str]:
+    """What each Ray Train worker runs. Returns {"stopped"|"refused": why} where all workers ended alike, for a reason
+    that starting them again would not change; other errors are raised, and Ray Train starts the group again."""
     context = ray.train.get_context()
     logging.basicConfig(level=logging.INFO)
     os.environ.update(job["variables"])
     device = str(ray.train.torch.get_device())
     place = Place(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
-    train(
-        job["config"],
-        job["dataset"],
-        job["run_uri"],
-        place,
-        job["about"],
-        on_tick=_report,
-        must_save=_will_be_taken_away,
-        snapshot_kimg=job["snapshot_kimg"],
-        served=partial(ray_data.open_in_worker, job["dataset"], job["config"]) if _streams(job["config"]) else None,
-    )
+    try:
+        train(
+            job["config"],
+            job["dataset"],
+            job["run_uri"],
+            place,
+            job["about"],
+            on_tick=_report,
+            ask=listener(job["stop_key"], place.rank),
+            snapshot_kimg=job["snapshot_kimg"],
+            served=partial(ray_data.open_in_worker, job["dataset"], job["config"]) if _streams(job["config"]) else None,
+        )
+    except Stopped as stopped:
+        return {"stopped": str(stopped)}
+    except Diverged as error:
+        return {"refused": str(error)}
+    return {}
 
 
 def _streams(config: TrainingConfig) -> bool:
     return config.reader == "ray-data"
-
-
-def _will_be_taken_away() -> bool:
-    """Whether Ray has been told that a node of these workers is about to go (spot notice, drain)."""
-    return ray.train.get_preemption_info() is not None
 
 
 def _report(metrics: Metrics) -> None:
@@ -82,9 +86,11 @@ def train_on_ray(
     on_tick: Callable[[Metrics], None],
     variables: dict[str, str] | None = None,
     snapshot_kimg: float | None = None,
+    must_stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train with (least, most) DDP processes; ``on_tick`` is called here, in the driver, for each new row of metrics.
-    ``variables`` are set in the environment of every worker.
+    ``variables`` are set in the environment of every worker. When ``must_stop`` says so, the workers make a checkpoint
+    and end, and Stopped is raised here. ``max_failures``: how often the workers may fail without a new checkpoint.
 
     With least < most, Ray Train starts with what the cluster has, goes on with fewer when a node is lost and takes more
     when there are more; each change goes on from the newest checkpoint, with the same images in the same order.
@@ -100,51 +106,50 @@ def train_on_ray(
         require_nodes(ask, run_uri, reads=(dataset.uri,))
         if _streams(config):
             ray_data.require_room(least, ask.cpus)
-        trainer = Trainer(
-            _worker,
-            train_loop_config={
-                "config": config,
-                "dataset": dataset,
-                "run_uri": run_uri,
-                "about": about,
-                "variables": environment().get("env_vars", {}) | (variables or {}),
-                "snapshot_kimg": snapshot_kimg,
-            },
-            torch_config=NodeNetwork(),
-            datasets={ray_data.NAME: ray_data.shards_to_come(dataset, config, run_uri)} if _streams(config) else None,
-            scaling_config=ScalingConfig(
-                num_workers=most if least == most else workers,
-                use_gpu=use_gpu,
-                resources_per_worker=None if use_gpu else {"CPU": config.threads},
-            ),
-            run_config=RunConfig(
-                name="ray_train",
-                storage_path=uris.join(run_uri, "log"),
-                failure_config=FailureConfig(max_failures=max_failures),
-                callbacks=[KnowWhoIsLeft()],
-            ),
-        )
+        job = {
+            "config": config,
+            "dataset": dataset,
+            "run_uri": run_uri,
+            "about": about,
+            "variables": environment().get("env_vars", {}) | (variables or {}),
+            "snapshot_kimg": snapshot_kimg,
+        }
+
+        def fit() -> Any:
+            streamed = {ray_data.NAME: ray_data.shards_to_come(dataset, config, run_uri)} if _streams(config) else None
+            trainer = Trainer(
+                _worker,
+                train_loop_config=job,
+                torch_config=NodeNetwork(),
+                datasets=streamed,
+                scaling_config=ScalingConfig(
+                    num_workers=most if least == most else workers,
+                    use_gpu=use_gpu,
+                    resources_per_worker=None if use_gpu else {"CPU": config.threads},
+                ),
+                run_config=RunConfig(
+                    name="ray_train",
+                    storage_path=uris.join(run_uri, "log"),
+                    failure_config=FailureConfig(max_failures=max_failures),
+                    callbacks=[KnowWhoIsLeft()],
+                ),
+            )
+            return trainer.fit()
+
         stop = threading.Event()
         follower = threading.Thread(target=_follow, args=(run_uri, on_tick, stop), daemon=True)
         follower.start()
         try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _cause(error) from error
+            with stop_sign(must_stop) as job["stop_key"]:
+                result = outlive(fit, checkpoint_store(run_uri), max_failures)
         finally:
             stop.set()
             follower.join()
-
-
-def _cause(error: Exception) -> Exception:
-    """The workers' own message when it is one for people (a wrong input), else Ray's error as it is."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause = getattr(failure, "cause", failure)
-        if isinstance(cause, InputError):
-            return InputError(str(cause))
-        if isinstance(cause, FloatingPointError):
-            return InputError(str(cause))
-    return error
+        ended = result.return_value or {}
+        if "stopped" in ended:
+            raise Stopped(ended["stopped"])
+        if "refused" in ended:
+            raise InputError(ended["refused"])
 
 
 def _follow(run_uri: str, on_tick: Callable[[Metrics], None], stop: threading.Event) -> None:

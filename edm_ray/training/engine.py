@@ -6,7 +6,6 @@ import contextlib
 import copy
 import functools
 import math
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,21 +23,33 @@ from edm_ray.data.order import rank_positions, shares
 from edm_ray.data.reader import Served, open_reader
 from edm_ray.errors import InputError
 from edm_ray.networks.build import build_denoiser
+from edm_ray.training import saves
 from edm_ray.training.damage import DamageLog
-from edm_ray.training.device import cpu_threads, set_precision
+from edm_ray.training.device import cpu_threads, set_precision, to_device
 from edm_ray.training.ema import ema_beta, gamma_of, power_beta, update_ema
-from edm_ray.training.posthoc import save_snapshot
 from edm_ray.training.run import MetricsLog, checkpoint_store, model_uri, refuse_mirrored_latents
-from edm_ray.training.snapshots import snapshot_model_uri
-from edm_ray.training.step import learning_rate, make_objective, settle_gradients, share_loss
+from edm_ray.training.step import (
+    autocast,
+    key_masks,
+    learning_rate,
+    make_objective,
+    settle_gradients,
+    share_loss,
+)
 from edm_ray.training.tally import Tally
-from edm_ray.training.writer import BackgroundWriter, persist_or_warn
+from edm_ray.training.ticks import Stopwatch, crossed, last_tick
+from edm_ray.training.wishes import Wish, Wishes, nothing
+from edm_ray.training.writer import BackgroundWriter
 
 Metrics = dict[str, Any]
 
 
 class Stopped(Exception):
     """Training was asked to end early and its state is saved; the same command goes on."""
+
+
+class Diverged(InputError, FloatingPointError):
+    """Loss or gradient are not finite; all workers raise it after the same step, and the last checkpoint is kept."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,11 @@ class Trainer:
                 # is shared.
                 (losses.sum() * (config.loss_scale * place.world_size / config.batch_size)).backward()
             self.tally.add_losses(losses, sigmas)
-        self.tally.add_step(*settle_gradients(self.parameters, config.loss_scale, config.optimizer.grad_clip))
+        norm, nonfinite = settle_gradients(self.parameters, config.loss_scale, config.optimizer.grad_clip)
+        if config.optimizer.nonfinite == "stop" and self.device.type == "cpu" and bool(nonfinite):
+            # A GPU would have to be waited for: there it is seen before anything is next written.
+            raise _nonfinite(f"the gradient of the step to {self.images_seen + config.batch_size:,} images", 1, 1)
+        self.tally.add_step(norm, nonfinite)
         rate = learning_rate(config.optimizer, self.images_seen)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -106,12 +121,35 @@ class Trainer:
             update_ema(average, self.denoiser, power_beta(gamma_of(width), self.images_seen // config.batch_size))
         return {"lr": rate, "ema_beta": beta}
 
+    def rehearse(self) -> None:
+        """A backward pass that changes nothing, before the first step of several workers.
+
+        DistributedDataParallel puts gradients into buckets, and after the first exchange into other buckets, in the
+        order in which they came. Where three or more workers add up, the place in a bucket decides the order of the
+        sum: a resumed run would take its first step with other buckets, and other last bits, than one that went on.
+        """
+        config, place = self.config, self.place
+        share = len(rank_positions(0, config.batch_size, place.rank, place.world_size, config.lanes))
+        count, network = min(config.micro_batch or share, share), config.denoiser.network
+        key_masks(self.wrapped, to_device(torch.arange(count), self.device), config.seed)
+        shape = (count, network.img_channels, network.img_resolution, network.img_resolution)
+        images, sigma = (torch.ones(size, device=self.device) for size in (shape, count))
+        labels = {
+            name: torch.zeros(count, width, device=self.device)
+            for name, width in (("class_labels", network.label_dim), ("augment_labels", network.augment_dim))
+            if width
+        }
+        with autocast(config, self.device):
+            output = self.wrapped(images, sigma, **labels)
+        output.sum().backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _gradients_stay_here(self) -> contextlib.AbstractContextManager[Any]:
         """Between the rounds of one step, DDP need not exchange gradients."""
         return self.wrapped.no_sync() if self.place.world_size > 1 else contextlib.nullcontext()
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Everything a checkpoint holds, as plain named tensors."""
+        """Everything a checkpoint holds but the tally, as plain named tensors."""
         moments = {}
         for name, parameter in self.denoiser.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -121,7 +159,6 @@ class Trainer:
             "model": self.denoiser.state_dict(),
             "ema": self.average.state_dict(),
             "optimizer": moments,
-            "tally": self.tally.tensors(),
             **powers,
         }
 
@@ -137,7 +174,7 @@ class Trainer:
             # Adam keeps its step counter on the host, unless it is fused.
             fused = self.optimizer.defaults["fused"]
             self.optimizer.state[named[name]][key] = value if key == "step" and not fused else value.to(self.device)
-        self.tally.restore(checkpoint.tensors["tally"])
+        self.tally.restore(checkpoint.tensors["tally"]["sums"], self.place.rank, self.place.world_size)
         self.images_seen = checkpoint.images_seen
 
 
@@ -162,17 +199,16 @@ def train(
     place: Place,
     about: dict[str, Any],
     on_tick: Callable[[Metrics], None] = lambda metrics: None,
-    must_stop: Callable[[], bool] = lambda: False,
-    must_save: Callable[[], bool] = lambda: False,
+    ask: Callable[[], Wish] = nothing,
     snapshot_kimg: float | None = None,
     served: Callable[[], Served] | None = None,
 ) -> None:
     """Train to the end, resuming from the newest whole checkpoint of ``run_uri``, and write the model directory.
 
     Every worker calls this; ``on_tick`` is called on every worker, equally often. ``about`` goes into the model
-    directory. Checkpoints are made at ticks, so a resumed run writes the same metrics as one that was not interrupted.
-    ``must_stop`` is asked after each step when this is the only worker: True makes a checkpoint and raises Stopped.
-    ``must_save`` is asked at every tick, on every worker: True makes a checkpoint there (a machine will be taken away).
+    directory. A resumed run writes the same metrics as one that was not interrupted. ``ask`` is called after each step,
+    on every worker, and what one of them wishes all do after the same step: SAVE makes a checkpoint, STOP makes one and
+    raises Stopped.
     ``snapshot_kimg``: at the first tick at or after every so many, and at the end, the averages become a model
     directory below RUN/snapshots; one that cannot be written is named in the log, and training goes on.
     ``served`` opens what images come from, where config.reader names another than the node's cache.
@@ -184,7 +220,7 @@ def train(
         )
     refuse_mirrored_latents(config, dataset)
     with cpu_threads(config.threads):
-        _train(config, dataset, run_uri, place, about, on_tick, must_stop, must_save, snapshot_kimg, served)
+        _train(config, dataset, run_uri, place, about, on_tick, ask, snapshot_kimg, served)
 
 
 def _cached(config: TrainingConfig, dataset: DataSet) -> Served:
@@ -200,21 +236,23 @@ def _train(
     place: Place,
     about: dict[str, Any],
     on_tick: Callable[[Metrics], None],
-    must_stop: Callable[[], bool],
-    must_save: Callable[[], bool],
+    ask: Callable[[], Wish],
     snapshot_kimg: float | None,
     served: Callable[[], Served] | None,
 ) -> None:
     pixels = served() if served is not None else _cached(config, dataset)
     trainer = Trainer(config, place, dataset.codec)
-    checkpoint = _agreed_checkpoint(checkpoint_store(run_uri), place)
+    store = checkpoint_store(run_uri, config.keep_checkpoints)
+    checkpoint = _agreed_checkpoint(store, place)
     if checkpoint is not None:
         trainer.restore(checkpoint)
+    if place.world_size > 1:
+        trainer.rehearse()
     total = math.ceil(config.total_kimg * 1000 / config.batch_size) * config.batch_size
     where = (config.batch_size, place.rank, place.world_size, config.lanes, config.micro_batch)
     pixels.follow(shares(trainer.images_seen, total, *where), config.seed)
     log = MetricsLog(run_uri, trainer.images_seen) if place.rank == 0 else None
-    writer = BackgroundWriter()
+    writer, wishes, heeded = BackgroundWriter(), Wishes(ask, place.world_size), Wish.NOTHING
     watch = Stopwatch(trainer.images_seen)
     tick_start = last_tick(trainer.images_seen, config)
     damage = DamageLog(run_uri, pixels.lost)
@@ -223,35 +261,42 @@ def _train(
             before = trainer.images_seen
             numbers = trainer.step(pixels)
             done = trainer.images_seen >= total
-            stop = not done and place.world_size == 1 and must_stop()
-            if not (done or stop or crossed(before, trainer.images_seen, config.tick_kimg)):
+            at_tick = done or crossed(before, trainer.images_seen, config.tick_kimg)
+            wish = wishes.after_step()
+            # A wish is fulfilled when it comes, and again at each tick while it lasts.
+            keep = wish > Wish.NOTHING and (at_tick or wish > heeded)
+            heeded = wish
+            if not (at_tick or keep):
                 continue
-            writes: list[Callable[[str, Trainer], Callable[[], None]]] = []
-            if done or crossed(before, trainer.images_seen, config.tick_kimg):
+            _refuse_nonfinite(trainer, at_tick)
+            writes: list[Callable[[], saves.Write]] = []
+            if at_tick:
                 row = {"nimg": trainer.images_seen, "total": total, **trainer.tally.read(place.world_size), **numbers}
-                _refuse_nonfinite(run_uri, row)
+                if row["loss"] is None:
+                    raise _nonfinite(f"every loss before {trainer.images_seen:,} images", row["steps"], row["steps"])
                 row |= watch.read(trainer)
                 damage.update()
                 if log is not None:
                     log.append(row)
                 on_tick(row)
-                urgent = must_save()
                 # Snapshots first: a run goes on from a checkpoint, so what lies before it must be there.
                 if trainer.powers and (done or crossed(tick_start, trainer.images_seen, config.ema.snapshot_kimg)):
-                    writes.append(_snapshot)
+                    writes.append(lambda: saves.averages(run_uri, trainer))
                 if snapshot_kimg and (done or crossed(tick_start, trainer.images_seen, snapshot_kimg)):
-                    writes.append(functools.partial(_model_snapshot, about))
-                if done or urgent or crossed(tick_start, trainer.images_seen, config.checkpoint_kimg):
-                    writes.append(_checkpoint)
+                    writes.append(lambda: saves.model(run_uri, trainer, about))
+                keep |= done or crossed(tick_start, trainer.images_seen, config.checkpoint_kimg)
                 tick_start = trainer.images_seen
-            if stop and _checkpoint not in writes:
-                writes.append(_checkpoint)
+            if keep:
+                tallies = wishes.gather(trainer.tally.sums())
+                writes.append(functools.partial(saves.checkpoint, store, trainer, tallies))
             if writes and place.rank == 0:
                 began = time.monotonic()
-                writer.submit(*(functools.partial(write, run_uri, trainer) for write in writes))
+                writer.submit(*writes)
                 watch.stall_s += time.monotonic() - began
-            if stop:
+            if wish is Wish.STOP and not done:
+                wishes.close()
                 raise Stopped(f"{run_uri}: stopped at {trainer.images_seen:,} images, checkpoint written")
+        wishes.close()
     finally:
         pixels.close()
         writer.close()
@@ -262,82 +307,22 @@ def _train(
         dist.barrier()
 
 
-def _refuse_nonfinite(run_uri: str, row: Metrics) -> None:
-    """A step without a finite gradient changes little and is counted; a run where most are such has failed."""
-    if row["loss"] is None or 2 * row["nonfinite"] > row["steps"]:
-        raise FloatingPointError(
-            f"{run_uri}: the loss is not finite at {row['nimg']} images ({row['nonfinite']} of the last {row['steps']} "
-            "steps); the last checkpoint is kept. Lower optimizer.lr or look at the data set"
-        )
+def _refuse_nonfinite(trainer: Trainer, at_tick: bool) -> None:
+    """Before anything is written: raise Diverged, on all ranks alike, where this state is not to be kept."""
+    bad, steps = round(float(trainer.tally.nonfinite)), trainer.tally.steps
+    if bad and (trainer.config.optimizer.nonfinite == "stop" or (at_tick and 2 * bad > steps)):
+        raise _nonfinite(f"the gradient before {trainer.images_seen:,} images", bad, steps)
+
+
+def _nonfinite(what: str, bad: int, steps: int) -> Diverged:
+    return Diverged(
+        f"{what} is not finite ({bad} of the last {steps} steps); nothing of that is kept, the last checkpoint is from "
+        "before. The same command would meet the same images: lower optimizer.lr, look at the data set, or give --set "
+        "optimizer.nonfinite=replace to go on as the paper's code does"
+    )
 
 
 def _metrics(log: MetricsLog | None) -> dict[str, float]:
     """What training knows of its result, for the model card: means over the last tick."""
     rows = log.rows if log is not None else []
     return {f"training {name}, last tick": rows[-1][name] for name in ("loss", "grad_norm") if rows}
-
-
-def _checkpoint(run_uri: str, trainer: Trainer) -> Callable[[], None]:
-    """Copy the state to the host now; what is returned writes it."""
-    images_seen, config = trainer.images_seen, trainer.config
-    tensors = {stem: _copy(part) for stem, part in trainer.tensors().items()}
-    state = {"images_seen": images_seen, "seed": config.seed}
-    store = checkpoint_store(run_uri, config.keep_checkpoints)
-    return lambda: store.save(images_seen, tensors, state)
-
-
-def _snapshot(run_uri: str, trainer: Trainer) -> Callable[[], None]:
-    """As `_checkpoint`, the power-function averages only."""
-    images_seen = trainer.images_seen
-    averages = {width: _copy(average.state_dict()) for width, average in trainer.powers.items()}
-    dtype = getattr(torch, trainer.config.ema.snapshot_dtype)
-    return lambda: save_snapshot(run_uri, images_seen, averages, dtype)
-
-
-def _model_snapshot(about: dict[str, Any], run_uri: str, trainer: Trainer) -> Callable[[], None]:
-    """As `_checkpoint`, the averages only, as a model directory; what is returned does not raise."""
-    uri, config, codec = snapshot_model_uri(run_uri, trainer.images_seen), trainer.config.denoiser, trainer.codec
-    average, about = _copy(trainer.average.state_dict()), {**about, "images_seen": trainer.images_seen}
-    return lambda: persist_or_warn(lambda: save_model(uri, config, average, about, codec), uri)
-
-
-def _copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-
-
-class Stopwatch:
-    """How fast it went since the last tick, and what it waited for."""
-
-    def __init__(self, images_seen: int) -> None:
-        self.images_seen, self.moment, self.stall_s = images_seen, time.monotonic(), 0.0
-
-    def read(self, trainer: Trainer) -> dict[str, float]:
-        """images_per_s, data_wait (share of the time), checkpoint_stall_s, memory_mib; then it starts again."""
-        now = time.monotonic()
-        elapsed = max(now - self.moment, 1e-9)
-        memory = (
-            torch.cuda.max_memory_allocated(trainer.device)
-            if trainer.device.type == "cuda"
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )
-        row = {
-            "images_per_s": (trainer.images_seen - self.images_seen) / elapsed,
-            "data_wait": trainer.data_wait_s / elapsed,
-            "checkpoint_stall_s": self.stall_s,
-            "memory_mib": memory / 2**20,
-        }
-        self.images_seen, self.moment = trainer.images_seen, now
-        trainer.data_wait_s = self.stall_s = 0.0
-        return row
-
-
-def crossed(before: int, after: int, interval_kimg: float) -> bool:
-    """Whether a multiple of the interval lies in (before, after]."""
-    interval = max(1, round(interval_kimg * 1000))
-    return after // interval > before // interval
-
-
-def last_tick(images_seen: int, config: TrainingConfig) -> int:
-    """The last tick at or before this moment: a run that was told to stop goes on in the middle of one."""
-    interval = max(1, round(config.tick_kimg * 1000))
-    return -(-(images_seen // interval * interval) // config.batch_size) * config.batch_size

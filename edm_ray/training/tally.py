@@ -28,16 +28,21 @@ class Tally:
         self.nonfinite = torch.zeros((), dtype=torch.float64, device=self.device)
         self.steps = 0
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """For a checkpoint: all zero at a tick, where checkpoints of several workers are made."""
-        steps = torch.tensor(self.steps, dtype=torch.int64)
-        sums = {"losses": self.losses, "counts": self.counts, "norm": self.norm, "nonfinite": self.nonfinite}
-        return {**sums, "steps": steps}
+    def sums(self) -> torch.Tensor:
+        """For a checkpoint: this rank's losses and counts, then what is the same on all ranks. All zero at a tick."""
+        alike = torch.stack([self.norm, self.nonfinite, torch.full_like(self.norm, self.steps)])
+        return torch.cat([self.losses, self.counts, alike]).cpu()
 
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        for name in ("losses", "counts", "norm", "nonfinite"):
-            setattr(self, name, tensors[name].to(self.device))
-        self.steps = int(tensors["steps"])
+    def restore(self, sums: torch.Tensor, rank: int, world_size: int) -> None:
+        """From the sums of all ranks [ranks, ...]; where there are other ranks now, rank 0 takes all of them."""
+        if len(sums) == world_size:
+            own = sums[rank]
+        else:
+            own = sums.sum(0) if rank == 0 else torch.zeros_like(sums[0])
+        bins = len(self.losses)
+        self.losses, self.counts = (own[first : first + bins].to(self.device) for first in (0, bins))
+        norm, nonfinite, steps = sums[0, 2 * bins :]
+        self.norm, self.nonfinite, self.steps = norm.to(self.device), nonfinite.to(self.device), int(steps)
 
     def add_losses(self, losses: torch.Tensor, sigmas: torch.Tensor) -> None:
         """Per-image losses [B] at their noise levels [B]. Those that are not finite stay out of the means."""

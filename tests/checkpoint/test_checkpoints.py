@@ -28,7 +28,7 @@ def test_the_newest_whole_checkpoint_is_the_latest(tmp_path):
     assert latest.images_seen == 200 and torch.equal(latest.tensors["model"]["w"], torch.full((3,), 2.0))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog, damage):
     store = CheckpointStore(str(tmp_path))
     _save(store, 100)
@@ -37,6 +37,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capl
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content[:-4]) if damage == "truncate" else bytes(content))
+    if damage == "delete":
+        path.unlink()
     with caplog.at_level(logging.WARNING):
         assert store.latest().images_seen == 100
     assert "nimg-000000000200" in caplog.text
@@ -55,6 +57,25 @@ def test_retention_keeps_the_newest_and_never_the_half_written(tmp_path):
     for images_seen in (1, 2, 3, 4):
         _save(store, images_seen)
     assert store.committed() == [3, 4]
+
+
+def test_retention_counts_whole_checkpoints_only(tmp_path, caplog):
+    """300 and 400 were damaged after they had been written: of 200, the last good one, nothing may be deleted until
+    three newer ones are whole."""
+    store = CheckpointStore(str(tmp_path), keep=3)
+    for images_seen in (100, 200, 300, 400):
+        _save(store, images_seen)
+    assert store.committed() == [200, 300, 400]
+    for images_seen, name in ((300, "model.safetensors"), (400, "manifest.json")):
+        (tmp_path / f"nimg-{images_seen:012d}" / name).write_bytes(b"{}")
+    again = CheckpointStore(str(tmp_path), keep=3)
+    with caplog.at_level(logging.WARNING):
+        for images_seen in (500, 600):
+            _save(again, images_seen)
+            assert 200 in again.committed()
+    assert "nimg-000000000300" in caplog.text and "one more is kept instead" in caplog.text
+    _save(again, 700)
+    assert again.committed() == [500, 600, 700]
 
 
 def test_a_model_directory_gives_back_the_denoiser_and_the_same_bytes(tmp_path):

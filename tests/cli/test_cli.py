@@ -71,6 +71,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, digits_dir, tmp_pa
     for line in ("128 images = 1 workers x 128", "500; 49.3 epochs", "GiB a worker (computed", "1 bundles of 1 CPU"):
         assert line in text
     assert "ms an image (measured here" in text
+    (cost,) = (line for line in text.splitlines() if line.startswith("  cost"))
+    assert "USD (assumed: at 0.048 USD an hour" in cost and float(cost.split()[1]) < 1
     assert main([*data, "--dry-run", "--workers", "2:3", "--set", "micro_batch=10"]) == 0
     assert "3 workers x 42 to 43, in 5 rounds of at most 10" in capsys.readouterr().out
     assert main([*data, "--dry-run", "--set", "threads=2"]) == 0

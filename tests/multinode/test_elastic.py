@@ -10,13 +10,10 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import safetensors.torch
 
-from edm_ray.checkpoint import open_model
-from edm_ray.training.run import checkpoint_store, read_metrics
-from tests.jobs.heads import Head, add_node, end, lose, running_head, wait_for_nodes
+from edm_ray.training.run import read_metrics
+from tests.jobs.heads import Head, add_node, lose, running_head
 from tests.multinode.test_nodes import node_with
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

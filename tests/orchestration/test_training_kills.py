@@ -32,8 +32,12 @@ def _start(command: list[str], log: Path) -> subprocess.Popen:
 
 
 def _workers_of(driver: int) -> list[int]:
-    """Ray Train's workers in the tree of processes below a driver."""
-    parents, workers = {}, []
+    return _processes_below(driver, b"RayTrainWorker")
+
+
+def _processes_below(driver: int, kind: bytes) -> list[int]:
+    """Ray's processes of this title in the tree below a driver."""
+    parents, found = {}, []
     for process in Path("/proc").iterdir():
         if process.name.isdecimal():
             try:
@@ -42,8 +46,8 @@ def _workers_of(driver: int) -> list[int]:
             except OSError:
                 continue
             parents[int(process.name)] = int(status[1])
-            if title.startswith(b"ray::") and b"RayTrainWorker" in title:
-                workers.append(int(process.name))
+            if title.startswith(b"ray::") and kind in title:
+                found.append(int(process.name))
 
     def below(pid: int) -> bool:
         while pid > 1:
@@ -52,7 +56,7 @@ def _workers_of(driver: int) -> list[int]:
             pid = parents.get(pid, 0)
         return False
 
-    return [pid for pid in workers if below(pid)]
+    return [pid for pid in found if below(pid)]
 
 
 def _result(run: Path) -> tuple[bytes, list[dict]]:
@@ -79,6 +83,47 @@ def test_a_killed_driver_and_the_same_command_give_the_bits_of_a_calm_run(digits
         again = _start(_command(digits_dir, tmp_path / name, 14.4), log)
         assert again.wait(300) == 0, log.read_text()
     assert "resuming at" in log.read_text()
+    assert _result(tmp_path / "struck") == _result(tmp_path / "calm")
+
+
+def _controller_of(driver: int) -> int:
+    (controller,) = _processes_below(driver, b"TrainController")
+    return controller
+
+
+@pytest.mark.fault
+def test_sigterm_to_the_command_makes_a_checkpoint_and_the_same_command_goes_on_bit_for_bit(digits_dir, tmp_path):
+    """Ticks and checkpoints are rare: what is saved is saved because of the signal, within a tick."""
+    log, rare = tmp_path / "log", ["--set", "total_kimg=9.6", "tick_kimg=1.2", "checkpoint_kimg=1000"]
+    told = _start([*_command(digits_dir, tmp_path / "told", 9.6), *rare], log)
+    deadline = time.monotonic() + 180
+    while not read_metrics(str(tmp_path / "told")):
+        assert told.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    told.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert told.wait(120) == 143, log.read_text()
+    sys.stdout.write(f"SIGTERM -> end of the command: {time.monotonic() - began:.1f} s\n")
+    assert "the same command goes on from there" in log.read_text()
+    (saved,) = checkpoint_store(str(tmp_path / "told")).committed()
+    assert 1200 < saved < 9_600
+    for name in ("told", "calm"):
+        again = _start([*_command(digits_dir, tmp_path / name, 9.6), *rare], log)
+        assert again.wait(300) == 0, log.read_text()
+    assert f"resuming at {saved:,} images" in log.read_text()
+    assert _result(tmp_path / "told") == _result(tmp_path / "calm")
+
+
+@pytest.mark.fault
+def test_a_killed_controller_of_ray_train_is_outlived_by_the_command(digits_dir, tmp_path):
+    """The soak saw ControllerError: the driver starts Ray Train again, from the newest checkpoint."""
+    log = tmp_path / "log"
+    driver = _start(_command(digits_dir, tmp_path / "struck", 14.4), log)
+    _wait_for_checkpoint(tmp_path / "struck", driver, log)
+    os.kill(_controller_of(driver.pid), signal.SIGKILL)
+    assert driver.wait(300) == 0, log.read_text()
+    assert "starting it again" in log.read_text()
+    assert _start(_command(digits_dir, tmp_path / "calm", 14.4), log).wait(300) == 0
     assert _result(tmp_path / "struck") == _result(tmp_path / "calm")
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-import torch.distributed as dist
 
 from edm_ray.checkpoint import open_model
 from edm_ray.config.load import configure
@@ -22,7 +20,9 @@ from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
 from edm_ray.training import engine
 from edm_ray.training.engine import Place, Trainer, train
-from edm_ray.training.run import claim_run, model_uri, read_metrics
+from edm_ray.training.run import checkpoint_store, claim_run, model_uri, read_metrics
+from edm_ray.training.wishes import nothing
+from tests.training.together import DIVERGED, run_together
 
 ALONE = Place()
 AUGMENTED = ["augment.probability=0.5", "denoiser.network.augment_dim=9"]
@@ -93,56 +93,57 @@ def test_the_loss_of_a_tick_is_kept_by_noise_level(digits_dir, tmp_path):
         assert row["data_wait"] >= 0 and row["memory_mib"] > 10 and row["checkpoint_stall_s"] >= 0
 
 
-def _poison_rank_1() -> None:
-    """Rank 1's gradients are NaN in its third step."""
+def _poisoned(log: str | None, rank: int) -> Any:
+    """Rank 1's gradients are NaN in its third step; each rank says in a file how often it took a step and with what."""
     original, calls = engine.share_loss, itertools.count(1)
 
-    def poisoned(*args: Any) -> Any:
+    def share_loss(*args: Any) -> Any:
         losses, sigmas = original(*args)
-        return losses * (float("nan") if next(calls) == 3 else 1.0), sigmas
+        return losses * (float("nan") if next(calls) == 3 and rank == 1 else 1.0), sigmas
 
-    engine.share_loss = poisoned
+    engine.share_loss, adam, steps = share_loss, torch.optim.Adam.step, []
 
+    def step(optimizer: torch.optim.Adam) -> None:
+        adam(optimizer)
+        steps.append(1)
+        parameters = torch.cat([p.detach().flatten() for p in optimizer.param_groups[0]["params"]])
+        torch.save({"steps": len(steps), "parameters": parameters}, f"{log}-{rank}")
 
-def _worker(rank: int, world_size: int, rendezvous: str, digits: str, uri: str, settings: list[str], bad: bool) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
-    if bad and rank == 1:
-        _poison_rank_1()
-    _train(Path(digits), uri, settings, Place(rank=rank, world_size=world_size))
-    dist.destroy_process_group()
-
-
-def _train_together(world_size: int, digits_dir: Path, path: Path, settings: list[str], bad: bool = False) -> str:
-    """Several processes, without Ray. They are forked from one that has imported torch."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["edm_ray.training.engine", "edm_ray.config.presets", "pytest"])
-    uri = str(path / "together")
-    arguments = (world_size, str(path / "rendezvous"), str(digits_dir), uri, settings, bad)
-    workers = [context.Process(target=_worker, args=(rank, *arguments)) for rank in range(world_size)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    assert [worker.exitcode for worker in workers] == [0] * world_size
-    return uri
+    if log is not None:
+        torch.optim.Adam.step = step
+    return nothing
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_any_number_of_workers_gives_the_same_parameters_to_rounding(digits_dir, tmp_path, world_size):
     """With dropout, label dropout, augmentation, accumulation and clipping; shares that do not divide included."""
     settings = [*AUGMENTED, "batch_size=25", "micro_batch=4", "optimizer.grad_clip=1", "total_kimg=0.2"]
     settings += ["denoiser.network.dropout=0.2", "denoiser.network.label_dropout=0.2", "tick_kimg=0.1"]
     alone = _weights(_train(digits_dir, str(tmp_path / "alone"), settings))
-    uri = _train_together(world_size, digits_dir, tmp_path, settings)
+    uri = str(tmp_path / "together")
+    assert run_together(world_size, str(digits_dir / "train"), uri, settings) == [0] * world_size
     together = _weights(uri)
     assert float((alone - together).norm() / alone.norm()) < 1e-4
     assert read_metrics(uri)[-1]["loss"] == pytest.approx(read_metrics(str(tmp_path / "alone"))[-1]["loss"], rel=1e-4)
 
 
-def test_a_gradient_that_is_not_finite_on_one_worker_is_seen_alike_by_all(digits_dir, tmp_path):
+def test_a_gradient_that_is_not_finite_on_one_worker_ends_all_before_that_step(digits_dir, tmp_path):
+    """None hangs; both have taken two steps, to the same parameters, and only what was saved before is there."""
+    uri, log = str(tmp_path / "run"), str(tmp_path / "steps")
+    settings = ["total_kimg=0.12", "tick_kimg=0.024", "checkpoint_kimg=0.024"]
+    begin = functools.partial(_poisoned, log)
+    assert run_together(2, str(digits_dir / "train"), uri, settings, begin) == [DIVERGED] * 2
+    one, two = (torch.load(f"{log}-{rank}", weights_only=True) for rank in range(2))
+    assert one["steps"] == two["steps"] == 2 and torch.equal(one["parameters"], two["parameters"])
+    assert bool(torch.isfinite(one["parameters"]).all()) and checkpoint_store(uri).committed() == [24, 48]
+    assert [row["nimg"] for row in read_metrics(uri)] == [24, 48]
+
+
+def test_with_replace_a_gradient_that_is_not_finite_on_one_worker_is_seen_alike_by_all(digits_dir, tmp_path):
     """None hangs or drifts away: the two go on, to parameters that rank 0 alone writes."""
-    uri = _train_together(2, digits_dir, tmp_path, ["total_kimg=0.12", "tick_kimg=0.12"], bad=True)
+    uri, settings = str(tmp_path / "run"), ["total_kimg=0.12", "tick_kimg=0.12", "optimizer.nonfinite=replace"]
+    begin = functools.partial(_poisoned, None)
+    assert run_together(2, str(digits_dir / "train"), uri, settings, begin) == [0, 0]
     (row,) = read_metrics(uri)
     assert (row["nonfinite"], row["steps"]) == (1, 5) and math.isfinite(row["loss"])
     assert bool(torch.isfinite(_weights(uri)).all())

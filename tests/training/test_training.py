@@ -22,9 +22,10 @@ from edm_ray.errors import InputError
 from edm_ray.networks.build import build_denoiser
 from edm_ray.training import engine, writer
 from edm_ray.training.ema import ema_beta, update_ema
-from edm_ray.training.engine import Place, Stopped, Trainer, train
+from edm_ray.training.engine import Diverged, Place, Stopped, Trainer, train
 from edm_ray.training.run import claim_run, model_uri, read_metrics
 from edm_ray.training.step import learning_rate, make_objective, settle_gradients, share_loss
+from edm_ray.training.wishes import Wish
 
 
 @pytest.fixture(scope="module")
@@ -199,16 +200,50 @@ def _poison(monkeypatch, calls_to_poison):
     monkeypatch.setattr(engine, "share_loss", poisoned)
 
 
-def test_losses_that_are_not_finite_stop_the_run_and_keep_the_last_checkpoint(dataset, config, tmp_path, monkeypatch):
+REPLACE = ["optimizer.nonfinite=replace"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_its_step_and_keeps_the_last_checkpoint(
+    dataset, config, tmp_path, monkeypatch
+):
+    """The message says how to go on, and it does: the run is the same run."""
+    claim_run(str(tmp_path), config, dataset)
+    states, original = [], torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda adam: (states.append(1), original(adam))[1])
+    _poison(monkeypatch, [6])
+    with pytest.raises(Diverged, match=r"the step to 144 images is not finite.*optimizer.nonfinite=replace"):
+        train(config, dataset, str(tmp_path), Place(), {})
+    assert len(states) == 5 and engine.checkpoint_store(str(tmp_path)).committed() == [96]
+    assert [row["nimg"] for row in read_metrics(str(tmp_path))] == [48, 96]
+    config = configure(config, None, REPLACE)
+    claim_run(str(tmp_path), config, dataset)
+    _poison(monkeypatch, [2])  # the sixth again: the run goes on from the fourth
+    train(config, dataset, str(tmp_path), Place(), {})
+    assert [row["nonfinite"] for row in read_metrics(str(tmp_path))] == [0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("at_tick", [True, False])
+def test_a_device_that_is_not_waited_for_keeps_nothing_of_what_is_not_finite(config, at_tick):
+    """On a GPU it is seen before a tick is written, and before a checkpoint that is wished for between ticks."""
+    trainer = Trainer(config, Place())
+    trainer.tally.add_step(torch.tensor(1.0), torch.tensor(0.0))
+    engine._refuse_nonfinite(trainer, at_tick)
+    trainer.tally.add_step(torch.tensor(1.0), torch.tensor(1.0))
+    with pytest.raises(Diverged, match="1 of the last 2 steps"):
+        engine._refuse_nonfinite(trainer, at_tick)
+
+
+def test_with_replace_losses_that_are_mostly_not_finite_end_the_run(dataset, config, tmp_path, monkeypatch):
+    config = configure(config, None, REPLACE)
     claim_run(str(tmp_path), config, dataset)
     _poison(monkeypatch, range(7, 99))
-    with pytest.raises(FloatingPointError, match=r"not finite at 192 images \(2 of the last 2 steps\)"):
+    with pytest.raises(Diverged, match=r"before 192 images is not finite \(2 of the last 2 steps\)"):
         train(config, dataset, str(tmp_path), Place(), {})
     assert engine.checkpoint_store(str(tmp_path)).committed() == [96]
 
 
-def test_a_single_loss_that_is_not_finite_is_counted_and_outlived(dataset, config, tmp_path, monkeypatch):
-    """A resumed run would meet the same images: stopping at one bad step would stop it for ever."""
+def test_with_replace_a_single_loss_that_is_not_finite_is_counted_and_outlived(dataset, config, tmp_path, monkeypatch):
+    config = configure(config, None, REPLACE)
     claim_run(str(tmp_path), config, dataset)
     _poison(monkeypatch, [6])
     train(config, dataset, str(tmp_path), Place(), {})
@@ -265,9 +300,9 @@ def test_a_run_that_is_told_to_stop_saves_at_once_and_goes_on_bit_for_bit(datase
     for uri in (calm, told):
         claim_run(uri, config, dataset)
     train(config, dataset, calm, Place(), {})
-    answers = iter([False] * (step - 1) + [True])
+    answers = iter([Wish.NOTHING] * (step - 1) + [Wish.STOP])
     with pytest.raises(Stopped, match=f"stopped at {24 * step} images"):
-        train(config, dataset, told, Place(), {}, must_stop=lambda: next(answers))
+        train(config, dataset, told, Place(), {}, ask=lambda: next(answers))
     assert engine.checkpoint_store(told).committed() == sorted({96, 24 * step})
     train(config, dataset, told, Place(), {})
     assert open_model(model_uri(told)).weights == open_model(model_uri(calm)).weights
@@ -276,12 +311,22 @@ def test_a_run_that_is_told_to_stop_saves_at_once_and_goes_on_bit_for_bit(datase
     assert sorted(path.name for path in Path(told).glob("ema-snapshots/*")) == snapshots and len(snapshots) == 2
 
 
-def test_a_machine_that_will_be_taken_away_gets_its_checkpoint_at_the_next_tick(dataset, config, tmp_path):
+def test_a_machine_that_will_be_taken_away_gets_its_checkpoint_at_once_and_at_ticks_while_it_lasts(
+    dataset, config, tmp_path
+):
+    """Ticks every 2 steps of 24 images, checkpoints every 4: told in step 3, withdrawn after step 7."""
     claim_run(str(tmp_path), config, dataset)
-    answers = iter([True, False, False, False, False])
+    steps = iter(range(1, 11))
     config = configure(config, None, ["keep_checkpoints=9"])
-    train(config, dataset, str(tmp_path), Place(), {}, must_save=lambda: next(answers))
-    assert engine.checkpoint_store(str(tmp_path)).committed() == [48, 96, 192, 240]
+    train(
+        config,
+        dataset,
+        str(tmp_path),
+        Place(),
+        {},
+        ask=lambda: Wish.SAVE if 3 <= next(steps) <= 7 else Wish.NOTHING,
+    )
+    assert engine.checkpoint_store(str(tmp_path)).committed() == [72, 96, 144, 192, 240]
 
 
 @pytest.mark.parametrize("failures", [2, 99])

@@ -1,0 +1,47 @@
+"""A training outlives Ray Train: its limits on failures over a whole run, and the death of its controller."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train
+
+from edm_ray.checkpoint.store import CheckpointStore
+from edm_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def outlive(fit: Callable[[], Any], store: CheckpointStore, max_failures: int) -> Any:
+    """What ``fit`` returns, started again from the newest checkpoint where Ray Train gave up.
+
+    Ray Train counts failures over the whole run, so that a long one would end at the fourth; here they count as long as
+    there is no new checkpoint. And its controller is a process that may fail or be killed too (ControllerError).
+    """
+    idle = 0
+    while True:
+        before = store.committed()[-1:]
+        try:
+            return fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            cause = cause_of(error)
+            if isinstance(cause, InputError):
+                raise cause from error
+            idle = 0 if store.committed()[-1:] != before else idle + 1
+            # Workers have failed max_failures times within this call already.
+            if max_failures == 0 or idle > (0 if isinstance(error, ray.train.WorkerGroupError) else max_failures):
+                raise
+            why = str(error).strip().rpartition("\n")[2]
+            logger.warning("Ray Train gave up (%s: %s); starting it again", type(error).__name__, why)
+
+
+def cause_of(error: Exception) -> Exception:
+    """The workers' own message when it is one for people (a wrong input), else Ray's error as it is."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, InputError):
+            return InputError(str(cause))
+    return error
