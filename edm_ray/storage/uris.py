@@ -89,7 +89,7 @@ def read_bytes(uri: str) -> bytes:
         return s3.read(path)
     try:
         return Path(path).read_bytes()
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise NotFound(f"{uri}: no such file") from error
 
 

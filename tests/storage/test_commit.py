@@ -92,3 +92,8 @@ def test_commit_and_read_work_over_the_s3_protocol(monkeypatch):
         assert read_manifest(uri) is None
     finally:
         server.stop()
+
+
+def test_a_file_is_no_directory_with_a_manifest(tmp_path):
+    (tmp_path / "network.pkl").write_bytes(b"x")
+    assert read_manifest(str(tmp_path / "network.pkl")) is None
