@@ -149,7 +149,7 @@ def _trial_config(evaluation: Evaluation, chunk_size: int, judge: int) -> dict[s
 
 def _experiment(bench: Bench, strategy: Strategy, hours: float | None) -> str:
     """The experiment's name, from all that its answers and decisions follow from: another sweep is another one."""
-    reference = sha256(bench.reference.moments.to_bytes())
+    reference = bench.reference.moments.hash
     parts = (__version__, strategy.space, strategy.plan, strategy.seed, hours, bench.generator(), reference)
     return f"tune-{sha256(repr(parts).encode())[:12]}"
 
