@@ -41,9 +41,11 @@ def _fit(store: CheckpointStore, *attempts: tuple[bool, Exception | str]):
 
 
 def test_failures_with_a_checkpoint_in_between_are_outlived_without_end(store, caplog):
-    ends = [(True, (WORKERS, CONTROLLER, KILLED)[i % 3]) for i in range(9)]
+    """Of a controller that was killed, what it held is removed before the next begins."""
+    ends, buried = [(True, (WORKERS, CONTROLLER, KILLED)[i % 3]) for i in range(9)], []
     with caplog.at_level(logging.WARNING):
-        assert outlive(_fit(store, *ends, (False, "done")), store, 3) == "done"
+        assert outlive(_fit(store, *ends, (False, "done")), store, 3, lambda: buried.append(1)) == "done"
+    assert len(buried) == 3
     assert caplog.text.count("starting it again") == 9 and "placement group lost" in caplog.text
 
 
@@ -52,7 +54,7 @@ def test_a_controller_that_fails_without_any_new_checkpoint_is_tried_as_often_as
     assert outlive(fit, store, 3) == "done"
     fit = _fit(store, *[(False, KILLED)] * 9)
     with pytest.raises(ray.exceptions.RayActorError):
-        outlive(fit, store, 3)
+        outlive(fit, store, 3, lambda: None)
     assert len(fit.left) == 5
 
 

@@ -115,6 +115,12 @@ def test_training_goes_on_from_its_checkpoint_when_a_worker_is_killed(root, digi
         assert main([*arguments, *overrides]) == 0
     assert killed, "no worker was found to kill"
     assert open_model(model_uri(str(root / "struck"))).weights == open_model(model_uri(str(root / "calm"))).weights
+    clocks = {"images_per_s", "data_wait", "checkpoint_stall_s", "memory_mib"}
+    struck, calm = (
+        [{key: value for key, value in row.items() if key not in clocks} for row in read_metrics(str(root / name))]
+        for name in ("struck", "calm")
+    )
+    assert struck == calm
 
 
 def test_evaluation_does_not_depend_on_the_number_of_actors_and_reuses_its_chunks(root, bench_dirs):
