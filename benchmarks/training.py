@@ -5,13 +5,16 @@
 Both sides train all the time and take turns: while one runs, every process of the other is stopped (SIGSTOP), Ray's own
 included, so that they meet the same machine and neither pays for the other. A turn's number is its time a step
 between the first and the last tick within it. The ratio is taken pair by pair, with a 95 % interval from the pairs'
-scatter (t). What of it is whose is read off: seconds within Ray's calls, and CPU seconds by process. CPU and gloo.
+scatter (t). CPU time a step, of the
+workers and of everything else, hardly depends on what else the machine does; it and the time within Ray's calls say
+what of the difference is whose. CPU and gloo.
 `training_start.py`: how long a start takes, and why.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -37,7 +40,8 @@ from edm_ray.training.engine import Place, train
 from edm_ray.training.run import claim_run
 
 STEPS_A_TICK, LIMIT_S = 16, 300
-OURS = {"driver"}
+NICENESS = 15
+"""Of Ray's workers (RAY_worker_niceness): on a machine that does other things too, both sides must be as modest."""
 
 
 def config_of(data: DataSet) -> TrainingConfig:
@@ -48,6 +52,7 @@ def config_of(data: DataSet) -> TrainingConfig:
 
 def torchrun_worker(data_uri: str, run: str, ticks: str) -> None:
     """One process of the torchrun side."""
+    os.nice(NICENESS)
     data, rank, world = open_dataset(data_uri), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world > 1:
         torch.distributed.init_process_group("gloo")
@@ -99,28 +104,38 @@ def start(side: str, data: str, root: Path, workers: int) -> subprocess.Popen[by
 
 def signal_all(side: subprocess.Popen[bytes], number: signal.Signals) -> None:
     for pid in family(side.pid):
-        os.kill(pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def turn(side: subprocess.Popen[bytes], path: Path, ticks: int) -> dict[str, Any]:
-    """Let one side run for so many ticks: ms a step, ms of it within Ray's calls, CPU share by process."""
+    """Let one side run for so many ticks, after a first: ms a step, ms of it within Ray's calls, CPU ms by process."""
     signal_all(side, signal.SIGCONT)
-    before, since = cpu_seconds(side.pid), time.monotonic()
-    while len(ticks_within(path, since, math.inf)) < ticks + 1 and time.monotonic() < since + LIMIT_S:
-        time.sleep(0.05)
-    until, after = time.monotonic(), cpu_seconds(side.pid)
+    since = time.monotonic()
+    wait_for_ticks(path, since, 1)
+    before = cpu_seconds(side.pid)
+    wait_for_ticks(path, since, ticks + 1)
+    after = cpu_seconds(side.pid)
     signal_all(side, signal.SIGSTOP)
-    rows = ticks_within(path, since, until)
-    steps = STEPS_A_TICK * (len(rows) - 1)
-    shares: dict[str, float] = {}
+    rows = ticks_within(path, since, math.inf)[: ticks + 1]
+    steps = STEPS_A_TICK * ticks
+    cpu: dict[str, float] = {}
     for pid, used in after.items():
         kind = kind_of(pid, side.pid)
-        shares[kind] = shares.get(kind, 0.0) + (used - before.get(pid, 0.0)) / (until - since)
+        cpu[kind] = cpu.get(kind, 0.0) + 1e3 * (used - before.get(pid, 0.0)) / steps
     return {
         "step_ms": 1e3 * (rows[-1][0] - rows[0][0]) / steps,
         "waited_ms": 1e3 * sum(row[2] for row in rows[1:]) / steps,
-        "cpu": shares,
+        "cpu_ms": cpu,
     }
+
+
+def wait_for_ticks(path: Path, since: float, count: int) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while len(ticks_within(path, since, math.inf)) < count:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"no tick in {LIMIT_S} s: {path}")
+        time.sleep(0.02)
 
 
 def compare(data: str, root: Path, workers: int, pairs: int, ticks: int) -> list[dict[str, Any]]:
@@ -146,21 +161,30 @@ def compare(data: str, root: Path, workers: int, pairs: int, ticks: int) -> list
 
 
 def row_of(workers: int, pairs: list[dict[str, Any]]) -> str:
-    ratios = [math.log(pair["ray"]["step_ms"] / pair["torchrun"]["step_ms"]) for pair in pairs]
-    mean, count = statistics.mean(ratios), len(ratios)
-    half = float(student.ppf(0.975, count - 1)) * statistics.stdev(ratios) / math.sqrt(count) if count > 1 else math.inf
-    ratio = f"{math.exp(mean):.3f} ({math.exp(mean - half):.3f}-{math.exp(mean + half):.3f})"
-
     def median(side: str, what: str) -> float:
         return statistics.median(pair[side][what] for pair in pairs)
 
-    kinds = sorted({kind for pair in pairs for kind in pair["ray"]["cpu"]} - {"worker"})
-    shares = {kind: statistics.median(pair["ray"]["cpu"].get(kind, 0.0) for pair in pairs) for kind in kinds}
-    ours = sum(share for kind, share in shares.items() if kind in OURS)
-    rays = sum(share for kind, share in shares.items() if kind not in OURS)
-    steps = f"{median('torchrun', 'step_ms'):.2f} ms | {median('ray', 'step_ms'):.2f} ms"
-    cpu = f"{100 * ours:.1f} % | {100 * rays:.1f} %"
-    return f"| {workers} | {steps} | {ratio} | {median('ray', 'waited_ms'):.2f} ms | {cpu} |"
+    def cpu(side: str, own: bool) -> list[float]:
+        """CPU ms a step: of the workers that train, or of everything else."""
+        return [sum(ms for kind, ms in pair[side]["cpu_ms"].items() if (kind == "worker") == own) for pair in pairs]
+
+    steps = ratio_of([pair["ray"]["step_ms"] / pair["torchrun"]["step_ms"] for pair in pairs])
+    own = ratio_of([b / a for a, b in zip(cpu("torchrun", True), cpu("ray", True), strict=True)])
+    ours = statistics.median(pair["ray"]["cpu_ms"].get("driver", 0.0) for pair in pairs)
+    others = statistics.median(cpu("ray", False)) - ours
+    return (
+        f"| {workers} | {median('torchrun', 'step_ms'):.1f} ms | {median('ray', 'step_ms'):.1f} ms | {steps} "
+        f"| {median('ray', 'waited_ms'):.2f} ms | {statistics.median(cpu('torchrun', True)):.1f} ms "
+        f"| {statistics.median(cpu('ray', True)):.1f} ms | {own} | {ours:.2f} ms | {others:.2f} ms |"
+    )
+
+
+def ratio_of(ratios: list[float]) -> str:
+    """Geometric mean, and its 95 % interval."""
+    logs, count = [math.log(ratio) for ratio in ratios], len(ratios)
+    mean = statistics.mean(logs)
+    half = float(student.ppf(0.975, count - 1)) * statistics.stdev(logs) / math.sqrt(count) if count > 1 else math.inf
+    return f"{math.exp(mean):.3f} ({math.exp(mean - half):.3f}-{math.exp(mean + half):.3f})"
 
 
 def main() -> None:
@@ -192,8 +216,8 @@ def main() -> None:
             data = str(root / "data" / "train")
             everything[workers] = compare(data, root / f"workers-{workers}", workers, args.pairs, args.ticks)
             print(row_of(workers, everything[workers]), flush=True)
-        if args.out:
-            Path(args.out).write_text(json.dumps(everything))
+            if args.out:
+                Path(args.out).write_text(json.dumps(everything))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ that Ray Train starts for data sets (`edm_ray/orchestration/trainer.py` leaves i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -97,7 +98,8 @@ def one_run(data: str, root: Path, workers: int, manager: bool) -> dict[str, dic
         wait_for(marks, "first step ends", workers, driver, since=killed)
     finally:
         for pid in family(driver.pid):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         driver.wait()
     rows = read_marks(marks)
     began = next(row["moment"] for row in rows if row["name"] == "command")

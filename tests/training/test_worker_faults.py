@@ -81,7 +81,7 @@ def test_two_workers_killed_within_an_upload_to_s3_end_with_the_bits_of_a_calm_r
 ):
     with bucket("runs", monkeypatch):
         context = multiprocessing.get_context("spawn")  # the fork server was started without these variables
-        uri, point = "s3://runs/two", "while the first checkpoint is written"
+        uri, point = f"s3://runs/two-{both}", "while the first checkpoint is written"
         workers = start_workers(data, uri, tmp_path / "rendezvous", 0, point, context)
         assert end_workers(workers, kill_all=both) == [-signal.SIGKILL, -signal.SIGKILL if both else 1]
         assert uris.list_names(f"{uri}/checkpoints") and not checkpoint_store(uri).committed()
