@@ -209,9 +209,10 @@ def main() -> None:
         root, everything = Path(folder), {}
         edm_ray(["prepare", "digits", str(root / "data")])
         print(
-            "| workers | step, torchrun | step, Ray | ratio (95 % interval) | in Ray's calls | CPU: driver | CPU: Ray |"
+            "| workers | step, torchrun | step, Ray | ratio (95 % interval) | in Ray's calls "
+            "| workers' CPU a step, torchrun | Ray | ratio | driver's CPU a step | Ray's own |"
         )
-        print("|---|---|---|---|---|---|---|")
+        print("|" + "---|" * 10)
         for workers in args.workers:
             data = str(root / "data" / "train")
             everything[workers] = compare(data, root / f"workers-{workers}", workers, args.pairs, args.ticks)
