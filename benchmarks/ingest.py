@@ -226,7 +226,9 @@ def main() -> None:
             for world in (1, 2):
                 for label, call in cases(folder, args.images, args.skip).items():
                     loads.append(os.getloadavg()[0])
-                    results.setdefault(f"{label}|{world}", []).append(call(world))
+                    results.setdefault(f"{label}|{world}", []).append(found := call(world))
+                    # At once: what is measured is not lost when a later case hangs.
+                    print(f"{label}, {world}: {json.dumps(found)}, load {loads[-1]:.0f}", file=sys.stderr, flush=True)
             print(f"round {number + 1} of {args.rounds}, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
     finally:
         server.terminate()
