@@ -1,4 +1,4 @@
-"""How the workers of a training hear of what comes from outside: SIGTERM to the command, nodes about to be drained.
+"""How the workers of a training hear of what comes from outside: SIGTERM to the command, nodes that go or come.
 
 The command's SIGTERM travels as one key of Ray's own store, which every node reaches and which costs no process. Rank 0
 looks there from a thread; a drain is told to every worker by Ray. What one worker knows all act on after the same step
@@ -41,15 +41,18 @@ def stop_sign(must_stop: Callable[[], bool]) -> Iterator[str]:
         internal_kv._internal_kv_del(key, namespace=NAMESPACE)
 
 
-def listener(key: str, rank: int) -> Callable[[], Wish]:
-    """In a worker: what it knows to be wished at this moment. Asking costs nothing."""
+def listener(key: str, rank: int, room: Callable[[], bool] = lambda: False) -> Callable[[], Wish]:
+    """In a worker: what it knows to be wished at this moment. Asking costs nothing.
+
+    ``room``: whether a larger group could be started; then this one is to end.
+    """
     told = threading.Event()
 
     def look() -> None:
         while not told.wait(WORKER_POLL_S):
             # A head that does not answer for a moment is asked again.
             with contextlib.suppress(Exception):
-                if internal_kv._internal_kv_get(key, namespace=NAMESPACE):
+                if internal_kv._internal_kv_get(key, namespace=NAMESPACE) or room():
                     told.set()
 
     if rank == 0:

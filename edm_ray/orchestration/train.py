@@ -21,7 +21,7 @@ from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError
 from edm_ray.orchestration import ray_data
-from edm_ray.orchestration.elastic import KnowWhoIsLeft
+from edm_ray.orchestration.elastic import NEVER_S, Growth, KnowWhoIsLeft, plan_with_nodes_of_now, room_for_more
 from edm_ray.orchestration.network import NodeNetwork
 from edm_ray.orchestration.nodes import require_nodes
 from edm_ray.orchestration.notices import listener, stop_sign
@@ -39,14 +39,19 @@ POLL_SECONDS = 1.0
 _ELASTIC_DEFAULTS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40"}
 
 
-def _worker(job: dict[str, Any]) -> dict[str, str]:
-    """What each Ray Train worker runs. Returns {"stopped"|"refused": why} where all workers ended alike, for a reason
-    that starting them again would not change; other errors are raised, and Ray Train starts the group again."""
+logger = logging.getLogger(__name__)
+
+
+def _worker(job: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray Train worker runs. Returns {"stopped"|"refused": why, "workers": how many} where all of them ended
+    alike, because they were told to or for a reason that starting them again would not change; other errors are raised,
+    and Ray Train starts the group again."""
     context = ray.train.get_context()
     logging.basicConfig(level=logging.INFO)
     os.environ.update(job["variables"])
     device = str(ray.train.torch.get_device())
     place = Place(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
+    room = room_for_more(job["ask"], job["most"], place.world_size, job["patience_s"])
     try:
         train(
             job["config"],
@@ -55,14 +60,14 @@ def _worker(job: dict[str, Any]) -> dict[str, str]:
             place,
             job["about"],
             on_tick=_report,
-            ask=listener(job["stop_key"], place.rank),
+            ask=listener(job["stop_key"], place.rank, room),
             snapshot_kimg=job["snapshot_kimg"],
             served=partial(ray_data.open_in_worker, job["dataset"], job["config"]) if _streams(job["config"]) else None,
         )
     except Stopped as stopped:
-        return {"stopped": str(stopped)}
+        return {"stopped": str(stopped), "workers": place.world_size}
     except Diverged as error:
-        return {"refused": str(error)}
+        return {"refused": str(error), "workers": place.world_size}
     return {}
 
 
@@ -92,8 +97,9 @@ def train_on_ray(
     ``variables`` are set in the environment of every worker. When ``must_stop`` says so, the workers make a checkpoint
     and end, and Stopped is raised here. ``max_failures``: how often the workers may fail without a new checkpoint.
 
-    With least < most, Ray Train starts with what the cluster has, goes on with fewer when a node is lost and takes more
-    when there are more; each change goes on from the newest checkpoint, with the same images in the same order.
+    With least < most, Ray Train starts with what the cluster has and goes on with fewer when a node is lost, from the
+    newest checkpoint; when there is room for more workers, they make a checkpoint and end, and a larger group goes on
+    from there (`elastic`). The images and their order stay the same.
     """
     least, most = workers
     if least < most:
@@ -113,6 +119,8 @@ def train_on_ray(
             "about": about,
             "variables": environment().get("env_vars", {}) | (variables or {}),
             "snapshot_kimg": snapshot_kimg,
+            "ask": ask,
+            "most": most,
         }
 
         def fit() -> Any:
@@ -124,6 +132,7 @@ def train_on_ray(
                 datasets=streamed,
                 scaling_config=ScalingConfig(
                     num_workers=most if least == most else workers,
+                    elastic_resize_monitor_interval_s=NEVER_S,
                     use_gpu=use_gpu,
                     resources_per_worker=None if use_gpu else {"CPU": config.threads},
                 ),
@@ -139,13 +148,19 @@ def train_on_ray(
         stop = threading.Event()
         follower = threading.Thread(target=_follow, args=(run_uri, on_tick, stop), daemon=True)
         follower.start()
+        growth, ended = Growth(), None
         try:
-            with stop_sign(must_stop) as job["stop_key"]:
-                result = outlive(fit, checkpoint_store(run_uri), max_failures)
+            while ended is None or ("stopped" in ended and not must_stop()):
+                if ended is not None:
+                    growth.after(ended["workers"])
+                    logger.warning("%s: room for more than %d workers", ended["stopped"], ended["workers"])
+                    plan_with_nodes_of_now()
+                job["patience_s"] = growth.patience_s
+                with stop_sign(must_stop) as job["stop_key"]:
+                    ended = outlive(fit, checkpoint_store(run_uri), max_failures).return_value or {}
         finally:
             stop.set()
             follower.join()
-        ended = result.return_value or {}
         if "stopped" in ended:
             raise Stopped(ended["stopped"])
         if "refused" in ended:

@@ -37,7 +37,7 @@ def _train(out: Path, data: Path, *more: str) -> list[str]:
     return ["train", "--data", str(data / "train"), "--out", str(out), "--preset", "tiny", *more]
 
 
-def _weights(run: Path) -> np.ndarray:
+def weights(run: Path) -> np.ndarray:
     state = safetensors.torch.load(open_model(str(run / "model")).weights)
     return np.concatenate([state[name].double().numpy().ravel() for name in sorted(state)])
 
@@ -45,7 +45,7 @@ def _weights(run: Path) -> np.ndarray:
 def test_two_workers_on_two_nodes_train_the_model_of_one_process(cluster, digits_dir, tmp_path):
     cluster.run(*_train(tmp_path / "two", digits_dir, "--workers", "2", *STEPS))
     assert main(_train(tmp_path / "one", digits_dir, "--no-ray", *STEPS)) == 0
-    one, two = _weights(tmp_path / "one"), _weights(tmp_path / "two")
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert np.linalg.norm(one - two) / np.linalg.norm(one) < 1e-4
     assert [row["nimg"] for row in read_metrics(str(tmp_path / "one"))] == [
         row["nimg"] for row in read_metrics(str(tmp_path / "two"))
