@@ -1,4 +1,4 @@
-"""What kind of device images are made on: equal kinds give equal bits, others do not promise to (docs/evaluation.md)."""
+"""What kind of device images are made on: equal kinds give equal bits, others need not (docs/evaluation.md)."""
 
 from __future__ import annotations
 
