@@ -43,6 +43,8 @@ def session() -> Iterator[None]:
         # As many idle processes are kept; by default one a CPU, and then each FID of a sweep waits for a new process
         # that imports torch.
         os.environ.setdefault("RAY_num_workers_soft_limit", "32")
+        # The one node is this machine: where it is too busy to answer (30 s by default) it is slow, and not lost.
+        os.environ.setdefault("RAY_health_check_failure_threshold", "120")
         arguments |= {"include_dashboard": False, "address": "local"}
         if cpus := os.environ.get("EDM_RAY_LOCAL_CPUS"):
             # Logical CPUs of a local Ray: the demo and the tests need 2 or more on any machine.
