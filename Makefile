@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test test-slow test-faults soak lint format install clean-demo
+.PHONY: demo test test-slow test-faults test-lowest soak lint format install clean-demo
 
 install: $(STAMP)
 
@@ -28,6 +28,12 @@ test-slow: $(STAMP)
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m fault
+
+# With the lowest versions that pyproject.toml promises, in an environment of their own (several GB the first time).
+test-lowest: pyproject.toml constraints-lowest.txt
+	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[dev]'
+	.venv-lowest/bin/python -m pytest -m 'not slow and not fault and not soak and not ray'
 
 # Half an hour of training with random kills (SOAK_MINUTES=5: less).
 soak: $(STAMP)

@@ -7,9 +7,11 @@ import re
 from fractions import Fraction
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from PIL import __version__ as pillow_version
 
 from edm_ray.checkpoint import load_model, open_model
 from edm_ray.cli import main
@@ -266,6 +268,9 @@ def test_inspect_draws_through_the_decoder(tmp_path, capsys):
     assert "latents (float16, decoder haar) of 8x8x4" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(
+    (pa.__version__, pillow_version) != ("26.0.1", "13.0.0"), reason="other versions write other bytes of the same data"
+)
 @pytest.mark.parametrize(
     ("encoding", "identity"),
     [
