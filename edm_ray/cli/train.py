@@ -71,8 +71,8 @@ class Args:
     snapshot_sampler: str | None = None
     """best-sampler.yaml of a sweep, or a directory that holds one; else deterministic, 18 steps."""
     snapshot_on: str = "cpu"
-    """Where snapshots are drawn: cpu, gpu:SHARE (such as gpu:0.25), or after (when training has ended). Where there is
-    no room beside the training it is done after."""
+    """Where snapshots are drawn: cpu, gpu:SHARE (such as gpu:0.25; under Ray, cards that train keep that share free),
+    or after (when training has ended). Where there is no room beside the training it is done after."""
     no_ray: bool = False
     """Train in this process, without Ray (one worker)."""
     dry_run: bool = False
@@ -97,7 +97,7 @@ def run(args: Args) -> None:
     check_fit(config, dataset)
     run_uri = uris.absolute(args.out)
     trackers = parse_trackers(args.track, run_uri)
-    plan = snapshot_plan(args)
+    plan = snapshot_plan(args, workers)
     describe(config, dataset, run_uri, args.workers, args.device)
     if args.dry_run:
         from edm_ray.cli.plan import print_plan
@@ -131,7 +131,8 @@ def run(args: Args) -> None:
 
         started, trained, drawn, ended = time.monotonic(), 0.0, True, False
         try:
-            _train(args, workers, config, dataset, run_uri, about, on_tick, cache, must_stop)
+            gpus = 1.0 if plan is None else plan.gpus_of_a_worker(args.device)
+            _train(args, workers, gpus, config, dataset, run_uri, about, on_tick, cache, must_stop)
             trained, ended = time.monotonic() - started, True
         finally:
             try:
@@ -156,7 +157,7 @@ def session_for(args: Args, plan: SnapshotPlan | None) -> contextlib.AbstractCon
     return session()
 
 
-def snapshot_plan(args: Args) -> SnapshotPlan | None:
+def snapshot_plan(args: Args, workers: tuple[int, int]) -> SnapshotPlan | None:
     """What --snapshot-* ask for, checked; None where no snapshots are wanted."""
     if args.snapshot_kimg is None:
         given = {"--snapshot-fid": args.snapshot_fid, "--snapshot-sampler": args.snapshot_sampler}
@@ -165,7 +166,7 @@ def snapshot_plan(args: Args) -> SnapshotPlan | None:
         return None
     from edm_ray.cli.sampler import choose_settings
     from edm_ray.evaluation.reference import open_reference
-    from edm_ray.orchestration.snapshots import SnapshotPlan, parse_place
+    from edm_ray.orchestration.snapshots import SnapshotPlan, parse_place, require_reservable
 
     if args.snapshot_kimg <= 0:
         raise InputError(f"--snapshot-kimg {args.snapshot_kimg:g}: give more than 0")
@@ -175,7 +176,7 @@ def snapshot_plan(args: Args) -> SnapshotPlan | None:
         )
     where = None if args.snapshot_fid is None else uris.absolute(args.snapshot_fid)
     device, share, after = parse_place(args.snapshot_on, args.device)
-    return SnapshotPlan(
+    plan = SnapshotPlan(
         kimg=args.snapshot_kimg,
         settings=choose_settings(args.snapshot_sampler, []),
         reference=where,
@@ -185,6 +186,9 @@ def snapshot_plan(args: Args) -> SnapshotPlan | None:
         share=share,
         after=after,
     )
+    if not args.no_ray and plan.gpus_of_a_worker(args.device) < 1.0:
+        require_reservable(plan.share, workers)
+    return plan
 
 
 def follow(
@@ -199,7 +203,7 @@ def follow(
     runner: Runner = (
         ProcessRunner(plan.device)
         if args.no_ray
-        else RayRunner(plan.device, plan.share, workers[0], args.device, workers[1])
+        else RayRunner(plan.device, plan.share, workers[0], args.device, workers[1], plan.gpus_of_a_worker(args.device))
     )
 
     def on_record(record: dict[str, Any]) -> None:
@@ -246,6 +250,7 @@ def summarise(
 def _train(
     args: Args,
     workers: tuple[int, int],
+    gpus: float,
     config: TrainingConfig,
     dataset: DataSet,
     run_uri: str,
@@ -272,6 +277,7 @@ def _train(
             workers=workers,
             device=args.device,
             max_failures=args.max_failures,
+            gpus=gpus,
             on_tick=on_tick,
             variables=cache,
             snapshot_kimg=args.snapshot_kimg,

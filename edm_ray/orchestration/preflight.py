@@ -48,13 +48,25 @@ class Ask:
     def fits(self, resources: Resources) -> int:
         """How many of them a node with these resources holds."""
         each = {"CPU": self.cpus, "GPU": self.gpus}
-        held = [int(resources.get(kind, 0.0) / need + 1e-9) for kind, need in each.items() if need > 0]
+        held = [holds(kind, resources.get(kind, 0.0), need) for kind, need in each.items() if need > 0]
         return min(held, default=self.count)
 
     def describe(self, count: int) -> str:
         parts = [f"{count * self.gpus:g} GPUs"] if self.gpus else []
         parts += [f"{count * self.cpus:g} CPUs"] if self.cpus and not self.gpus else []
         return f"{self.what} needs {' and '.join(parts)}"
+
+
+def holds(kind: str, have: float, each: float) -> int:
+    """How many workers that take ``each`` of a kind find room in what one node has of it.
+
+    Part of a GPU is part of one card: 8 cards hold 8 workers of 0.75, not 10. Ray says how much of its GPUs a node has
+    free, not on which cards; a fraction of that counts as the rest of a single card.
+    """
+    if kind == "GPU" and each < 1.0:
+        cards = int(have + 1e-9)
+        return cards * int(1.0 / each + 1e-9) + int((have - cards) / each + 1e-9)
+    return int(have / each + 1e-9)
 
 
 def total(nodes: Iterable[Resources], kind: str) -> float:
@@ -81,7 +93,7 @@ def refusal(ask: Ask, nodes: list[Resources]) -> str | None:
     fits, count = sum(ask.fits(node) for node in nodes), ask.needed
     kind, each = ("GPU", ask.gpus) if ask.gpus else ("CPU", ask.cpus)
     grows = may_grow_to(kind)
-    if fits < count and count * each > grows:
+    if fits < count and count > holds(kind, grows, each):
         have = max(total(nodes, kind), grows)
         fix = f"give --workers {fits} or fewer, or a larger cluster" if fits else "add a node that holds one"
         if kind == "GPU":

@@ -89,16 +89,18 @@ def _draw_as_task(job: Job) -> Record:
 
 class RayRunner:
     """A task of the cluster that this process is connected to. ``workers``: of the training, at most, each
-    with one GPU or ``threads`` CPUs."""
+    with ``gpus`` of a GPU or ``threads`` CPUs. What they leave of their own GPUs is room for the task."""
 
-    def __init__(self, device: str, share: float, workers: int, training_device: str, threads: int = 1) -> None:
+    def __init__(
+        self, device: str, share: float, workers: int, training_device: str, threads: int = 1, gpus: float = 1.0
+    ) -> None:
         import ray
 
         from edm_ray.orchestration.shipping import environment
 
         self.ray, self.kind, self.share = ray, "CPU" if device == "cpu" else "GPU", share
         same = (device == "cpu") == (training_device == "cpu")
-        self.reserved = float(workers * (1 if device == "cuda" else threads)) if same else 0.0
+        self.reserved = float(workers * (gpus if device == "cuda" else threads)) if same else 0.0
         resources = {"num_cpus": 1.0} if device == "cpu" else {"num_cpus": 0.0, "num_gpus": share}
         self.task = ray.remote(max_retries=0, max_calls=1, runtime_env=environment() or None, **resources)(
             _draw_as_task

@@ -39,6 +39,11 @@ class SnapshotPlan:
     """Of a GPU; of one CPU always 1."""
     after: bool
 
+    def gpus_of_a_worker(self, training_device: str) -> float:
+        """Under Ray, of each worker that trains on CUDA: a whole card, less the share of it that is kept for this."""
+        shared = training_device == self.device == "cuda" and not self.after
+        return round(1.0 - self.share, 4) if shared else 1.0
+
     @property
     def how(self) -> dict[str, Any]:
         """All that decides a drawing, but for the model. Values as text: JSON has no infinity."""
@@ -69,7 +74,7 @@ def parse_place(text: str, training_device: str) -> tuple[str, float, bool]:
     if text == "after":
         return training_device, 1.0, True
     try:
-        value = float(share) if name == "gpu" else 0.0
+        value = round(float(share), 4) if name == "gpu" else 0.0  # Ray counts in ten-thousandths
     except ValueError:
         value = 0.0
     if not 0.0 < value <= 1.0:
@@ -77,6 +82,22 @@ def parse_place(text: str, training_device: str) -> tuple[str, float, bool]:
             f"--snapshot-on {text}: give cpu, gpu:SHARE with a share of up to 1 such as gpu:0.25, or after"
         )
     return "cuda", value, False
+
+
+def require_reservable(share: float, workers: tuple[int, int]) -> None:
+    """Raises InputError where (least, most) workers of Ray Train cannot leave that share of their cards free."""
+    given = f"--snapshot-on gpu:{share:g}"
+    if share >= 0.5:
+        raise InputError(
+            f"{given}: workers that train would be left with half a card or less, and Ray would put two of them on one "
+            "card; give a share below 0.5 such as gpu:0.25, or cpu or after"
+        )
+    if workers[0] < workers[1]:
+        raise InputError(
+            f"{given} with --workers {workers[0]}:{workers[1]}: workers that leave a share of their card free are "
+            "counted wrongly by Ray Train where it plans how many of them nodes with several cards hold; give "
+            f"--snapshot-on cpu or after, or a fixed number such as --workers {workers[1]}"
+        )
 
 
 class Follower:

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from edm_ray.config.schema import TrainingConfig
@@ -51,6 +52,7 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(job["variables"])
     device = str(ray.train.torch.get_device())
     place = Place(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
+    keep_to_share(device, job["ask"].gpus)
     room = room_for_more(job["ask"], job["most"], place.world_size, job["patience_s"])
     try:
         train(
@@ -71,6 +73,30 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def keep_to_share(device: str, gpus: float) -> None:
+    """In a worker: of its card's memory PyTorch takes no more than Ray gave it of the card. The rest is another's."""
+    if device.startswith("cuda") and gpus < 1.0:
+        torch.cuda.set_per_process_memory_fraction(gpus, device)
+
+
+def ask_of(workers: int, device: str, threads: int, gpus: float) -> Ask:
+    """What so many workers take of the cluster."""
+    if device == "cuda":
+        return Ask(what="training", count=workers, gpus=gpus)
+    return Ask(what="training", count=workers, cpus=float(threads))
+
+
+def scaling_of(workers: tuple[int, int], ask: Ask) -> ScalingConfig:
+    """The same, as Ray Train is told."""
+    least, most = workers
+    return ScalingConfig(
+        num_workers=most if least == most else workers,
+        elastic_resize_monitor_interval_s=NEVER_S,
+        use_gpu=ask.gpus > 0,
+        resources_per_worker={"GPU": ask.gpus} if ask.gpus else {"CPU": int(ask.cpus)},
+    )
+
+
 def _streams(config: TrainingConfig) -> bool:
     return config.reader == "ray-data"
 
@@ -89,11 +115,13 @@ def train_on_ray(
     device: str,
     max_failures: int,
     on_tick: Callable[[Metrics], None],
+    gpus: float = 1.0,
     variables: dict[str, str] | None = None,
     snapshot_kimg: float | None = None,
     must_stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train with (least, most) DDP processes; ``on_tick`` is called here, in the driver, for each new row of metrics.
+    ``gpus``: with cuda, how much of one each worker takes; above 0.5, so that each has a card of its own.
     ``variables`` are set in the environment of every worker. When ``must_stop`` says so, the workers make a checkpoint
     and end, and Stopped is raised here. ``max_failures``: how often the workers may fail without a new checkpoint.
 
@@ -106,8 +134,7 @@ def train_on_ray(
         for name, value in _ELASTIC_DEFAULTS.items():
             os.environ.setdefault(name, value)
     with session():
-        use_gpu = device == "cuda"
-        ask = Ask(what="training", count=least, cpus=0.0 if use_gpu else float(config.threads), gpus=float(use_gpu))
+        ask = ask_of(least, device, config.threads, gpus)
         preflight(ask)
         require_nodes(ask, run_uri, reads=(dataset.uri,))
         if _streams(config):
@@ -130,12 +157,7 @@ def train_on_ray(
                 train_loop_config=job,
                 torch_config=NodeNetwork(),
                 datasets=streamed,
-                scaling_config=ScalingConfig(
-                    num_workers=most if least == most else workers,
-                    elastic_resize_monitor_interval_s=NEVER_S,
-                    use_gpu=use_gpu,
-                    resources_per_worker=None if use_gpu else {"CPU": config.threads},
-                ),
+                scaling_config=scaling_of(workers, ask),
                 run_config=RunConfig(
                     name="ray_train",
                     storage_path=uris.join(run_uri, "log"),

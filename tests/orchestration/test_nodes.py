@@ -9,7 +9,7 @@ import pytest
 
 from edm_ray.errors import InputError
 from edm_ray.orchestration import nodes
-from edm_ray.orchestration.preflight import Ask
+from edm_ray.orchestration.preflight import Ask, refusal
 from edm_ray.orchestration.probe import Standing, stand
 
 OURS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0+cpu", "edm_ray": "0.1.0 (0123456789)"}
@@ -93,6 +93,39 @@ def test_a_single_machine_is_not_asked_what_it_has_shown(three_nodes, tmp_path, 
     monkeypatch.setattr(nodes, "living", lambda: [{**NODES[0], "Resources": {"CPU": 8}}])
     nodes.require_nodes(WORK, str(tmp_path))
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("each", "have", "count"),
+    [
+        (0.75, 8, 8),
+        (0.75, 0.75, 1),
+        (0.75, 1.75, 2),
+        (0.75, 0.5, 0),
+        (0.9, 0, 0),
+        (1 / 3, 8, 24),
+        (0.3, 1.3, 4),
+        (1.0, 8, 8),
+    ],
+)
+def test_parts_of_gpus_are_counted_card_by_card(each, have, count):
+    assert Ask(what="training", count=99, gpus=each).fits({"GPU": have, "CPU": 0}) == count
+    assert Ask(what="training", count=99, gpus=each, cpus=4.0).fits({"GPU": have, "CPU": 4}) == min(count, 1)
+
+
+def test_parts_of_cpus_are_counted_over_the_whole_node():
+    assert Ask(what="training", count=99, cpus=0.75).fits({"CPU": 8}) == 10
+
+
+def test_more_parts_than_cards_hold_are_refused_also_where_an_autoscaler_may_add_some(monkeypatch):
+    ten = Ask(what="training", count=10, gpus=0.75)
+    assert refusal(dataclasses.replace(ten, count=8), [{"GPU": 8.0}]) is None
+    message = refusal(ten, [{"GPU": 8.0}])
+    assert "hold 8 of 0.75 GPUs each" in message and "give --workers 8 or fewer" in message
+    monkeypatch.setenv("EDM_RAY_MAX_GPUS", "8")
+    assert "hold 8 of 0.75 GPUs each" in refusal(ten, [{"GPU": 8.0}])
+    monkeypatch.setenv("EDM_RAY_MAX_GPUS", "10")
+    assert refusal(ten, [{"GPU": 8.0}]) is None
 
 
 @pytest.mark.ray

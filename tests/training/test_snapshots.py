@@ -27,10 +27,11 @@ from edm_ray.evaluation.reference import estimate_fid, open_reference
 from edm_ray.orchestration.evaluate import Bench, chunks_for
 from edm_ray.orchestration.snapshot_runners import ProcessRunner, RayRunner
 from edm_ray.orchestration.snapshots import Follower, SnapshotPlan, parse_place
+from edm_ray.orchestration.train import ask_of, keep_to_share, scaling_of
 from edm_ray.sampling.generate import generate
 from edm_ray.sampling.snapshot import Job, draw
 from edm_ray.storage import uris
-from edm_ray.training import engine
+from edm_ray.training import saves
 from edm_ray.training.engine import Place, Trainer, train
 from edm_ray.training.run import claim_run, model_uri, read_metrics
 from edm_ray.training.snapshots import FidRows, add_to_log, fid_lines, picture_uri, read_log, snapshot_model_uri
@@ -188,7 +189,7 @@ def test_a_damaged_model_is_named_and_the_others_are_drawn(calm, tmp_path):
 def test_a_snapshot_that_cannot_be_written_leaves_the_training_as_it_was_and_is_named(
     dataset, calm, tmp_path, monkeypatch
 ):
-    original = engine.save_model
+    original = saves.save_model
 
     def save_model(uri, *more):
         if "/snapshots/" in uri:
@@ -196,7 +197,7 @@ def test_a_snapshot_that_cannot_be_written_leaves_the_training_as_it_was_and_is_
         return original(uri, *more)
 
     monkeypatch.setattr("edm_ray.training.writer.FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr(engine, "save_model", save_model)
+    monkeypatch.setattr(saves, "save_model", save_model)
     uri = _train(dataset, str(tmp_path / "run"))
     assert open_model(model_uri(uri)).weights == open_model(model_uri(calm)).weights
     lines: list[str] = []
@@ -392,3 +393,139 @@ def test_wrong_flags_are_refused_before_anything_is_written(digits_dir, tmp_path
         1.0,
         True,
     )
+
+
+def test_a_share_is_kept_free_on_cards_that_train_and_only_there():
+    assert _plan(device="cuda", share=0.3).gpus_of_a_worker("cuda") == 0.7
+    for plan, training in (
+        (_plan(device="cuda", share=0.3), "cpu"),
+        (_plan(device="cuda", share=1.0, after=True), "cuda"),
+        (_plan(), "cuda"),
+    ):
+        assert plan.gpus_of_a_worker(training) == 1.0
+
+
+def test_workers_ask_ray_for_what_a_snapshot_leaves_and_the_snapshot_for_its_share(monkeypatch):
+    ask = ask_of(2, "cuda", 4, 0.75)
+    scaling = scaling_of((2, 2), ask)
+    assert (ask.count, ask.gpus, ask.cpus, ask.fits({"GPU": 2.0})) == (2, 0.75, 0.0, 2)
+    assert scaling.use_gpu and scaling.num_workers == 2 and scaling._resources_per_worker_not_none == {"GPU": 0.75}
+    assert scaling_of((1, 4), ask_of(1, "cuda", 4, 1.0))._resources_per_worker_not_none == {"GPU": 1}
+    cpu = scaling_of((2, 2), ask_of(2, "cpu", 4, 1.0))
+    assert not cpu.use_gpu and cpu._resources_per_worker_not_none == {"CPU": 4}
+
+    cards = [{"GPU": 1.0}, {"GPU": 1.0}]
+    monkeypatch.setattr("edm_ray.orchestration.preflight.nodes_there", lambda: cards)
+    monkeypatch.setattr("edm_ray.orchestration.shipping.environment", dict)
+    runner = RayRunner("cuda", 0.25, 2, "cuda", 4, 0.75)
+    options = runner.task._default_options
+    assert (options["num_gpus"], options["num_cpus"]) == (0.25, 0.0) and runner.obstacle() is None
+    # Whole cards leave no room, nor does a lost node: its worker takes the card of the one that is left.
+    assert "has 2 GPUs, training may take 2, a snapshot 0.25" in RayRunner("cuda", 0.25, 2, "cuda").obstacle()
+    cards.pop()
+    assert "has 1 GPUs, training may take 1.5, a snapshot 0.25" in runner.obstacle()
+
+
+def test_a_worker_keeps_to_its_share_of_the_memory_only_where_it_shares_a_card(monkeypatch):
+    bounded = []
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda *bound: bounded.append(bound))
+    for device, gpus in (("cpu", 0.75), ("cpu", 0.0), ("cuda:1", 1.0), ("cuda:1", 0.75)):
+        keep_to_share(device, gpus)
+    assert bounded == [(0.75, "cuda:1")]
+
+
+def test_shares_that_ray_could_not_keep_are_refused_before_anything_is_written(digits_dir, tmp_path, capsys):
+    out = tmp_path / "run"
+    on_ray = ["--device", "cuda", "--snapshot-on"]
+    for more, *messages in (
+        ([*on_ray, "gpu:0.5"], "--snapshot-on gpu:0.5: ", "two of them on one card", "give a share below 0.5"),
+        ([*on_ray, "gpu:1"], "--snapshot-on gpu:1: ", "give a share below 0.5"),
+        ([*on_ray, "gpu:0.49999"], "give a share below 0.5"),
+        ([*on_ray, "gpu:0.00001"], "--snapshot-on gpu:0.00001: give cpu, gpu:SHARE"),
+        ([*on_ray, "gpu:0"], "--snapshot-on gpu:0: give cpu, gpu:SHARE"),
+        (
+            [*on_ray, "gpu:0.25", "--workers", "2:8"],
+            "--snapshot-on gpu:0.25 with --workers 2:8: ",
+            "give --snapshot-on cpu or after, or a fixed number such as --workers 8",
+        ),
+    ):
+        assert main(_command(digits_dir, out, *more)) == 2
+        error = capsys.readouterr().err
+        assert all(message in error for message in messages), error
+    assert not out.exists()
+    for more in (
+        [*on_ray, "gpu:0.25", "--workers", "8"],
+        [*on_ray, "after", "--workers", "2:8"],
+        [*on_ray, "cpu", "--workers", "2:8"],
+        ["--snapshot-on", "gpu:0.5", "--workers", "2:8"],  # training on CPUs
+        [*on_ray, "gpu:0.5", "--no-ray"],
+    ):
+        assert main(_command(digits_dir, out, "--dry-run", *more)) == 0
+
+
+_ON_LOGICAL_GPUS = """
+import sys, threading, time
+from pathlib import Path
+
+import ray
+from ray.train import RunConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from edm_ray.errors import InputError
+from edm_ray.orchestration import snapshot_runners
+from edm_ray.orchestration.preflight import Ask, preflight
+from edm_ray.orchestration.train import ask_of, scaling_of
+
+there = Path(sys.argv[1])
+
+
+def worker():
+    rank = ray.train.get_context().get_world_rank()
+    (there / f"worker-{rank}").write_text(str(ray.get_gpu_ids()[0]))
+    while not (there / "over").exists():
+        time.sleep(0.1)
+
+
+def draw(job):
+    return {"card": str(ray.get_gpu_ids()[0])}
+
+
+def snapshot():
+    try:
+        while len(list(there.glob("worker-*"))) < 2:
+            time.sleep(0.1)
+        runner = snapshot_runners.RayRunner("cuda", 0.25, 2, "cuda", 1, 0.75)
+        assert runner.obstacle() is None
+        runner.start(None)
+        deadline = time.monotonic() + 120
+        while (record := runner.result()) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (there / "snapshot").write_text(record["card"])
+    finally:
+        (there / "over").touch()
+
+
+ray.init(num_cpus=4, num_gpus=2, include_dashboard=False)
+try:
+    preflight(ask_of(3, "cuda", 1, 0.75), patience=0.0)
+except InputError as error:
+    (there / "refused").write_text(str(error))
+ask = ask_of(2, "cuda", 1, 0.75)
+preflight(ask)
+snapshot_runners._draw_as_task = draw
+thread = threading.Thread(target=snapshot, daemon=True)
+thread.start()
+run_config = RunConfig(name="r", storage_path=str(there / "log"))
+DataParallelTrainer(worker, scaling_config=scaling_of((2, 2), ask), run_config=run_config).fit()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_on_two_logical_gpus_ray_gives_each_worker_a_card_and_a_snapshot_the_rest_of_one(tmp_path):
+    """Scheduling only, no CUDA. A Ray of its own: that of the other tests has no GPUs."""
+    environment = {name: value for name, value in os.environ.items() if name != "EDM_RAY_LOCAL_CPUS"}
+    subprocess.run([sys.executable, "-c", _ON_LOGICAL_GPUS, str(tmp_path)], check=True, timeout=400, env=environment)
+    workers = {(tmp_path / f"worker-{rank}").read_text() for rank in range(2)}
+    assert workers == {"0", "1"} and (tmp_path / "snapshot").read_text() in workers
+    assert "give --workers 2 or fewer" in (tmp_path / "refused").read_text()
