@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,9 +20,15 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
 
-def inside(name: str) -> list[str]:
-    """What a command begins with, to run in a namespace."""
-    return ["ip", "netns", "exec", name]
+def inside(name: str, own: Path | None = None) -> list[str]:
+    """What a command begins with, to run in a namespace; with a folder of its own at ``own``, as on a disk of its own.
+
+    Nodes that share Ray's folder delete each other's working directories of jobs.
+    """
+    words = ["ip", "netns", "exec", name]  # which makes a namespace of mounts, too
+    if own is not None:
+        words += ["sh", "-c", f'mkdir -p {own} && mount -t tmpfs none {own} && exec "$@"', "sh"]
+    return words
 
 
 def named(*roles: str) -> dict[str, str]:

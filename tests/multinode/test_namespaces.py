@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
+import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,61 +11,44 @@ from collections.abc import Iterator
 import pytest
 
 from edm_ray.checkpoint import open_model
+from edm_ray.cli import main
 from edm_ray.training.run import checkpoint_store, model_uri
-from tests.jobs.heads import EDM_RAY, REPOSITORY, Head, add_node, lose, running_head, wait_for_nodes
+from tests.jobs.heads import (
+    EDM_RAY,
+    REPOSITORY,
+    Head,
+    add_node,
+    descendants,
+    lose,
+    running_head,
+    wait_for_nodes,
+)
+from tests.multinode.namespaces import inside, ip, named, network
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-# Names of this process alone, of at most 15 characters; an address range meant for tests like this (RFC 2544).
-TAG = f"edm{os.getpid() % 100_000}"
-NETWORK = "198.18.7"
-ADDRESSES = {f"{TAG}-{role}": f"{NETWORK}.{10 + number}" for number, role in enumerate(("head", "one", "two", "new"))}
+ADDRESSES = named("head", "one", "two", "new")
 HEAD, ONE, TWO, NEW = ADDRESSES
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
-
-
-def _inside(name: str) -> list[str]:
-    return ["ip", "netns", "exec", name]
-
-
 @pytest.fixture(scope="module")
-def network() -> Iterator[None]:
-    """A bridge, and a namespace with an address on it for each node; skipped where that is not allowed."""
-    if shutil.which("ip") is None:
-        pytest.skip("iproute2 is not installed")
-    with contextlib.ExitStack() as stack:
-        try:
-            _ip("link", "add", TAG, "type", "bridge")
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"networks may not be made here: {error.stderr.strip()}")
-        stack.callback(subprocess.run, ["ip", "link", "del", TAG], capture_output=True)
-        _ip("addr", "add", f"{NETWORK}.1/24", "dev", TAG)
-        _ip("link", "set", TAG, "up")
-        for number, (name, address) in enumerate(ADDRESSES.items()):
-            try:
-                _ip("netns", "add", name)
-            except subprocess.CalledProcessError as error:
-                pytest.skip(f"network namespaces are not permitted here: {error.stderr.strip()}")
-            stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True)
-            cable = f"{TAG}v{number}"
-            _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
-            stack.callback(subprocess.run, ["ip", "link", "del", cable], capture_output=True)
-            _ip("link", "set", cable, "master", TAG, "up")
-            _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
-            _ip("-n", name, "link", "set", "eth0", "up")
-            _ip("-n", name, "link", "set", "lo", "up")
+def machines() -> Iterator[None]:
+    with network(ADDRESSES):
         yield
 
 
 @pytest.fixture(scope="module")
-def cluster(network, tmp_path_factory) -> Iterator[Head]:
+def cluster(machines, tmp_path_factory) -> Iterator[Head]:
     """A head without CPUs and two nodes with one each, three addresses."""
-    with running_head(tmp_path_factory.mktemp("netns"), host=ADDRESSES[HEAD], prefix=_inside(HEAD), cpus=0) as head:
+    with running_head(tmp_path_factory.mktemp("netns"), host=ADDRESSES[HEAD], prefix=inside(HEAD), cpus=0) as head:
         for name in (ONE, TWO):
-            add_node(head, 1, host=ADDRESSES[name], prefix=_inside(name))
+            add_node(head, 1, host=ADDRESSES[name], prefix=inside(name, head.temp))
         yield head
+
+
+SWEEP = [
+    *("--space", "tune_spaces/digits.yaml", "--workers", "2", "--strategy", "random", "--num-global", "4"),
+    *("--chunk-size", "100", "--initial-chunks", "2", "--max-chunks", "2", "--confirm-chunks", "2", "--grid", "10"),
+]
 
 
 def _train(out, data, *more: str) -> list[str]:
@@ -102,13 +84,55 @@ def test_training_across_namespaces_survives_the_loss_of_a_node(cluster, digits_
         while not checkpoint_store(str(struck)).committed():
             assert driver.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        _ip("-n", TWO, "link", "set", "eth0", "down")
+        ip("-n", TWO, "link", "set", "eth0", "down")
         lose(cluster.extra[1])
         assert not (struck / "model" / "manifest.json").exists(), "lost in mid-run, not after it"
-        add_node(cluster, 1, host=ADDRESSES[NEW], prefix=_inside(NEW))
+        add_node(cluster, 1, host=ADDRESSES[NEW], prefix=inside(NEW, cluster.temp))
         assert driver.wait(400) == 0, log.read_text()
     finally:
         driver.kill()
     assert "SUCCEEDED" in log.read_text()
     assert open_model(model_uri(str(tmp_path / "calm"))).weights == open_model(model_uri(str(struck))).weights
     wait_for_nodes(cluster, 3)
+
+
+def test_a_sweep_across_namespaces_survives_the_loss_of_a_node_in_mid_trial(cluster, digits_dir, tmp_path):
+    """The node's cable is cut first: what it was making is lost, and the others hear nothing of it."""
+    run, reference = tmp_path / "run", tmp_path / "reference"
+    assert main([*_train(run, digits_dir)[:-2], "--no-ray"]) == 0
+    data = str(digits_dir / "train")
+    assert main(["reference", "--data", data, "--out", str(reference), "--extractor", "digits"]) == 0
+    command = ["sweep", "--model", str(run / "model"), "--reference", str(reference), *SWEEP]
+    log = tmp_path / "driver.log"
+    with log.open("wb") as output:
+        submitted = [EDM_RAY, "submit", "--address", cluster.address, "--", *command, "--out", str(tmp_path / "struck")]
+        driver = subprocess.Popen(submitted, env=cluster.environment, cwd=REPOSITORY, stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + 240
+        while not list((tmp_path / "struck" / "chunks").rglob("*.safetensors")):
+            assert driver.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        name, victim = _sampling(cluster)
+        ip("-n", name, "link", "set", "eth0", "down")
+        lose(victim)
+        assert not (tmp_path / "struck" / "sweep.json").exists(), "lost in mid-sweep, not after it"
+        ip("-n", name, "link", "set", "eth0", "up")
+        add_node(cluster, 1, host=ADDRESSES[name], prefix=inside(name, cluster.temp))
+        assert driver.wait(500) == 0, log.read_text()
+    finally:
+        driver.kill()
+    wait_for_nodes(cluster, 3)
+    calm = cluster.submit("--", *command, "--out", str(tmp_path / "calm"), timeout=500)
+    assert calm.returncode == 0, calm.stdout + calm.stderr
+    one, two = (json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("struck", "calm"))
+    assert one["best"] == two["best"] and one["decisions"] == two["decisions"]
+
+
+def _sampling(cluster: Head) -> tuple[str, subprocess.Popen]:
+    """A living node on which a sampler runs, and the namespace that it is in."""
+    for node in cluster.extra:
+        commands = descendants(node.pid).values() if node.poll() is None else ()
+        if any("Sampler" in command for command in commands):
+            address = re.search(r"--node-ip-address=(\S+)", " ".join(node.args)).group(1)
+            return next(name for name, value in ADDRESSES.items() if value == address), node
+    raise LookupError("no node has a sampler")
