@@ -23,8 +23,10 @@ JUDGE_CPUS = 0.05
 class Judge:
     """FIDs of what is in the chunk store, against one reference."""
 
-    def __init__(self, store: str, reference: Reference) -> None:
-        self.store, self.reference = store, reference
+    def __init__(self, store: str, reference: bytes) -> None:
+        """reference: where it is in the object store (see `start_judges`)."""
+        self.store = store
+        self.reference: Reference = ray.get(ray.cloudpickle.loads(reference))
 
     def fid(
         self, generator: Generator, settings: Mapping[str, Any], pool: str, count: int, size: int
@@ -56,4 +58,6 @@ def start_judges(store: str, reference: Reference, most: int) -> Judges:
         num_cpus=JUDGE_CPUS, scheduling_strategy="SPREAD", max_restarts=-1, max_task_retries=-1
     )
     shared = ray.put(reference)
-    return Judges(tuple(actor.remote(store, shared) for _ in range(count)), shared)
+    # As bytes: Ray warns of references among the arguments of an actor that it may start again. `Judges` keeps this.
+    place = ray.cloudpickle.dumps(shared)
+    return Judges(tuple(actor.remote(store, place) for _ in range(count)), shared)
