@@ -106,18 +106,7 @@ def each_value(result: SweepResult, looks: list[Look], name: str) -> str:
     shown = [look for look in looks if look.label != DETERMINISTIC and math.isfinite(_value(look, name))]
     for look in shown:
         best = look.label == result.found
-        axes.errorbar(
-            _value(look, name),
-            look.estimate.fid,
-            yerr=reach(look.estimate),
-            fmt="o",
-            ms=6 if best else 3.5,
-            capsize=2,
-            elinewidth=1.4 if best else 0.6,
-            color=ACCENT if best else INK,
-            alpha=1.0 if best else 0.65,
-            zorder=3 if best else 2,
-        )
+        _mark(axes, _value(look, name), look, best, INK, alpha=1.0 if best else 0.65)
     if baseline is not None:
         axes.axhline(baseline, color=MUTED, linestyle="--", linewidth=1)
     axes.set_xscale(**_scale(shown, name))
@@ -128,6 +117,22 @@ def each_value(result: SweepResult, looks: list[Look], name: str) -> str:
     return svg(figure)
 
 
+def _mark(axes: Axes, where: float, look: Look, best: bool, color: str, alpha: float = 1.0) -> None:
+    """A sampler's FID with its interval; the best stands out."""
+    axes.errorbar(
+        where,
+        look.estimate.fid,
+        yerr=reach(look.estimate),
+        fmt="o",
+        ms=6 if best else 3.5,
+        capsize=2,
+        elinewidth=1.4 if best else 0.6,
+        color=ACCENT if best else color,
+        alpha=alpha,
+        zorder=3 if best else 2,
+    )
+
+
 def each_choice(result: SweepResult, looks: list[Look], name: str) -> str:
     """Samplers above the choice they made, side by side in the order of their FID."""
     figure = Figure(figsize=PANEL, layout="constrained")
@@ -136,18 +141,8 @@ def each_choice(result: SweepResult, looks: list[Look], name: str) -> str:
     for place, choice in enumerate(choices):
         there = sorted((look for look in looks if _choice(look, name) == choice), key=lambda look: look.estimate.fid)
         for number, look in enumerate(there):
-            best = look.label == result.found
-            axes.errorbar(
-                place + 0.6 * (number + 0.5) / len(there) - 0.3,
-                look.estimate.fid,
-                yerr=reach(look.estimate),
-                fmt="o",
-                ms=6 if best else 3.5,
-                capsize=2,
-                elinewidth=1.4 if best else 0.6,
-                color=ACCENT if best else MUTED if look.label == DETERMINISTIC else INK,
-                zorder=3 if best else 2,
-            )
+            where = place + 0.6 * (number + 0.5) / len(there) - 0.3
+            _mark(axes, where, look, look.label == result.found, MUTED if look.label == DETERMINISTIC else INK)
     axes.set_xticks(range(len(choices)), choices, fontsize=8)
     _name(axes, axes.set_xlabel, name)
     axes.set_ylabel(f"FID (n={looks[0].estimate.n})")
