@@ -35,7 +35,7 @@ test-lowest: pyproject.toml constraints-lowest.txt
 	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[dev]'
 	.venv-lowest/bin/python -m pytest -m 'not slow and not fault and not soak and not ray'
 
-# Half an hour of training with random kills (SOAK_MINUTES=5: less).
+# Half an hour of training with random kills (SOAK_MINUTES=5: less), then a calm run of as many images.
 soak: $(STAMP)
 	$(BIN)/python -m pytest -s -m soak
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from landscape import SPECS, UNIT, build
+from race_models import OptunaRace
 from replay import Ground, World, play, spread_of
 
 import edm_ray.search
@@ -47,11 +48,11 @@ LOOKS = {
 }
 PLANS = {
     "race": SweepPlan(**SHARED, **LOOKS),
-    "race, half the model": SweepPlan(**SHARED, **LOOKS, num_model=24),
+    "race, half the model": SweepPlan(**SHARED, **LOOKS, num_model=DEFAULTS.num_model // 2),
     "random, 100 at 50,000": SweepPlan(**SHARED, strategy="random", num_global=100, max_chunks=50),
     "random, 100 at 5,000": SweepPlan(**SHARED, strategy="random", num_global=100, initial_chunks=5, max_chunks=5),
     "optuna TPE, 100 at 5,000": SweepPlan(**SHARED, strategy="optuna", num_global=100, initial_chunks=5, max_chunks=5),
-    "asha, 100 from 4,000": SweepPlan(**SHARED, strategy="asha", num_global=100, **LOOKS),
+    "asha, 100 from 4,000": SweepPlan(**SHARED, strategy="asha", num_global=100, initial_chunks=4, max_chunks=32),
 }
 
 
@@ -81,7 +82,12 @@ def contenders() -> dict[str, Callable[[Ground, int], tuple[int, int]]]:
 
         return run
 
-    return {**found, **{name: player(plan) for name, plan in PLANS.items()}}
+    def optuna_race(ground: Ground, replay: int) -> tuple[int, int]:
+        strategy = OptunaRace(ground.space(), PLANS["race"], replay, None)
+        best, images = play(strategy, World(ground, replay, CHUNK))
+        return ground.row[strategy.settings[best]], images + CONFIRM
+
+    return {**found, **{name: player(plan) for name, plan in PLANS.items()}, OptunaRace.name: optuna_race}
 
 
 @functools.cache

@@ -58,6 +58,7 @@ def ask_for(
         raise InputError(
             f"workers {least or size} to {size}, {actors_per_gpu} a GPU: give 1 or more, least not above most"
         )
+    tensors = len(model.weights) + (0 if model.guide is None else len(model.guide.weights))
     return Ask(
         what="sampling",
         count=size,
@@ -65,7 +66,7 @@ def ask_for(
         cpus=SAMPLER_CPUS if device == "cpu" else 0.0,
         gpus=0.0 if device == "cpu" else 1.0 / actors_per_gpu,
         # Tensors in the store and in the network, extractors, and half a GiB of Python and torch.
-        memory=2 * len(model.weights) + 3 * sum(len(spec.weights) for spec in extractors) + (1 << 29),
+        memory=2 * tensors + 3 * sum(len(spec.weights) for spec in extractors) + (1 << 29),
         share=True,
     )
 

@@ -11,26 +11,30 @@ from edm_ray.errors import InputError
 StrategyName = Literal["race", "grid", "random", "optuna", "asha"]
 
 
+FEWEST_RACED, FEWEST_OF_FRONT = 3, 8
+"""So many go on in a race whatever the doublings; the latter with objective nfe."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
     """Counts are of settings or of chunks of ``chunk_size`` images."""
 
     strategy: StrategyName = "race"
     chunk_size: int = 500
-    initial_chunks: int = 8
+    initial_chunks: int = 6
     """Of a setting's first look."""
-    max_chunks: int = 64
+    max_chunks: int = 96
     """Of those that are raced to the end; also of every setting of grid and random."""
     num_line: int = 5
     """Settings on the line of S_churn alone (where the space searches it)."""
     num_global: int = 24
     """race: settings spread evenly over the space. random, optuna, asha: settings tried in all."""
-    num_model: int = 48
-    """race: settings that a model of the FID proposes, in batches of six."""
+    num_model: int = 60
+    """race: at most so many settings that a model of the FID proposes, in batches of six."""
     num_starts: int = 3
     """race: so many of a race's survivors have their neighbours looked at."""
-    num_finalists: int = 8
-    """race: at most so many settings enter a race."""
+    num_finalists: int = 20
+    """race: at most so many settings enter a race; half as many after each doubling of their chunks."""
     grid_points: int = 5
     """grid: values that a range is cut into."""
     confirm_chunks: int = 100
@@ -69,14 +73,14 @@ class SweepPlan:
     def search_chunks(self, num_starts: int, num_points: int | None) -> int:
         """Upper bound of the chunks of the search: ``num_starts`` given settings, ``num_points`` of a cut space.
 
-        race stops at its bound as at a budget (0.97 million images by default, confirmation included); a sweep commonly
+        race stops at its bound as at a budget (0.98 million images by default, confirmation included); a sweep commonly
         costs half of it.
         """
         given = 1 + num_starts
         if self.strategy == "race":
             first = (given + self.num_line + self.num_global + self.num_model) * self.initial_chunks
             again = first if "nfe" in self.objective else 0  # a whole front is polished
-            return first + again + 2 * self.num_finalists * (self.max_chunks - self.initial_chunks)
+            return first + again + 2 * self._race_chunks()  # twice, since neighbours join
         if self.strategy == "grid":
             return (given + (num_points or 0)) * self.max_chunks
         if self.strategy == "asha":
@@ -84,3 +88,17 @@ class SweepPlan:
             rungs = 1 + math.ceil(math.log(self.max_chunks / self.initial_chunks, 3) - 1e-9)
             return rungs * (given + self.num_global + 3) * self.initial_chunks
         return (given + self.num_global) * self.max_chunks
+
+    @property
+    def fewest_raced(self) -> int:
+        return FEWEST_OF_FRONT if "nfe" in self.objective else FEWEST_RACED
+
+    def _race_chunks(self) -> int:
+        """Of one race from first looks to the end, when nobody drops out early."""
+        total, chunks, raced = 0, self.initial_chunks, self.num_finalists
+        fewest = min(self.fewest_raced, self.num_finalists)
+        while chunks < self.max_chunks:
+            going = min(2 * chunks, self.max_chunks)
+            total += raced * (going - chunks)
+            chunks, raced = going, max(raced // 2, fewest)
+        return total

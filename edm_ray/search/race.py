@@ -2,18 +2,21 @@
 
     measure     four settings tell how noisy FIDs are; where that hides their differences, the first look takes longer
     first look  deterministic sampling, the named starts, a line over S_churn, Sobol points, all on the same few chunks
-    model       a Gaussian process on log FID proposes more, in batches, where it expects the greatest gain
+    model       a Gaussian process on log FID proposes more, in batches, where it expects the greatest gain, as long as
+                it expects any
     polish      a race of the best; then the values beside the survivors that the model does not rule out join them, and
                 the race is run again, until nothing beside them is promising
     final       a race of the survivors and of deterministic sampling
 
 A race doubles the chunks of those that may still be best and drops who is worse than the best by z standard errors of
-the *paired* difference: all saw the same seeds (common random numbers), so small differences show early. With objective
-nfe a setting is only compared with those that cost no more, so one survives for every cost that pays.
+the *paired* difference: all saw the same seeds (common random numbers), so small differences show early. Of settings
+that are surely equal one goes on, and each doubling halves how many may: what is saved on many buys long looks at few.
+With objective nfe a setting is only compared with those that cost no more, so one survives for every cost that pays.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -27,13 +30,19 @@ from edm_ray.search.surrogate import Array, Surrogate
 
 BATCH = 6
 CANDIDATES = 1024
+GAIN = 1e-4
+"""Proposals end when two batches in a row promised less, as a share of the FID."""
+LEAST_PROPOSED = 30
+"""Proposals that are made in any case: a model of few points is too sure of itself."""
 MOST_NEW = 8
 """Neighbours that join one round of polishing."""
 RACE_SHARE = 0.4
 """Of the budget: proposals end where less is left, so that there is always a race."""
 RULED_OUT = 2.0
 """A neighbour is not looked at when the model puts it so many standard deviations above the best."""
-ROUNDS = 6
+POLISHED = 4
+"""Races of polishing end at this part of the longest look, the last one goes to the end; all do with objective nfe,
+where whole fronts are polished and only long looks tell what is on them."""
 SPACINGS = (0.25, 0.25, 0.125, 0.125, 0.0625, 0.0625)
 """Distance of neighbours in shares of a range, round by round."""
 Outcome = Generator[list[Evaluation], None, tuple[dict[str, FidEstimate], list[str]]]
@@ -45,25 +54,26 @@ class Race(Strategy):
     name = "race"
     _count = 0
 
+    @property
+    def _nfe(self) -> bool:
+        return "nfe" in self.plan.objective
+
     def search(self) -> Batches:
         labels = self._first()
         chunks = yield from self._measure(labels[:4])
         yield from self.look(labels, chunks, self._kind, partial=True)
-        for done in range(0, self.plan.num_model, BATCH):
-            proposed = self._propose(min(BATCH, self.plan.num_model - done))
-            if not proposed or self.share_left() < RACE_SHARE:
-                break
-            yield from self.look(proposed, chunks, "model", partial=True)
-        alive = self._cap(self._seen())
+        yield from self._model_stage(chunks)
+        alive = self._cap(self._at(chunks), 2 * chunks)
+        polished = self.plan.max_chunks if self._nfe else self.plan.max_chunks // POLISHED
         for spacing in SPACINGS:
-            found, tied = yield from self.race(alive, "polish")
+            found, tied = yield from self.race(alive, "polish", polished)
             alive = [*list(found)[:1], *tied]
             new = self._beside(alive, spacing)
             if not new:
                 break
             yield from self.look(new, chunks, "polish", partial=True)
             alive += new
-        found, tied = yield from self.race([*alive, DETERMINISTIC], "final")
+        found, tied = yield from self.race([*alive, DETERMINISTIC], "final", self.plan.max_chunks)
         self.settle(found, tied)
 
     # -- first look --------------------------------------------------------------------------------------------------
@@ -99,7 +109,8 @@ class Race(Strategy):
                 return chunks
             self.noise = measure_noise(list(found.values()))
             self.decisions.append(self.noise.describe())
-            if self.noise.paired_se < self.noise.spread / 3 or 8 * chunks > self.plan.max_chunks:
+            # Four settings that do not differ at all would spread over one and a half standard errors of a difference.
+            if self.noise.paired_se < self.noise.spread / 2 or 8 * chunks > self.plan.max_chunks:
                 return chunks
             chunks *= 2
             self.decisions.append(f"too noisy to tell settings apart: first looks take {chunks} chunks")
@@ -115,6 +126,11 @@ class Race(Strategy):
                 if label not in found or answer.estimate.n >= found[label].n:
                     found[label] = answer.estimate
         return ranked(found)
+
+    def _at(self, chunks: int) -> dict[str, FidEstimate]:
+        """What was seen on so many chunks, best first."""
+        found = {label: self.estimate(label, chunks) for label in self.settings}
+        return ranked({label: estimate for label, estimate in found.items() if estimate is not None})
 
     def _model(self) -> tuple[Surrogate, Mapping[str, float]]:
         """The model of all that was seen, and its mean of log FID at each label."""
@@ -134,23 +150,44 @@ class Race(Strategy):
     def _cost(self, label: str) -> int:
         return self.cost_of(self.settings[label])
 
-    def _propose(self, count: int) -> list[str]:
-        """Points of greatest expected improvement; each is taken to be as the model says before the next is chosen."""
-        points = self._candidates()
+    def _model_stage(self, chunks: int) -> Batches:
+        """Batches of proposals, as long as they promise something and enough is left to race."""
+        promised = math.inf
+        for done in range(0, self.plan.num_model, BATCH):
+            if self.share_left() < RACE_SHARE:
+                return
+            enough = GAIN if done >= LEAST_PROPOSED and promised < GAIN else 0.0
+            proposed, promised = self._propose(min(BATCH, self.plan.num_model - done), enough)
+            if not proposed:
+                self.decisions.append(f"{done} proposals; the best of more promises {promised:.3%} of the FID")
+                return
+            yield from self.look(proposed, chunks, "model", partial=True)
+
+    def _propose(self, count: int, enough: float) -> tuple[list[str], float]:
+        """Points of greatest expected improvement, and that of the first, as a share of the FID; none below ``enough``.
+
+        Each is taken to be as the model says before the next is chosen.
+        """
+        points, promised = self._candidates(), 0.0
         if len(self._seen()) < 4 or not points:
-            return []
+            return [], promised
         model, means = self._model()
         features = np.asarray([self.space.features(point) for point in points])
         to_beat = self._each_to_beat(points, means)
         labels: list[str] = []
-        for _ in range(min(count, len(points))):
-            pick = int(np.argmax(model.improvement(features, to_beat)))
+        for number in range(min(count, len(points))):
+            gains = model.improvement(features, to_beat)
+            pick = int(np.argmax(gains))
+            if number == 0:
+                promised = float(gains[pick])
+                if promised < enough:
+                    break
             label = self._new(points.pop(pick), "model")
             model.believe(features[pick])
             features, to_beat = np.delete(features, pick, axis=0), np.delete(to_beat, pick)
             if label is not None:
                 labels.append(label)
-        return labels
+        return labels, promised
 
     def _candidates(self) -> list[Point]:
         """Points whose sampler is not in yet: all of a small space, else Sobol points."""
@@ -163,7 +200,7 @@ class Race(Strategy):
         return [point for point in points if self.is_new(point)]
 
     def _each_to_beat(self, points: Sequence[Point], means: Mapping[str, float]) -> Array:
-        if "nfe" not in self.plan.objective:
+        if not self._nfe:
             return np.full(len(points), min(means.values()))
         costs = [self.cost_of(self.space.settings(point)) for point in points]
         values = {cost: self._to_beat(means, cost) for cost in set(costs)}
@@ -202,20 +239,23 @@ class Race(Strategy):
         return labels
 
     def front_of(self, labels: Sequence[str]) -> list[str]:
-        return list(dict.fromkeys(labels)) if "nfe" in self.plan.objective else []
+        return list(dict.fromkeys(labels)) if self._nfe else []
 
     # -- race --------------------------------------------------------------------------------------------------------
 
-    def race(self, labels: Iterable[str], stage: str) -> Outcome:
-        """Double the chunks of those that may still be best: (estimates of the last look, best first; tied with it)."""
+    def race(self, labels: Iterable[str], stage: str, most: int) -> Outcome:
+        """Double the chunks, to ``most``, of those that may still be best.
+
+        Returns the estimates of the last look, best first, and those that are tied with it.
+        """
         alive, chunks = list(dict.fromkeys(labels)), self.first_chunks
         while True:
             found = yield from self.look(alive, chunks, stage, partial=True)
-            kept = [label for label in found if self._may_be_best(label, found)]
-            kept = self._cap({label: found[label] for label in kept})
-            if len(kept) < 2 or chunks >= self.plan.max_chunks:
+            going = min(2 * chunks, max(most, self.first_chunks))
+            kept = self._cap({label: found[label] for label in found if self._may_be_best(label, found)}, going)
+            if len(kept) < 2 or chunks >= most:
                 return found, kept[1:]
-            alive, chunks = kept, min(2 * chunks, self.plan.max_chunks)
+            alive, chunks = kept, going
 
     def _may_be_best(self, label: str, found: Mapping[str, FidEstimate]) -> bool:
         """False when the best that costs no more is better by z standard errors, or surely as good as makes no odds."""
@@ -225,7 +265,24 @@ class Race(Strategy):
         gap, se = paired_difference(found[label], found[rival])
         return gap <= self.plan.z * se and gap + self.plan.z * se >= self.plan.tie * found[rival].debiased
 
-    def _cap(self, found: Mapping[str, FidEstimate]) -> list[str]:
-        """At most ``num_finalists``, best first; with objective nfe those of the front before all others."""
-        first = front(found, self.settings)[::-1] if "nfe" in self.plan.objective else []
-        return list(dict.fromkeys([*first, *found]))[: self.plan.num_finalists]
+    def _cap(self, found: Mapping[str, FidEstimate], chunks: int) -> list[str]:
+        """Who goes on to so many chunks, best first, one of those that are surely equal.
+
+        ``num_finalists`` at twice the first look, half as many at each doubling after it. With objective nfe those of
+        the front before all others.
+        """
+        halvings = round(math.log2(chunks / self.first_chunks)) - 1
+        most = max(self.plan.num_finalists >> max(halvings, 0), self.plan.fewest_raced)
+        first = front(found, self.settings)[::-1] if self._nfe else []
+        kept: list[str] = []
+        for label in dict.fromkeys([*first, *found]):
+            if not any(self._equal(label, other, found) for other in kept):
+                kept.append(label)
+        return kept[: min(most, self.plan.num_finalists)]
+
+    def _equal(self, label: str, other: str, found: Mapping[str, FidEstimate]) -> bool:
+        """Whether a setting is surely within ``tie`` of another one that costs no more."""
+        if self._cost(other) > self._cost(label):
+            return False
+        gap, se = paired_difference(found[label], found[other])
+        return abs(gap) + self.plan.z * se < self.plan.tie * found[other].debiased

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
 
@@ -22,6 +23,7 @@ from edm_ray.cli import main
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.evaluation.reference import open_reference
 from edm_ray.orchestration.chunks import Generator, chunks_of
+from edm_ray.orchestration.pool import ask_for
 from edm_ray.orchestration.preflight import Ask
 from edm_ray.orchestration.queue import MAX_DEATHS, ChunkFailed, Crew, Job, Queue
 from edm_ray.orchestration.sweep import StrategySearcher, can_restore, concurrency
@@ -125,6 +127,48 @@ def test_hours_that_confirm_nothing_are_refused_before_any_trial_and_the_speed_i
     assert "too little to confirm anything" in capsys.readouterr().err
     assert json.loads((out / "speed.json").read_text())["evaluations_per_worker_hour"] > 1000
     assert not list(out.glob("log/*"))
+
+
+GUIDED = """
+name: guided
+sampler: {num_steps: 4}
+search:
+  guidance: {grid: [1.0, 1.5, 3.0]}
+  guidance_min: {grid: [0.0, 0.2]}
+"""
+
+
+def _settings(fields: dict) -> SamplerSettings:
+    """As sweep.json has them: infinity is a word there, tuples are lists."""
+    kinds = {"inf": math.inf}
+    values = {name: kinds.get(value, value) if isinstance(value, str) else value for name, value in fields.items()}
+    return SamplerSettings(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_sweep_over_guidance_finds_a_sampler_that_names_its_guide_and_is_taken_as_it_is(parts, digits_dir, tmp_path):
+    """Guided by a second model, to the end: what is guided costs more evaluations, and the pool has room for both."""
+    guide = str(tmp_path / "guide")
+    small = ["--preset", "tiny", "--no-ray", "--set", "seed=1", "total_kimg=1.2"]
+    assert main(["train", "--data", str(digits_dir / "train"), "--out", guide, *small]) == 0
+    guide = f"{guide}/model"
+    plain, guided = open_model(parts[1]), open_model(parts[1], guide)
+    _, spec = open_reference(parts[3])
+    room = [ask_for(model, [spec], 1, "cpu").memory for model in (plain, guided)]
+    assert room[1] - room[0] == 2 * len(open_model(guide).weights)
+    space, out = tmp_path / "space.yaml", tmp_path / "sweep"
+    space.write_text(GUIDED)
+    command = ["sweep", *parts, "--guide", guide, "--space", str(space), "--out", str(out), "--workers", "1"]
+    sizes = ["--strategy", "grid", "--chunk-size", "50", "--max-chunks", "1", "--initial-chunks", "1"]
+    assert main([*command, *sizes, "--confirm-chunks", "1", "--grid", "10"]) == 0
+    asked = [trial["evaluation"] for trial in json.loads((out / "sweep.json").read_text())["trials"]]
+    nfe = [_settings(each["settings"]).nfe for each in asked if each["seeds"] == "search"]
+    assert len(nfe) == 5, "guidance of 1 is one sampler, whatever its interval"
+    assert nfe.count(7) == 1 and all(7 < each <= 14 for each in nfe if each != 7)
+    best = yaml.safe_load((out / "best-sampler.yaml").read_text())
+    assert open_model(guide).hash in json.dumps(best)
+    images = ["generate", "--model", parts[1], "--guide", guide, "--out", str(tmp_path / "images.png"), "--num", "4"]
+    assert main([*images, "--sampler", str(out / "best-sampler.yaml")]) == 0
 
 
 def test_a_trial_imports_nothing_heavy():
