@@ -4,7 +4,7 @@
 
 An MLP (that of the landscape `crops` in benchmarks/landscape.py, and a wider one) is trained here as configurations A,
 D and E of the paper say (preconditioning and objective; a minute each), and E four times as long. What is measured is
-kept in CACHE/phenomena_large.json, so a run that was stopped goes on. Two hours on one core. ``--write`` puts tables
+kept in CACHE/phenomena_large.json, so a run that was stopped goes on. An hour on one core. ``--write`` puts tables
 into docs/phenomena.md.
 """
 
@@ -122,7 +122,7 @@ class Bench:
 
 def figure_2(bench: Bench) -> str:
     lines = ["| model | sampler | " + " | ".join(f"NFE {nfe}" for nfe in NFES) + " |", "|---" * (len(NFES) + 2) + "|"]
-    for name in ("A, wide", "E, long"):
+    for name in ("D", "E, long"):
         for sampler, fields in SAMPLERS.items():
             row = []
             for nfe in NFES:
