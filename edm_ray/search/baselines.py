@@ -97,10 +97,8 @@ class OptunaSearch(Baseline):
     def search(self) -> Batches:
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(
-            seed=self.seed, constant_liar=True, multivariate=True, warn_independent_sampling=False
-        )
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of independent sampling, which is meant
+        sampler = optuna.samplers.TPESampler(seed=self.seed, constant_liar=True, multivariate=True)
         study = optuna.create_study(direction="minimize", sampler=sampler)
         self.first_chunks = chunks = self.plan.max_chunks
         labels = list(self.settings)
