@@ -41,8 +41,8 @@ RACE_SHARE = 0.4
 RULED_OUT = 2.0
 """A neighbour is not looked at when the model puts it so many standard deviations above the best."""
 POLISHED = 4
-"""Races of polishing end at this part of the longest look, the last one goes to the end; all do with objective nfe,
-where whole fronts are polished and only long looks tell what is on them."""
+"""Races of polishing end at this part of the longest look (but double once), the last one goes to the end; all do with
+objective nfe, where whole fronts are polished and only long looks tell what is on them."""
 SPACINGS = (0.25, 0.25, 0.125, 0.125, 0.0625, 0.0625)
 """Distance of neighbours in shares of a range, round by round."""
 Outcome = Generator[list[Evaluation], None, tuple[dict[str, FidEstimate], list[str]]]
@@ -64,7 +64,8 @@ class Race(Strategy):
         yield from self.look(labels, chunks, self._kind, partial=True)
         yield from self._model_stage(chunks)
         alive = self._cap(self._at(chunks), 2 * chunks)
-        polished = self.plan.max_chunks if self._nfe else self.plan.max_chunks // POLISHED
+        longest = self.plan.max_chunks
+        polished = longest if self._nfe else min(longest, max(longest // POLISHED, 2 * chunks))
         for spacing in SPACINGS:
             found, tied = yield from self.race(alive, "polish", polished)
             alive = [*list(found)[:1], *tied]
@@ -73,7 +74,7 @@ class Race(Strategy):
                 break
             yield from self.look(new, chunks, "polish", partial=True)
             alive += new
-        found, tied = yield from self.race([*alive, DETERMINISTIC], "final", self.plan.max_chunks)
+        found, tied = yield from self.race([*alive, DETERMINISTIC], "final", longest)
         self.settle(found, tied)
 
     # -- first look --------------------------------------------------------------------------------------------------
