@@ -153,6 +153,11 @@ def line(rows: list[tuple[int, float]]) -> str:
     )
 
 
+def row(title: str, rows: list[tuple[int, float]], usual: int) -> str:
+    """A strategy's line, with its number of replays where that is not the usual one."""
+    return f"| {title}{'' if len(rows) == usual else f' ({len(rows)} replays)'} | {line(rows)} |"
+
+
 def tables(results: dict[str, Any]) -> str:
     parts = []
     for name, result in results["landscapes"].items():
@@ -166,7 +171,7 @@ def tables(results: dict[str, Any]) -> str:
             f"deterministic sampling is {100 * spread['deterministic']:.0f} % worse. {count} replays.\n\n"
             "| strategy | images, mean | most | of the grid | mean regret | P(within 1 %) | P(2 %) | worst |\n"
             "|---|---|---|---|---|---|---|---|\n"
-            + "\n".join(f"| {title} | {line(each['replays'])} |" for title, each in result["strategies"].items())
+            + "\n".join(row(title, each["replays"], count) for title, each in result["strategies"].items())
         )
     return "\n\n".join(parts)
 
