@@ -202,8 +202,8 @@ def train(work: Workload, count: int, costs: Costs) -> Estimate:
 
 CONFIRMED = 3
 """Settings of a sweep that are confirmed on fresh seeds."""
-_BATCH, _RACE_ROUNDS = 6, 6
-"""Settings that the model of the FID proposes at a time; rounds in which finalists get more chunks, two races."""
+_BATCH, _RACES = 6, 2
+"""Settings that the model of the FID proposes at a time; races, one to polish and one at the end."""
 
 
 def stages(plan: SweepPlan, starts: int, concurrent: int, costs: Costs) -> list[tuple[int, int, int]]:
@@ -214,11 +214,12 @@ def stages(plan: SweepPlan, starts: int, concurrent: int, costs: Costs) -> list[
     looks = 1 + starts + plan.num_line + plan.num_global
     total = plan.search_chunks(starts, None) // (2 if costs.better else 1)
     raced = max(0, total - (looks + plan.num_model) * plan.initial_chunks)
-    trials = plan.num_finalists * _RACE_ROUNDS
+    rungs = plan.race_rungs()
+    trials = _RACES * sum(settings for settings, _ in rungs)
     return [
         (looks, plan.initial_chunks, math.ceil(looks / concurrent)),
         (plan.num_model, plan.initial_chunks, math.ceil(plan.num_model / _BATCH)),
-        (trials, math.ceil(raced / trials), _RACE_ROUNDS),
+        (trials, math.ceil(raced / trials), _RACES * len(rungs)),
         (CONFIRMED, plan.confirm_chunks, 1),
     ]
 

@@ -80,7 +80,8 @@ class SweepPlan:
         if self.strategy == "race":
             first = (given + self.num_line + self.num_global + self.num_model) * self.initial_chunks
             again = first if "nfe" in self.objective else 0  # a whole front is polished
-            return first + again + 2 * self._race_chunks()  # twice, since neighbours join
+            raced = sum(settings * chunks for settings, chunks in self.race_rungs())
+            return first + again + 2 * raced  # twice, since neighbours join
         if self.strategy == "grid":
             return (given + (num_points or 0)) * self.max_chunks
         if self.strategy == "asha":
@@ -93,12 +94,12 @@ class SweepPlan:
     def fewest_raced(self) -> int:
         return FEWEST_OF_FRONT if "nfe" in self.objective else FEWEST_RACED
 
-    def _race_chunks(self) -> int:
-        """Of one race from first looks to the end, when nobody drops out early."""
-        total, chunks, raced = 0, self.initial_chunks, self.num_finalists
+    def race_rungs(self) -> list[tuple[int, int]]:
+        """Settings and further chunks of each, doubling by doubling, of one race in which nobody drops out early."""
+        rungs, chunks, raced = [], self.initial_chunks, self.num_finalists
         fewest = min(self.fewest_raced, self.num_finalists)
         while chunks < self.max_chunks:
             going = min(2 * chunks, self.max_chunks)
-            total += raced * (going - chunks)
+            rungs.append((raced, going - chunks))
             chunks, raced = going, max(raced // 2, fewest)
-        return total
+        return rungs
