@@ -267,22 +267,15 @@ def _train(
             place, ask = Place(device=args.device), lambda: Wish.STOP if must_stop() else Wish.NOTHING
             train(config, dataset, run_uri, place, about, on_tick, ask=ask, snapshot_kimg=args.snapshot_kimg)
             return
-        from edm_ray.distributed.train import train_on_ray
+        from edm_ray.distributed.group import Group
+        from edm_ray.distributed.train import TrainingJob, train_on_ray
 
-        train_on_ray(
-            config,
-            dataset,
-            run_uri,
-            about,
-            workers=workers,
-            device=args.device,
-            max_failures=args.max_failures,
-            gpus=gpus,
-            on_tick=on_tick,
-            variables=cache,
-            snapshot_kimg=args.snapshot_kimg,
-            must_stop=must_stop,
+        least, most = workers
+        group = Group(least=least, most=most, device=args.device, threads=config.threads, gpus=gpus)
+        job = TrainingJob(
+            config=config, dataset=dataset, run_uri=run_uri, about=about, snapshot_kimg=args.snapshot_kimg
         )
+        train_on_ray(job, group, max_failures=args.max_failures, on_tick=on_tick, variables=cache, must_stop=must_stop)
     except Stopped as stopped:
         say(f"  {stopped}; the same command goes on from there")
         raise SystemExit(143) from stopped

@@ -22,9 +22,9 @@ from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.distributed.evaluate import Bench, chunks_for
+from edm_ray.distributed.group import Group
 from edm_ray.distributed.snapshot_runners import ProcessRunner, RayRunner
 from edm_ray.distributed.snapshots import Follower, SnapshotPlan, parse_place
-from edm_ray.distributed.train import ask_of, keep_to_share, scaling_of
 from edm_ray.errors import InputError
 from edm_ray.evaluation.reference import estimate_fid, open_reference
 from edm_ray.generation.generate import generate
@@ -406,13 +406,8 @@ def test_a_share_is_kept_free_on_cards_that_train_and_only_there():
 
 
 def test_workers_ask_ray_for_what_a_snapshot_leaves_and_the_snapshot_for_its_share(monkeypatch):
-    ask = ask_of(2, "cuda", 4, 0.75)
-    scaling = scaling_of((2, 2), ask)
+    ask = Group(least=2, most=2, device="cuda", threads=4, gpus=0.75).request()
     assert (ask.count, ask.gpus, ask.cpus, ask.fits({"GPU": 2.0})) == (2, 0.75, 0.0, 2)
-    assert scaling.use_gpu and scaling.num_workers == 2 and scaling._resources_per_worker_not_none == {"GPU": 0.75}
-    assert scaling_of((1, 4), ask_of(1, "cuda", 4, 1.0))._resources_per_worker_not_none == {"GPU": 1}
-    cpu = scaling_of((2, 2), ask_of(2, "cpu", 4, 1.0))
-    assert not cpu.use_gpu and cpu._resources_per_worker_not_none == {"CPU": 4}
 
     cards = [{"GPU": 1.0}, {"GPU": 1.0}]
     monkeypatch.setattr("edm_ray.distributed.cluster.preflight.nodes_there", lambda: cards)
@@ -424,14 +419,6 @@ def test_workers_ask_ray_for_what_a_snapshot_leaves_and_the_snapshot_for_its_sha
     assert "has 2 GPUs, training may take 2, a snapshot 0.25" in RayRunner("cuda", 0.25, 2, "cuda").obstacle()
     cards.pop()
     assert "has 1 GPUs, training may take 1.5, a snapshot 0.25" in runner.obstacle()
-
-
-def test_a_worker_keeps_to_its_share_of_the_memory_only_where_it_shares_a_card(monkeypatch):
-    bounded = []
-    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda *bound: bounded.append(bound))
-    for device, gpus in (("cpu", 0.75), ("cpu", 0.0), ("cuda:1", 1.0), ("cuda:1", 0.75)):
-        keep_to_share(device, gpus)
-    assert bounded == [(0.75, "cuda:1")]
 
 
 def test_shares_that_ray_could_not_keep_are_refused_before_anything_is_written(digits_dir, tmp_path, capsys):
@@ -474,7 +461,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from edm_ray.errors import InputError
 from edm_ray.distributed import snapshot_runners
 from edm_ray.distributed.cluster.preflight import Ask, preflight
-from edm_ray.distributed.train import ask_of, scaling_of
+from edm_ray.distributed.group import Group
 
 there = Path(sys.argv[1])
 
@@ -507,16 +494,16 @@ def snapshot():
 
 ray.init(num_cpus=4, num_gpus=2, include_dashboard=False)
 try:
-    preflight(ask_of(3, "cuda", 1, 0.75), patience=0.0)
+    preflight(Group(least=3, most=3, device="cuda", gpus=0.75).request(), patience=0.0)
 except InputError as error:
     (there / "refused").write_text(str(error))
-ask = ask_of(2, "cuda", 1, 0.75)
-preflight(ask)
+group = Group(least=2, most=2, device="cuda", gpus=0.75)
+preflight(group.request())
 snapshot_runners._draw_as_task = draw
 thread = threading.Thread(target=snapshot, daemon=True)
 thread.start()
 run_config = RunConfig(name="r", storage_path=str(there / "log"))
-DataParallelTrainer(worker, scaling_config=scaling_of((2, 2), ask), run_config=run_config).fit()
+DataParallelTrainer(worker, scaling_config=group.scaling(), run_config=run_config).fit()
 """
 
 
