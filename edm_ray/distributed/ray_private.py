@@ -1,4 +1,4 @@
-"""Every private or undocumented part of Ray that edm_ray uses: one function each, with why, and what is lost without it.
+"""All private or undocumented parts of Ray that edm_ray uses: a function each, why it is used, what is lost without.
 
 Public names of Ray are used where the work is done; nothing here is. Each function was seen to work with the versions
 in SEEN_WITH. Where another version lacks a name, the function falls back and says so once (`_private`), or refuses
@@ -47,7 +47,8 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 LOCAL = {
-    # As many idle processes are kept. By default one a CPU: each FID of a sweep would wait for a new one to import torch.
+    # As many idle processes are kept; with the default, one a CPU, each FID of a sweep waits for a new one that imports
+    # torch.
     "RAY_num_workers_soft_limit": "32",
     # The one node is this machine: where it is too busy to answer (30 s by default) it is slow, and not lost.
     "RAY_health_check_failure_threshold": "120",
@@ -169,8 +170,8 @@ def keep_aws_keys_out_of_trials() -> None:
     except (ImportError, AttributeError) as error:
         if "AWS_SECRET_ACCESS_KEY" in os.environ:
             raise InputError(
-                f"Ray {ray.__version__} may write AWS_SECRET_ACCESS_KEY to its logs in a sweep; unset it and use a role or a "
-                "profile, or install a version of Ray that edm_ray was tested with: " + ", ".join(SEEN_WITH)
+                f"Ray {ray.__version__} may write AWS_SECRET_ACCESS_KEY to its logs in a sweep; unset it and use a role "
+                f"or a profile, or install a Ray that edm_ray was tested with: {', '.join(SEEN_WITH)}"
             ) from error
         return
     module.ENV_VARS_TO_PROPAGATE = {name for name in names if "AWS_" not in name}
@@ -254,7 +255,7 @@ def _own_node() -> Any:
 
 
 def sends_token() -> bool:
-    """Whether Ray's clients in this process send a token. Without: whether RAY_AUTH_MODE, which is documented, is token."""
+    """Whether Ray's clients in this process send a token. Without: whether RAY_AUTH_MODE (documented) is token."""
     module = "ray._private.authentication.authentication_utils"
     enabled = _private(module, "is_token_auth_enabled", "RAY_AUTH_MODE alone says whether a token is sent")
     return os.environ.get("RAY_AUTH_MODE") == "token" if enabled is None else bool(enabled())

@@ -27,7 +27,7 @@ from edm_ray.errors import InputError
 
 PACKAGE = Path(ray_private.__file__).parents[1]
 PRIVATE = re.compile(
-    r"ray\.(_|experimental|dashboard)|\._internal\b|\b_raylet\b|ray\.tune\.execution|ray\.util\.state"
+    r"\bray\.(_|experimental|dashboard)|\._internal\b|\b_raylet\b|ray\.tune\.execution|ray\.util\.state"
     r"|__ray_\w+__|_TorchBackend|DatasetsCallback|PlacementGroupID|\bRAY_[a-z]\w+|\b(RAY_TRAIN|RAY_AIR|TUNE)_[A-Z_]+"
 )
 
@@ -221,7 +221,7 @@ def test_a_key_that_might_be_logged_is_refused(monkeypatch):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
     ray_private.keep_aws_keys_out_of_trials()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
-    with pytest.raises(InputError, match="may write AWS_SECRET_ACCESS_KEY to its logs.*role") as caught:
+    with pytest.raises(InputError, match=r"may write AWS_SECRET_ACCESS_KEY to its logs.*role") as caught:
         ray_private.keep_aws_keys_out_of_trials()
     assert "canary" not in str(caught.value)
 

@@ -208,7 +208,7 @@ def _lost(nodes: dict[str, str]) -> str:
 
 
 def authentication(reports: list[Report], dashboard_host: str) -> Finding:
-    """Token mode everywhere, unless only this machine can reach the cluster. ``dashboard_host``: '' without a job API."""
+    """Token mode everywhere, unless only this machine reaches it all. ``dashboard_host``: '' without a job API."""
     if {report.auth for report in reports} == {"token"}:
         return Finding(check="authentication", ok=True, found="token on every node")
     hosts = {report.node.split("/")[0] for report in reports}
@@ -220,5 +220,6 @@ def authentication(reports: list[Report], dashboard_host: str) -> Finding:
         check="authentication",
         ok=local,
         found=f"{found}: only this machine reaches it" if local else found,
-        fix="anyone who reaches this cluster can run code on it: start every node with RAY_AUTH_MODE=token and one token",
+        fix="anyone who reaches this cluster can run code on it: start every node with RAY_AUTH_MODE=token and one "
+        "token",
     )

@@ -17,7 +17,7 @@ from edm_ray.distributed.shipping import environment
 
 ANSWER_TIMEOUT_S = 120.0
 LISTED_TIMEOUT_S = 60.0
-"""How long nodes that Ray lists are waited for; with its defaults Ray takes a dead one off its list after 14 to 25 s."""
+"""How long nodes on Ray's list are waited for; with its defaults a dead one is taken off it after 14 to 25 s."""
 Node = dict[str, Any]
 """A row of `ray.nodes()`."""
 
