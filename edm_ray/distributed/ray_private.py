@@ -165,13 +165,13 @@ def keep_aws_keys_out_of_trials() -> None:
     there is a key to leak.
     """
     try:
-        module = importlib.import_module("ray.tune.execution.class_cache")
+        module: Any = importlib.import_module("ray.tune.execution.class_cache")
         names = module.ENV_VARS_TO_PROPAGATE
     except (ImportError, AttributeError) as error:
         if "AWS_SECRET_ACCESS_KEY" in os.environ:
             raise InputError(
-                f"Ray {ray.__version__} may write AWS_SECRET_ACCESS_KEY to its logs in a sweep; unset it and use a role "
-                f"or a profile, or install a Ray that edm_ray was tested with: {', '.join(SEEN_WITH)}"
+                f"Ray {ray.__version__} may write AWS_SECRET_ACCESS_KEY to its logs in a sweep; unset it and use a "
+                f"role or a profile, or install a Ray that edm_ray was tested with: {', '.join(SEEN_WITH)}"
             ) from error
         return
     module.ENV_VARS_TO_PROPAGATE = {name for name in names if "AWS_" not in name}

@@ -27,7 +27,7 @@ from edm_ray.errors import InputError
 
 PACKAGE = Path(ray_private.__file__).parents[1]
 PRIVATE = re.compile(
-    r"\bray\.(_|experimental|dashboard)|\._internal\b|\b_raylet\b|ray\.tune\.execution|ray\.util\.state"
+    r"\bray\.(_(?!_version__)|experimental|dashboard)|\._internal\b|\b_raylet\b|ray\.tune\.execution|ray\.util\.state"
     r"|__ray_\w+__|_TorchBackend|DatasetsCallback|PlacementGroupID|\bRAY_[a-z]\w+|\b(RAY_TRAIN|RAY_AIR|TUNE)_[A-Z_]+"
 )
 

@@ -90,11 +90,12 @@ def submit(
                 f"--out {out}: job {job.submission_id} is {job.status} and writes there; follow it with "
                 f"--follow {job.submission_id}, or end it with --stop {job.submission_id}"
             )
-    return client.submit_job(
+    job_id: str = client.submit_job(
         entrypoint=shlex.join([*ENTRYPOINT, *command]),
         runtime_env=runtime_env,
         metadata={} if out is None else {RESULT_KEY: out},
     )
+    return job_id
 
 
 def submitted(client: JobSubmissionClient) -> list[JobDetails]:
