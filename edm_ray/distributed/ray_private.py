@@ -120,7 +120,7 @@ def own_node_is_drained() -> bool:
     try:
         return context is not None and context().preemption_context.preemption_info is not None
     except AttributeError:
-        _private(where, "TrainContext.preemption_context", without)
+        _private(where, "TrainContext.preemption_context", without)  # no such name either: said once
         return False
 
 
@@ -287,14 +287,17 @@ def files_that_travel(folder: Path, excludes: list[str]) -> Iterator[Path]:
     packaging = "ray._private.runtime_env.packaging"
     without = ".gitignore and .rayignore are not followed when the size of an upload is checked"
     walk, matcher = _private(packaging, "_dir_travel", without), _private(packaging, "_get_excludes", without)
-    if walk is None or matcher is None:
-        paths = (path for path in folder.rglob("*") if not _named(path.relative_to(folder), excludes))
-        return (path for path in paths if path.is_file())
     quiet = logging.getLogger("edm_ray.upload")
     quiet.setLevel(logging.ERROR)
     found: list[Path] = []
-    walk(folder, [matcher(folder, list(excludes))], found.append, include_gitignore=True, logger=quiet)
-    return (path for path in found if path.is_file())
+    try:
+        if walk is not None and matcher is not None:
+            walk(folder, [matcher(folder, list(excludes))], found.append, include_gitignore=True, logger=quiet)
+            return (path for path in found if path.is_file())
+    except TypeError:  # called otherwise in this Ray
+        logger.warning("Ray %s: %s", ray.__version__, without)
+    paths = (path for path in folder.rglob("*") if not _named(path.relative_to(folder), excludes))
+    return (path for path in paths if path.is_file())
 
 
 def _named(path: Path, patterns: list[str]) -> bool:
