@@ -1,9 +1,9 @@
-"""Write the golden values anew: python -m tests.golden.record [FILE]
+"""Record the golden values: python -m tests.golden.record [FILE]
 
 Allowed in two cases only. (1) Results are meant to change: in the commit that changes them, which says which and why in
-CHANGELOG.md. (2) Cases are added, at a commit at which the test passes: the values of the others must stay. Never to make
-a test pass that fails for a reason nobody knows. On a machine with another processor, check out the older commit, record
-into a FILE outside the repository, and compare with EDM_GOLDEN_VALUES=FILE.
+CHANGELOG.md. (2) Cases are added, at a commit at which the test passes: the values of the others must stay. Never to
+make a test pass that fails for a reason nobody knows. To compare two commits to the bit on another machine: check out
+the older one, record into a FILE outside the repository, and test the newer one with EDM_GOLDEN_VALUES=FILE.
 """
 
 from __future__ import annotations

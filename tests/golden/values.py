@@ -113,7 +113,7 @@ def differences(expected: Any, actual: Any, bits: bool, bound: float, where: str
         elif not _gap(expected, actual) <= (1 if expected.dtype == np.uint8 else bound):
             yield f"{where}: differ by {_gap(expected, actual):.3g}, allowed is {bound:g}"
     elif isinstance(expected, float) and isinstance(actual, float) and not bits:
-        same = expected == actual or math.isnan(expected) and math.isnan(actual)
+        same = expected == actual or (math.isnan(expected) and math.isnan(actual))
         if not same and not abs(expected - actual) <= bound * max(1.0, abs(expected)):
             yield f"{where}: {expected!r} is now {actual!r}, allowed is {bound:g}"
     elif type(expected) is not type(actual) or repr(expected) != repr(actual):
