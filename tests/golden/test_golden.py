@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.golden import values
+from tests.golden import cases, values
 from tests.golden.compute import SECTIONS, compute
 
 RECORDED = values.read()
@@ -41,8 +41,12 @@ def test_the_file_is_as_it_was_recorded():
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_values_are_those_recorded(section):
+def test_values_are_those_recorded(section, monkeypatch):
     expected = values.unpack(RECORDED[section])
+    if section == "training" and not SAME_BITS:
+        # Products in bf16 have three digits, and torch told to use AVX2 on a processor with more has no attention in it.
+        monkeypatch.delitem(cases.TRAININGS, "bf16")
+        del expected["bf16"]
     if section == "sweeps" and any(RECORDED["fingerprint"][name] != HERE[name] for name in values.LIBRARIES[:4]):
         expected = {name: case for name, case in expected.items() if not name.startswith(("race", "optuna"))}
     found = compute(section)
