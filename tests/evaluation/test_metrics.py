@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from edm_ray.errors import InputError
-from edm_ray.evaluation.features import load_extractor
+from edm_ray.evaluation.extractors.registry import load_extractor
+from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision
 from edm_ray.evaluation.fid import frechet_distance
 from edm_ray.evaluation.inception_score import inception_score
 from edm_ray.evaluation.kid import group_kernel_sums, kid, subset_kids, unbiased_mmd2
 from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.precision_recall import precision_recall
-from edm_ray.evaluation.torchvision_shim import ensure_torchvision
 
 BITS = 14
 
