@@ -13,26 +13,26 @@ import safetensors.torch
 import torch
 
 from edm_ray import seeding
-from edm_ray.checkpoint import open_model
 from edm_ray.config.load import configure, parse_yaml
 from edm_ray.config.presets import tiny
 from edm_ray.config.shape import DataShape
 from edm_ray.data.write import write_dataset
-from edm_ray.diffusion.analytic import GaussianMixture
-from edm_ray.diffusion.inversion import invert, reconstruct
-from edm_ray.diffusion.langevin import langevin
+from edm_ray.diffusion.analysis.analytic import GaussianMixture
+from edm_ray.diffusion.analysis.inversion import invert, reconstruct
+from edm_ray.diffusion.analysis.langevin import langevin
+from edm_ray.diffusion.analysis.truncation import truncation_errors
 from edm_ray.diffusion.samplers import SamplerSettings, noise_levels, sample
 from edm_ray.diffusion.samplers.sample import needs_noise
-from edm_ray.diffusion.truncation import truncation_errors
 from edm_ray.errors import InputError
-from edm_ray.evaluation.digits_classifier import DigitsClassifier, save_digits_classifier
-from edm_ray.evaluation.features import load_extractor
+from edm_ray.evaluation.extractors.digits import DigitsClassifier, save_digits_classifier
+from edm_ray.evaluation.extractors.registry import load_extractor
 from edm_ray.evaluation.fid import FidEstimate, fid_reference, group_moments, jackknife_fid
 from edm_ray.evaluation.kid import kid
 from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.precision_recall import precision_recall
+from edm_ray.generation.generate import generate, labels_of
+from edm_ray.models import open_model
 from edm_ray.networks.build import build_denoiser
-from edm_ray.sampling.generate import generate, labels_of
 from edm_ray.search.plan import SweepPlan
 from edm_ray.search.result import result_of
 from edm_ray.search.space import space_of

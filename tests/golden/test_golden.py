@@ -44,7 +44,7 @@ def test_the_file_is_as_it_was_recorded():
 def test_values_are_those_recorded(section, monkeypatch):
     expected = values.unpack(RECORDED[section])
     if section == "training" and not SAME_BITS:
-        # Products in bf16 have three digits, and torch told to use AVX2 on a processor with more has no attention in it.
+        # bf16 has three digits; torch that is told to use AVX2 where there is more has no attention in bf16.
         monkeypatch.delitem(cases.TRAININGS, "bf16")
         del expected["bf16"]
     if section == "sweeps" and any(RECORDED["fingerprint"][name] != HERE[name] for name in values.LIBRARIES[:4]):
