@@ -10,13 +10,13 @@ import types
 from pathlib import Path
 
 import pytest
+from edm_ray.training.tracking import Tracking, numbers_of
 
 from edm_ray.cli import main
 from edm_ray.errors import InputError
 from edm_ray.training import tracking
-from edm_ray.training.run import read_metrics
+from edm_ray.training.metrics import read_metrics
 from edm_ray.training.trackers import parse_trackers
-from edm_ray.training.tracking import Tracking, numbers_of
 
 
 def _rows(count: int, first: int = 1) -> list[dict]:
