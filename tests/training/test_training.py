@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from edm_ray.config.load import configure
@@ -352,3 +353,40 @@ def test_storage_that_fails_twice_does_not_stop_the_run_and_one_that_fails_for_g
         with pytest.raises(OSError, match="No space left"):
             train(TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path)))
         assert checkpoint_store(str(tmp_path)).committed() == [96]
+
+
+class _Own(torch.nn.Module):
+    """A network of one's own: one convolution that is told the class."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.label_dim = classes
+        self.convolution = torch.nn.Conv2d(1, 1, 3, padding=1)
+        self.shift = torch.nn.Linear(classes, 1)
+
+    def forward(self, x, noise_labels, class_labels=None, augment_labels=None):
+        return self.convolution(x) + self.shift(class_labels)[:, :, None, None] + 0 * noise_labels[:, None, None, None]
+
+
+def test_a_network_of_ones_own_is_trained_in_a_copy_and_resumes_bit_for_bit(dataset, config, tmp_path):
+    torch.manual_seed(3)
+    own = _Own(len(dataset.class_names))
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+
+    def run(uri, **more):
+        claim_run(uri, config, dataset)
+        train(TrainingJob(config=config, dataset=dataset, run_uri=uri, network=own), **more)
+
+    calm, told = str(tmp_path / "calm"), str(tmp_path / "told")
+    run(calm)
+    assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
+    answers = iter([Signal.NONE] * 4 + [Signal.STOP])
+    with pytest.raises(Stopped):
+        run(told, ask=lambda: next(answers))
+    run(told)
+    one, other = (safetensors.torch.load_file(Path(model_uri(uri)) / "model.safetensors") for uri in (calm, told))
+    assert one.keys() == {f"model.{name}" for name in before}
+    for name, value in before.items():
+        trained = one[f"model.{name}"]
+        assert torch.equal(trained, other[f"model.{name}"]) and not torch.equal(trained, value)
+    assert read_metrics(calm)[-1]["loss"] == read_metrics(told)[-1]["loss"]
