@@ -21,6 +21,8 @@ from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
+from edm_ray.training.device import Place
+from edm_ray.training.loop import Stopped, TrainingJob, train
 from edm_ray.training.metrics import read_metrics
 from edm_ray.training.run import (
     checkpoint_store,
@@ -31,6 +33,7 @@ from edm_ray.training.run import (
     snapshot_model_uri,
     snapshots,
 )
+from edm_ray.training.signals import Signal
 from edm_ray.training.skipped_shards import skipped_lines
 from edm_ray.training.trackers import Tracking, parse_trackers
 
@@ -110,6 +113,7 @@ def run(args: Args) -> None:
         "seed": config.seed,
         "class_names": list(dataset.class_names),
     }
+    job = TrainingJob(config=config, dataset=dataset, run_uri=run_uri, about=about, snapshot_kimg=args.snapshot_kimg)
     progress = Progress("images")
     fields = identity_fields(config, dataset.hash)
     tracking = Tracking(trackers, run_uri, fields, read_metrics(run_uri))
@@ -125,7 +129,7 @@ def run(args: Args) -> None:
     started, trained, ended = time.monotonic(), 0.0, False
     with terminated() as must_stop:
         try:
-            _train(args, workers, config, dataset, run_uri, about, on_tick, cache, must_stop)
+            _train(args, job, cache, on_tick, must_stop)
             trained, ended = time.monotonic() - started, True
         finally:
             for line in tracking.close(ended):
@@ -164,40 +168,29 @@ def summarise(run_uri: str, seconds: float, seen: list[dict[str, Any]], resumed_
 
 def _train(
     args: Args,
-    workers: tuple[int, int],
-    config: TrainingConfig,
-    dataset: DataSet,
-    run_uri: str,
-    about: dict[str, Any],
-    on_tick: Callable[[dict[str, Any]], None],
+    job: TrainingJob,
     cache: dict[str, str],
+    on_tick: Callable[[dict[str, Any]], None],
     must_stop: Callable[[], bool],
 ) -> None:
-    from edm_ray.training.device import Place
-    from edm_ray.training.loop import Stopped, TrainingJob, train
-    from edm_ray.training.signals import Signal
-
     try:
         if args.no_ray:
-            job = TrainingJob(
-                config=config, dataset=dataset, run_uri=run_uri, about=about, snapshot_kimg=args.snapshot_kimg
-            )
             ask = lambda: Signal.STOP if must_stop() else Signal.NONE  # noqa: E731
             train(job, Place(device=args.device), on_tick, ask)
             return
         from edm_ray.distributed.train import train_on_ray
 
         train_on_ray(
-            config,
-            dataset,
-            run_uri,
-            about,
-            workers=workers,
+            job.config,
+            job.dataset,
+            job.run_uri,
+            dict(job.about),
+            workers=parse_workers(args.workers),
             device=args.device,
             max_failures=args.max_failures,
             on_tick=on_tick,
             variables=cache,
-            snapshot_kimg=args.snapshot_kimg,
+            snapshot_kimg=job.snapshot_kimg,
             must_stop=must_stop,
         )
     except Stopped as stopped:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ class GridDrawer:
         self.run_uri, self.network, self.codec = run_uri, network, codec
         self.last = time.monotonic()
 
-    def draw(self, average: torch.nn.Module, images_seen: int) -> dict[str, float | str]:
+    def draw(self, average: torch.nn.Module, images_seen: int) -> dict[str, Any]:
         """For the row of metrics: grid_s, what it took, and grid_skipped, why there is none. Never raises: training
         goes on without a grid."""
         began, skipped = time.monotonic(), None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -16,9 +17,9 @@ from edm_ray.data.order import rank_positions, shares
 from edm_ray.data.reader import Served, open_reader
 from edm_ray.errors import InputError
 from edm_ray.models import save_model
+from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.training.checkpoints import Saver, agreed_checkpoint
 from edm_ray.training.device import Place, cpu_threads
-from edm_ray.training.grid import GridDrawer
 from edm_ray.training.metrics import MetricsLog
 from edm_ray.training.run import checkpoint_store, model_uri, refuse_mirrored_latents
 from edm_ray.training.schedule import Schedule
@@ -76,23 +77,14 @@ def train(
 def _train(
     job: TrainingJob, place: Place, on_tick: Callable[[Row], None], ask: Callable[[], Signal], images: Served
 ) -> None:
-    config, run_uri, first = job.config, job.run_uri, place.rank == 0
-    state = TrainingState(config, torch.device(place.device), job.network)
-    step = TrainingStep(config, place, state, job.dataset.codec)
-    store = checkpoint_store(run_uri, config.keep_checkpoints)
-    if (checkpoint := agreed_checkpoint(store, place)) is not None:
-        state.restore(checkpoint)
-        step.tally.restore(checkpoint.tensors["tally"]["sums"], place.rank, place.world_size)
-    if place.world_size > 1:
-        step.rehearse()
-    schedule = Schedule(config, job.snapshot_kimg, state.images_seen)
-    mine = shares(
-        state.images_seen, schedule.total, config.batch_size, place.rank, place.world_size, config.lanes,
-        config.micro_batch,
-    )  # fmt: skip
-    images.follow(mine, config.seed)
+    run_uri, first = job.run_uri, place.rank == 0
+    store = checkpoint_store(run_uri, job.config.keep_checkpoints)
+    step = _resumed(job, place, store)
+    state = step.state
+    schedule = Schedule(job.config, job.snapshot_kimg, state.images_seen)
+    images.follow(_shares_to_come(job.config, place, state.images_seen, schedule.total), job.config.seed)
     log = MetricsLog(run_uri, state.images_seen) if first else None
-    grid = GridDrawer(run_uri, config.denoiser.network, job.dataset.codec) if first else None
+    draw = _grid_drawer(job) if first and job.snapshot_kimg else None
     signals, skipped = Signals(ask, place.world_size), SkippedLog(run_uri, images.skipped)
     step.watch.start(state.images_seen)
     with contextlib.closing(Saver(run_uri, store, job.about, job.dataset.codec)) as saver:
@@ -104,8 +96,8 @@ def _train(
             step.refuse_nonfinite(due.tick)
             if due.tick:
                 row = {"nimg": state.images_seen, "total": schedule.total, **step.numbers()}
-                if due.snapshot and grid is not None:
-                    row |= grid.draw(state.average, state.images_seen)
+                if due.snapshot and draw is not None:
+                    row |= draw(state.average, state.images_seen)
                 row |= step.watch.read(state.images_seen)
                 skipped.update()
                 if log is not None:
@@ -121,9 +113,26 @@ def _train(
         signals.close()
     if log is not None:
         about = {**job.about, "images_seen": state.images_seen, "metrics": _metrics(log)}
-        save_model(model_uri(run_uri), config.denoiser, state.average.state_dict(), about, job.dataset.codec)
+        save_model(model_uri(run_uri), job.config.denoiser, state.average.state_dict(), about, job.dataset.codec)
     if place.world_size > 1:
         dist.barrier()
+
+
+def _resumed(job: TrainingJob, place: Place, store: CheckpointStore) -> TrainingStep:
+    """Ready to take the first step after the newest whole checkpoint, or the first of all."""
+    state = TrainingState(job.config, torch.device(place.device), job.network)
+    step = TrainingStep(job.config, place, state, job.dataset.codec)
+    if (checkpoint := agreed_checkpoint(store, place)) is not None:
+        state.restore(checkpoint)
+        step.tally.restore(checkpoint.tensors["tally"]["sums"], place.rank, place.world_size)
+    if place.world_size > 1:
+        step.rehearse()
+    return step
+
+
+def _shares_to_come(config: TrainingConfig, place: Place, images_seen: int, total: int) -> Iterable[np.ndarray]:
+    where = (config.batch_size, place.rank, place.world_size, config.lanes, config.micro_batch)
+    return shares(images_seen, total, *where)
 
 
 def _require_images_for_all(config: TrainingConfig, place: Place) -> None:
@@ -139,6 +148,12 @@ def _cached(job: TrainingJob) -> Served:
     if config.reader != "cache":
         raise InputError(f"reader={config.reader} trains with Ray only: leave out --no-ray, or set reader=cache")
     return open_reader(job.dataset, config.xflip, on_damage=config.on_damage, order=config.order, lanes=config.lanes)
+
+
+def _grid_drawer(job: TrainingJob) -> Callable[[torch.nn.Module, int], Row]:
+    from edm_ray.training.grid import GridDrawer  # scipy and PIL: a second that every worker would wait for
+
+    return GridDrawer(job.run_uri, job.config.denoiser.network, job.dataset.codec).draw
 
 
 def _metrics(log: MetricsLog) -> dict[str, float]:

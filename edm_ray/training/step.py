@@ -44,7 +44,7 @@ class TrainingStep:
         self.objective = make_objective(config)
         self.tally, self.watch = Tally(self.device), Stopwatch(self.device)
         self.rates: dict[str, float] = {}
-        self.network: torch.nn.Module = torch.compile(state.denoiser) if config.compile else state.denoiser
+        self.network: Any = torch.compile(state.denoiser) if config.compile else state.denoiser
         if place.world_size > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             self.network = torch.nn.parallel.DistributedDataParallel(
@@ -234,4 +234,5 @@ def settle_gradients(
 
 
 def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
