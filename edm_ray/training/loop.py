@@ -15,6 +15,7 @@ from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions, shares
 from edm_ray.data.reader import Served, open_reader
+from edm_ray.diffusion.preconditioning import Preconditioned
 from edm_ray.errors import InputError
 from edm_ray.models import save_model
 from edm_ray.models.checkpoints import CheckpointStore
@@ -150,10 +151,10 @@ def _cached(job: TrainingJob) -> Served:
     return open_reader(job.dataset, config.xflip, on_damage=config.on_damage, order=config.order, lanes=config.lanes)
 
 
-def _grid_drawer(job: TrainingJob) -> Callable[[torch.nn.Module, int], Row]:
+def _grid_drawer(job: TrainingJob) -> Callable[[Preconditioned, int], Row]:
     from edm_ray.training.grid import GridDrawer  # scipy and PIL: a second that every worker would wait for
 
-    return GridDrawer(job.run_uri, job.config.denoiser.network, job.dataset.codec).draw
+    return GridDrawer(job.run_uri, job.dataset.codec).draw
 
 
 def _metrics(log: MetricsLog) -> dict[str, float]:

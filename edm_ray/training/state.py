@@ -7,6 +7,7 @@ import copy
 import torch
 
 from edm_ray.config.schema import TrainingConfig
+from edm_ray.diffusion.preconditioning import Preconditioned
 from edm_ray.models.checkpoints import Checkpoint
 from edm_ray.networks.build import build_denoiser
 
@@ -64,8 +65,9 @@ def _power_stem(width: float) -> str:
     return f"ema-{width:g}"
 
 
-def _initial_denoiser(config: TrainingConfig, network: torch.nn.Module | None) -> torch.nn.Module:
+def _initial_denoiser(config: TrainingConfig, network: torch.nn.Module | None) -> Preconditioned:
     denoiser = build_denoiser(config.denoiser, seed=config.seed)
+    assert isinstance(denoiser, Preconditioned)
     if network is not None:
         denoiser.model = copy.deepcopy(network)
     return denoiser
