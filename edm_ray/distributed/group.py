@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from ray.train import ScalingConfig
 
 from edm_ray.distributed.cluster.preflight import Ask
@@ -21,9 +20,7 @@ class Group:
     most: int
     device: str = "cpu"
     threads: int = 1
-    """CPUs of each, without a GPU."""
-    gpus: float = 1.0
-    """With cuda: how much of one GPU each takes; above 0.5, so that each has a card of its own."""
+    """CPUs of each; with cuda each takes one GPU instead."""
 
     @property
     def elastic(self) -> bool:
@@ -32,7 +29,7 @@ class Group:
     def request(self) -> Ask:
         """What the smallest group takes of the cluster."""
         if self.device == "cuda":
-            return Ask(what="training", count=self.least, gpus=self.gpus)
+            return Ask(what="training", count=self.least, gpus=1.0)
         return Ask(what="training", count=self.least, cpus=float(self.threads))
 
     def scaling(self) -> ScalingConfig:
@@ -44,9 +41,3 @@ class Group:
             use_gpu=request.gpus > 0,
             resources_per_worker={"GPU": request.gpus} if request.gpus else {"CPU": int(request.cpus)},
         )
-
-
-def keep_to_share(device: str, gpus: float) -> None:
-    """In a worker: PyTorch takes no more of its card's memory than Ray gave it of the card. The rest is another's."""
-    if device.startswith("cuda") and gpus < 1.0:
-        torch.cuda.set_per_process_memory_fraction(gpus, device)

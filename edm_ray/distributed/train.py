@@ -13,19 +13,16 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import ray.train
 import ray.train.torch
 from ray.train import FailureConfig, RunConfig
 
-from edm_ray.config.schema import TrainingConfig
-from edm_ray.data.manifest import DataSet
 from edm_ray.distributed import ray_data
 from edm_ray.distributed.cluster.node_check import require_nodes
 from edm_ray.distributed.cluster.preflight import preflight
 from edm_ray.distributed.elastic import Growth, PlanWithLivingNodes, room_watcher
-from edm_ray.distributed.group import Group, keep_to_share
+from edm_ray.distributed.group import Group
 from edm_ray.distributed.network import NodeNetwork
 from edm_ray.distributed.notices import listener, stop_sign
 from edm_ray.distributed.ray_private import refresh_known_nodes, shorten_group_start, trainer_without_idle_process
@@ -34,23 +31,15 @@ from edm_ray.distributed.session import session
 from edm_ray.distributed.shipping import environment
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
-from edm_ray.training.engine import Diverged, Metrics, Place, Stopped, train
-from edm_ray.training.run import checkpoint_store, read_metrics
+from edm_ray.training.device import Place
+from edm_ray.training.loop import Row, Stopped, TrainingJob, train
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import checkpoint_store
+from edm_ray.training.step import Diverged
 
 POLL_SECONDS = 1.0
 Trainer = trainer_without_idle_process()
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingJob:
-    """What is trained, and where its results go."""
-
-    config: TrainingConfig
-    dataset: DataSet
-    run_uri: str
-    about: dict[str, Any]
-    snapshot_kimg: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +74,7 @@ def train_on_ray(
     group: Group,
     *,
     max_failures: int,
-    on_tick: Callable[[Metrics], None],
+    on_tick: Callable[[Row], None],
     variables: dict[str, str] | None = None,
     must_stop: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -166,18 +155,13 @@ def _worker(told: dict[str, WorkerTask]) -> Ended:
     os.environ.update(task.variables)
     device = str(ray.train.torch.get_device())
     place = Place(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
-    keep_to_share(device, task.group.request().gpus)
     room = room_watcher(task.group, place.world_size, task.patience_s)
     try:
         train(
-            job.config,
-            job.dataset,
-            job.run_uri,
+            job,
             place,
-            job.about,
             on_tick=_report,
             ask=listener(task.stop_key, place.rank, room),
-            snapshot_kimg=job.snapshot_kimg,
             served=partial(ray_data.open_in_worker, job.dataset, job.config) if _streams(job) else None,
         )
     except Stopped as stopped:
@@ -187,12 +171,12 @@ def _worker(told: dict[str, WorkerTask]) -> Ended:
     return Ended()
 
 
-def _report(metrics: Metrics) -> None:
+def _report(metrics: Row) -> None:
     ray.train.report({key: metrics[key] for key in ("nimg", "loss", "grad_norm", "lr")})
 
 
 @contextlib.contextmanager
-def _metrics_followed(run_uri: str, on_tick: Callable[[Metrics], None]) -> Iterator[None]:
+def _metrics_followed(run_uri: str, on_tick: Callable[[Row], None]) -> Iterator[None]:
     """Meanwhile, new rows of the run's metrics are handed on as rank 0 writes them, wherever it runs."""
     stop = threading.Event()
     follower = threading.Thread(target=_follow, args=(run_uri, on_tick, stop), daemon=True)
@@ -204,7 +188,7 @@ def _metrics_followed(run_uri: str, on_tick: Callable[[Metrics], None]) -> Itera
         follower.join()
 
 
-def _follow(run_uri: str, on_tick: Callable[[Metrics], None], stop: threading.Event) -> None:
+def _follow(run_uri: str, on_tick: Callable[[Row], None], stop: threading.Event) -> None:
     rows = read_metrics(run_uri)
     seen = rows[-1]["nimg"] if rows else -1
     while True:

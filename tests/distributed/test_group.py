@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from edm_ray.distributed.group import NEVER_S, Group, keep_to_share
+from edm_ray.distributed.group import NEVER_S, Group
 
 
 def test_a_group_asks_for_gpus_or_cpus_and_tells_ray_train_the_same():
-    shared = Group(least=2, most=2, device="cuda", threads=4, gpus=0.75)
-    request, scaling = shared.request(), shared.scaling()
-    assert (request.count, request.gpus, request.cpus, request.fits({"GPU": 2.0})) == (2, 0.75, 0.0, 2)
-    assert scaling.use_gpu and scaling.num_workers == 2 and scaling.resources_per_worker == {"GPU": 0.75}
+    cuda = Group(least=2, most=2, device="cuda", threads=4)
+    request, scaling = cuda.request(), cuda.scaling()
+    assert (request.count, request.gpus, request.cpus, request.fits({"GPU": 2.0})) == (2, 1.0, 0.0, 2)
+    assert scaling.use_gpu and scaling.num_workers == 2 and scaling.resources_per_worker == {"GPU": 1}
     assert Group(least=1, most=4, device="cuda", threads=4).scaling().resources_per_worker == {"GPU": 1}
     cpu = Group(least=2, most=2, threads=4).scaling()
     assert not cpu.use_gpu and cpu.resources_per_worker == {"CPU": 4}
@@ -19,11 +19,3 @@ def test_an_elastic_group_needs_its_least_and_ray_train_never_resizes_it_by_itse
     group = Group(least=2, most=8)
     assert group.elastic and group.request().needed == 2 and not Group(least=2, most=2).elastic
     assert group.scaling().num_workers == (2, 8) and group.scaling().elastic_resize_monitor_interval_s == NEVER_S
-
-
-def test_a_worker_keeps_to_its_share_of_the_memory_only_where_it_shares_a_card(monkeypatch):
-    bounded = []
-    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda *bound: bounded.append(bound))
-    for device, gpus in (("cpu", 0.75), ("cpu", 0.0), ("cuda:1", 1.0), ("cuda:1", 0.75)):
-        keep_to_share(device, gpus)
-    assert bounded == [(0.75, "cuda:1")]
