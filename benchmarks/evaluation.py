@@ -30,9 +30,9 @@ import evaluation_simulation as simulation
 import numpy as np
 import torch
 
+from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision
 from edm_ray.evaluation.fid import FidReference
 from edm_ray.evaluation.moments import Moments
-from edm_ray.evaluation.torchvision_shim import ensure_torchvision
 
 DOCS = Path(__file__).parents[1] / "docs" / "evaluation.md"
 MARKS = "<!-- made by benchmarks/evaluation.py, {0}: begin -->", "<!-- {0}: end -->"

@@ -24,14 +24,14 @@ import torch
 from PIL import Image
 
 from edm_ray.diffusion.samplers import SamplerSettings
-from edm_ray.evaluation.extractor import Extractor
-from edm_ray.evaluation.features import load_extractor
+from edm_ray.distributed.chunks import Chunk, Generator, read_parts, write_chunk
+from edm_ray.evaluation.extractors.base import Extractor
+from edm_ray.evaluation.extractors.registry import load_extractor
+from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision
 from edm_ray.evaluation.fid import FidReference
 from edm_ray.evaluation.measure import Plan, measure_parts
 from edm_ray.evaluation.moments import GroupSums, Moments
 from edm_ray.evaluation.reference import Reference
-from edm_ray.evaluation.torchvision_shim import ensure_torchvision
-from edm_ray.orchestration.chunks import Chunk, Generator, read_parts, write_chunk
 from edm_ray.seeding import normal, stream_key
 
 CHUNK = 100

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import ray
 
-from edm_ray.checkpoint import open_model
 from edm_ray.cli import main as edm_ray
 from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.distributed.dispatcher import Crew
+from edm_ray.distributed.evaluate import Bench, chunks_for, made_in_turn
+from edm_ray.distributed.pool import start_pool
+from edm_ray.distributed.session import session
 from edm_ray.evaluation.reference import open_reference
-from edm_ray.orchestration.evaluate import Bench, chunks_for, made_in_turn
-from edm_ray.orchestration.pool import start_pool
-from edm_ray.orchestration.queue import Crew
-from edm_ray.orchestration.session import session
+from edm_ray.models import open_model
 
 SEEDS = 1 << 20
 # Name, samplers, chunks that each has in hand.

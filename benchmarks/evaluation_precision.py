@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from edm_ray.checkpoint import open_model
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.evaluation.fid import paired_difference
 from edm_ray.evaluation.reference import estimate_fid, open_reference
-from edm_ray.sampling.generate import generate
+from edm_ray.generation.generate import generate
+from edm_ray.models import open_model
 
 SEEDS = 1 << 21
 GROUPS = 20

@@ -22,7 +22,6 @@ from unittest import mock
 import numpy as np
 import torch
 
-from edm_ray.checkpoint import load_model
 from edm_ray.cli import main as edm_ray
 from edm_ray.config.recipes import LADDER, LETTERS, Family, change
 from edm_ray.config.schema import TrainingConfig
@@ -32,10 +31,11 @@ from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.diffusion.labels import one_hot_labels
 from edm_ray.diffusion.objectives import OBJECTIVES, loss_by_sigma
 from edm_ray.diffusion.samplers import SamplerSettings
-from edm_ray.evaluation.digits_classifier import DigitsClassifier, train_digits_classifier
+from edm_ray.evaluation.extractors.digits import DigitsClassifier, train_digits_classifier
 from edm_ray.evaluation.grids import image_grid
 from edm_ray.evaluation.reference import estimate_fid, estimate_real, open_reference
-from edm_ray.sampling.generate import generate
+from edm_ray.generation.generate import generate
+from edm_ray.models import load_model
 from edm_ray.seeding import image_noise
 from edm_ray.training.augment import AugmentParameters, augment_labels
 from edm_ray.training.engine import Place, train

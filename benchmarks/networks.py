@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    from edm_ray.evaluation.torchvision_shim import ensure_torchvision
+    from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()  # both libraries import torchvision
     for case in CASES if args.case == "all" else [args.case]:

@@ -20,18 +20,18 @@ import numpy as np
 import torch
 from ladder import GROUPS, config_of
 
-from edm_ray.checkpoint import load_model
 from edm_ray.cli import main as edm_ray
 from edm_ray.data.codec import decode, encode
 from edm_ray.data.importers.digits import split_digits
 from edm_ray.data.manifest import open_dataset
+from edm_ray.diffusion.analysis.langevin import langevin
 from edm_ray.diffusion.labels import one_hot_labels
-from edm_ray.diffusion.langevin import langevin
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.evaluation.grids import image_grid
 from edm_ray.evaluation.reference import estimate_fid, open_reference
-from edm_ray.sampling.generate import generate
+from edm_ray.generation.generate import generate
+from edm_ray.models import load_model
 from edm_ray.search.statistics import difference
 from edm_ray.seeding import image_noise
 from edm_ray.training.engine import Place, train

@@ -22,13 +22,13 @@ import torch
 from landscape import SPECS, Net, adam, load_data, train_features
 from phenomena import NFES, SAMPLERS, paired, plus_minus, put, steps_for
 
-from edm_ray.diffusion.langevin import langevin
+from edm_ray.diffusion.analysis.langevin import langevin
 from edm_ray.diffusion.objectives import OBJECTIVES
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS, Preconditioned
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.evaluation.fid import FidEstimate, fid_reference, group_moments, jackknife_fid
-from edm_ray.evaluation.given import GivenMoments
-from edm_ray.sampling.generate import generate
+from edm_ray.evaluation.published import GivenMoments
+from edm_ray.generation.generate import generate
 from edm_ray.seeding import image_noise, normal, stream_key, uniform
 
 SPEC, GROUPS, BITS, MICRO_BATCH = SPECS["crops"], 10, 16, 500

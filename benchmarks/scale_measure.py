@@ -115,7 +115,7 @@ def tasks() -> dict[str, list[float]]:
     """A Ray task there and back, and many at once."""
     import ray
 
-    from edm_ray.orchestration.session import session
+    from edm_ray.distributed.session import session
 
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     with session():

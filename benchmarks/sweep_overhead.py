@@ -14,12 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from edm_ray.checkpoint import open_model
 from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.distributed.evaluate import Bench
+from edm_ray.distributed.session import session
+from edm_ray.distributed.sweep import sweep_on_ray
 from edm_ray.evaluation.reference import open_reference
-from edm_ray.orchestration.evaluate import Bench
-from edm_ray.orchestration.session import session
-from edm_ray.orchestration.sweep import sweep_on_ray
+from edm_ray.models import open_model
 from edm_ray.search.dimensions import Range
 from edm_ray.search.plan import SweepPlan
 from edm_ray.search.space import Space

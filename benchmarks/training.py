@@ -69,7 +69,7 @@ def torchrun_worker(data_uri: str, run: str, ticks: str) -> None:
 
 def ray_driver(data_uri: str, run: str, workers: int) -> None:
     """The Ray side: the call that the command makes."""
-    from edm_ray.orchestration.train import train_on_ray
+    from edm_ray.distributed.train import train_on_ray
 
     data = open_dataset(data_uri)
     config = config_of(data)

@@ -5,7 +5,7 @@
 Each run is the command on a Ray of its own; when it trains, one worker is killed. Every process marks what it does
 (`training_marks.py`); a row is the time between two marks, of the slowest worker where all are waited for. CPU
 seconds that each kind of process had used when the first step was done say whose they were. --manager: with the process
-that Ray Train starts for data sets (`edm_ray/orchestration/trainer.py` leaves it out), every other run.
+that Ray Train starts for data sets (`edm_ray/distributed/trainer.py` leaves it out), every other run.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def drive(data: str, run: str, workers: str, manager: bool) -> None:
     from ray.train.torch import TorchTrainer
 
     import edm_ray.cli.train
-    import edm_ray.orchestration.train
+    import edm_ray.distributed.train
     from edm_ray.cli import main as command
 
     mark("imported")
     if manager:
-        edm_ray.orchestration.train.Trainer = TorchTrainer
+        edm_ray.distributed.train.Trainer = TorchTrainer
     marked(ray, "init", "ray.init")
     marked(TorchTrainer, "fit", "fit")
     settings = ["total_kimg=100000", "tick_kimg=2.048", "checkpoint_kimg=2.048"]

@@ -31,7 +31,7 @@ def ray_session() -> Iterator[None]:
     """The one Ray of the test session: 4 logical CPUs, whatever the machine has."""
     import ray
 
-    from edm_ray.orchestration.session import session
+    from edm_ray.distributed.session import session
 
     os.environ["EDM_RAY_LOCAL_CPUS"] = "4"
     with session():

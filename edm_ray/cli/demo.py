@@ -38,7 +38,7 @@ class Args:
 
 
 def run(args: Args) -> None:
-    from edm_ray.orchestration.session import session
+    from edm_ray.distributed.session import session
 
     out, started = args.out, time.monotonic()
     if any(character.isspace() for character in out):

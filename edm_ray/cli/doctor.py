@@ -36,7 +36,7 @@ def run(args: Args) -> int:
         return _as_job(args)
     if args.address is not None:
         os.environ["RAY_ADDRESS"] = args.address
-    from edm_ray.orchestration.doctor import Question, examine
+    from edm_ray.distributed.cluster.doctor import Question, examine
 
     storage = None if args.storage is None else uris.absolute(args.storage)
     weights = None if args.weights is None else uris.absolute(args.weights)
@@ -60,7 +60,7 @@ def _as_job(args: Args) -> int:
             command += [f"--{name}", value]
     with tempfile.TemporaryDirectory() as nothing:
         # Code travels, for nodes that have none of their own; whatever else lies here is not needed there.
-        here = "." if Path("edm_ray/orchestration/doctor.py").is_file() else nothing
+        here = "." if Path("edm_ray/distributed/doctor.py").is_file() else nothing
         return submit.run(
             submit.Args(command=tuple(command), address=args.address, insecure=args.insecure, working_dir=here)
         )

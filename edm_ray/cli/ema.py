@@ -10,8 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from edm_ray.checkpoint import open_model, save_model
 from edm_ray.cli.console import say
+from edm_ray.models import open_model, save_model
 from edm_ray.storage import uris
 from edm_ray.training.posthoc import synthesise
 from edm_ray.training.run import model_uri

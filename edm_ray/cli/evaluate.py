@@ -9,14 +9,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edm_ray.checkpoint import open_model
-from edm_ray.checkpoint.model import add_metrics
 from edm_ray.cli.console import Progress, duration, say
 from edm_ray.cli.device import check_device
 from edm_ray.cli.sampler import choose_settings
 from edm_ray.cli.workers import parse_workers
 from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
+from edm_ray.models import open_model
+from edm_ray.models.directory import add_metrics
 from edm_ray.storage import uris
 
 
@@ -66,11 +66,11 @@ class Args:
 
 def run(args: Args) -> None:
     from edm_ray.cli.tables import card_rows, measured_table, protocol_table, show
+    from edm_ray.distributed.chunks import POOL_START
+    from edm_ray.distributed.evaluate import Bench, evaluate_on_ray
     from edm_ray.evaluation.measure import measure, over_sets, parse_metrics, plan_all
     from edm_ray.evaluation.reference import real_features
-    from edm_ray.orchestration.chunks import POOL_START
-    from edm_ray.orchestration.evaluate import Bench, evaluate_on_ray
-    from edm_ray.sampling.generate import PRECISIONS, check_labels
+    from edm_ray.generation.generate import PRECISIONS, check_labels
 
     if args.num < 100:
         raise InputError(f"--num {args.num}: give 100 or more; FID of fewer images says nothing")

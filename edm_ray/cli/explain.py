@@ -8,19 +8,19 @@ from pathlib import Path as FilePath
 import numpy as np
 import torch
 
-from edm_ray.checkpoint import open_model
 from edm_ray.cli.console import say
 from edm_ray.data.codec import codec_of, decode
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import open_reader
-from edm_ray.diffusion.inversion import reconstruct
+from edm_ray.diffusion.analysis.inversion import reconstruct
 from edm_ray.diffusion.labels import one_hot_labels
 from edm_ray.diffusion.objectives import EDM, loss_by_sigma
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.diffusion.samplers.common import Denoiser
 from edm_ray.errors import InputError
+from edm_ray.generation.generate import labels_of
+from edm_ray.models import open_model
 from edm_ray.report import design_space as drawn
-from edm_ray.sampling.generate import labels_of
 from edm_ray.seeding import image_noise
 from edm_ray.storage import uris
 

@@ -14,8 +14,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from edm_ray.checkpoint import open_model
-from edm_ray.checkpoint.model import Model
 from edm_ray.cli.console import Progress, duration, say
 from edm_ray.cli.device import check_device
 from edm_ray.cli.sampler import choose_settings
@@ -24,13 +22,15 @@ from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.errors import InputError
-from edm_ray.evaluation.extractor import Extractor
+from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.grids import save_grid
 from edm_ray.evaluation.neighbours import pixel_rows
 from edm_ray.evaluation.reference import open_reference
-from edm_ray.sampling.figures import Figure, interpolation_figure, inversion_figure, neighbour_figure
-from edm_ray.sampling.generate import BALANCED_RUN, MICRO_BATCH, PRECISIONS, check_labels, generate, labels_of
-from edm_ray.sampling.outputs import Output, ParquetSet, PngFolder, PngZip, Writing
+from edm_ray.generation.figures import Figure, interpolation_figure, inversion_figure, neighbour_figure
+from edm_ray.generation.generate import BALANCED_RUN, MICRO_BATCH, PRECISIONS, check_labels, generate, labels_of
+from edm_ray.generation.outputs import Output, ParquetSet, PngFolder, PngZip, Writing
+from edm_ray.models import open_model
+from edm_ray.models.directory import Model
 from edm_ray.storage import uris
 
 GAP = 6
@@ -196,7 +196,7 @@ def _parts(args: Args, num: int, model: Model, settings: SamplerSettings) -> Ite
     """Seeds and images in parts, in the order of the seeds."""
     if args.workers == "0":
         return _sample(args, _seeds(args, num), model.denoiser(args.device), settings)
-    from edm_ray.orchestration.generate import Crew, images_on_ray
+    from edm_ray.distributed.generate import Crew, images_on_ray
 
     least, most = parse_workers(args.workers)
     crew = Crew(workers=most, least=least, device=args.device, store=_store(args))

@@ -12,12 +12,12 @@ from typing import Annotated
 
 import tyro
 
-from edm_ray.checkpoint import open_model, save_model
 from edm_ray.cli.console import say
 from edm_ray.errors import InputError
-from edm_ray.interop.diffusers import KIND as FOLDER
-from edm_ray.interop.diffusers import save_diffusers
-from edm_ray.interop.nvlabs import Imported, import_pickle
+from edm_ray.models import open_model, save_model
+from edm_ray.models.interop.diffusers import KIND as FOLDER
+from edm_ray.models.interop.diffusers import save_diffusers
+from edm_ray.models.interop.nvlabs import Imported, import_pickle
 from edm_ray.storage import uris
 from edm_ray.storage.commit import read_manifest
 
@@ -80,10 +80,10 @@ def check_free(out: str) -> None:
 
 def import_reference(args: Args, out: str) -> None:
     """A published mean and covariance -> a reference directory with the extractor's weights."""
-    from edm_ray.evaluation.features import load_extractor
+    from edm_ray.evaluation.extractors.registry import load_extractor
     from edm_ray.evaluation.reference import commit_given
-    from edm_ray.interop.fid_reference import MAX_BYTES, read_fid_npz
-    from edm_ray.interop.source import fetch
+    from edm_ray.models.interop.fid_reference import MAX_BYTES, read_fid_npz
+    from edm_ray.models.interop.source import fetch
 
     file = fetch(args.source, args.sha256, MAX_BYTES)
     mean, covariance = read_fid_npz(file.content, file.name)

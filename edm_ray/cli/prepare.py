@@ -123,7 +123,7 @@ def _prepare(args: Args, kind: str, split: str, dest: str, name: str | None) -> 
     if args.workers == 1:
         _describe(prepare_here(dest, plan, progress.update))
         return
-    from edm_ray.orchestration.prepare import prepare_on_ray
+    from edm_ray.distributed.prepare import prepare_on_ray
 
     _describe(prepare_on_ray(dest, plan, args.workers, progress.update))
 

@@ -15,10 +15,10 @@ from edm_ray.cli.device import check_device
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
-from edm_ray.evaluation.features import load_extractor
-from edm_ray.evaluation.kept import DEFAULT_KEPT, chosen_rows
+from edm_ray.evaluation.extractors.registry import load_extractor
 from edm_ray.evaluation.parts import FOLDER, PartMeter, parts_of, require_pictures
 from edm_ray.evaluation.reference import ExtractorSpec, commit_reference, open_reference, reference_key
+from edm_ray.evaluation.reference_features import DEFAULT_KEPT, chosen_rows
 from edm_ray.storage import uris
 from edm_ray.storage.commit import read_manifest
 
@@ -88,7 +88,7 @@ def run(args: Args) -> None:
     meter = PartMeter(dataset, extractor, chosen_rows(dataset.rows, args.features), store, args.device)
     progress = Progress("reference images")
     if args.workers:
-        from edm_ray.orchestration.reference import measure_on_ray
+        from edm_ray.distributed.reference import measure_on_ray
 
         spec = ExtractorSpec(name=extractor.name, weights=weights, sha256=extractor.weights_sha256)
         measure_on_ray(dataset, spec, meter.chosen, store, parts, args.workers, args.device, progress.update)
@@ -131,7 +131,7 @@ def weights_file(args: Args, dataset: DataSet, folder: Path) -> Path | None:
         return local
     if args.extractor != "digits":
         return None
-    from edm_ray.evaluation.digits_classifier import save_digits_classifier, train_digits_classifier
+    from edm_ray.evaluation.extractors.digits import save_digits_classifier, train_digits_classifier
 
     say("  training the digits extractor (a small classifier, fixed seed)")
     with open_reader(dataset) as pixels:

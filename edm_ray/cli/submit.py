@@ -49,7 +49,7 @@ def run(args: Args) -> int:
         raise InputError("give one of: -- COMMAND ..., --list, --status ID, --follow ID, --stop ID")
     if args.command:
         return _submit(args)
-    from edm_ray.orchestration.submit import Cluster, outcome_of
+    from edm_ray.distributed.cluster.jobs import Cluster, outcome_of
 
     cluster = Cluster(args.address, args.insecure)
     if args.jobs:
@@ -72,7 +72,7 @@ def _submit(args: Args) -> int:
     name, options = parse(args.command)
     working_dir = Path(args.working_dir).expanduser()
     check_places(name, options, working_dir)
-    from edm_ray.orchestration.submit import Cluster, check_upload, environment
+    from edm_ray.distributed.cluster.jobs import Cluster, check_upload, environment
 
     variables = environment(args.env)
     size = check_upload(working_dir)

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 
 import torch
 
-from edm_ray.checkpoint import open_model
 from edm_ray.cli.console import duration, say
 from edm_ray.cli.sampler import BEST_SAMPLER
 from edm_ray.cli.workers import parse_workers
 from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
 from edm_ray.evaluation.grids import image_grid
+from edm_ray.generation.generate import generate
+from edm_ray.models import open_model
 from edm_ray.report.html import Context
 from edm_ray.report.saved import save_progress, save_report
-from edm_ray.sampling.generate import generate
 from edm_ray.search.plan import StrategyName, SweepPlan
 from edm_ray.search.result import best_sampler_yaml, result_of
 from edm_ray.search.space import load_space
@@ -93,10 +93,10 @@ class Args:
 
 
 def run(args: Args) -> None:
+    from edm_ray.distributed.evaluate import Bench
+    from edm_ray.distributed.fid_worker import NUM_GROUPS
+    from edm_ray.distributed.sweep import sweep_on_ray
     from edm_ray.evaluation.reference import estimate_real, open_reference
-    from edm_ray.orchestration.evaluate import Bench
-    from edm_ray.orchestration.judge import NUM_GROUPS
-    from edm_ray.orchestration.sweep import sweep_on_ray
 
     space = load_space(args.space)
     plan = SweepPlan(

@@ -21,14 +21,14 @@ from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
-from edm_ray.training.damage import lost_lines
 from edm_ray.training.run import checkpoint_store, claim_run, model_uri, read_metrics, refuse_mirrored_latents
+from edm_ray.training.skipped_shards import lost_lines
 from edm_ray.training.snapshots import FidRows, fid_lines, picture_uri, snapshots_uri
 from edm_ray.training.trackers import parse_trackers
 from edm_ray.training.tracking import Tracking
 
 if TYPE_CHECKING:  # with --no-ray, Ray is not imported
-    from edm_ray.orchestration.snapshots import Follower, SnapshotPlan
+    from edm_ray.distributed.snapshots import Follower, SnapshotPlan
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def session_for(args: Args, plan: SnapshotPlan | None) -> contextlib.AbstractCon
     """Tasks that draw snapshots need Ray for as long as the command; training alone opens it by itself."""
     if args.no_ray or plan is None:
         return contextlib.nullcontext()
-    from edm_ray.orchestration.session import session
+    from edm_ray.distributed.session import session
 
     return session()
 
@@ -165,8 +165,8 @@ def snapshot_plan(args: Args, workers: tuple[int, int]) -> SnapshotPlan | None:
             raise InputError(f"{asked[0]} is about snapshots, which are not asked for; give --snapshot-kimg N too")
         return None
     from edm_ray.cli.sampler import choose_settings
+    from edm_ray.distributed.snapshots import SnapshotPlan, parse_place, require_reservable
     from edm_ray.evaluation.reference import open_reference
-    from edm_ray.orchestration.snapshots import SnapshotPlan, parse_place, require_reservable
 
     if args.snapshot_kimg <= 0:
         raise InputError(f"--snapshot-kimg {args.snapshot_kimg:g}: give more than 0")
@@ -197,8 +197,8 @@ def follow(
     """What draws the snapshots from here on; the caller closes it. ``workers``: (how many at most, threads of each)."""
     if plan is None:
         return None
-    from edm_ray.orchestration.snapshot_runners import ProcessRunner, RayRunner, Runner
-    from edm_ray.orchestration.snapshots import Follower
+    from edm_ray.distributed.snapshot_runners import ProcessRunner, RayRunner, Runner
+    from edm_ray.distributed.snapshots import Follower
 
     runner: Runner = (
         ProcessRunner(plan.device)
@@ -260,14 +260,14 @@ def _train(
     must_stop: Callable[[], bool],
 ) -> None:
     from edm_ray.training.engine import Place, Stopped, train
-    from edm_ray.training.wishes import Wish
+    from edm_ray.training.signals import Wish
 
     try:
         if args.no_ray:
             place, ask = Place(device=args.device), lambda: Wish.STOP if must_stop() else Wish.NOTHING
             train(config, dataset, run_uri, place, about, on_tick, ask=ask, snapshot_kimg=args.snapshot_kimg)
             return
-        from edm_ray.orchestration.train import train_on_ray
+        from edm_ray.distributed.train import train_on_ray
 
         train_on_ray(
             config,

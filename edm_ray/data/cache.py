@@ -24,8 +24,8 @@ from typing import IO
 
 import numpy as np
 
+from edm_ray.data.eviction import Cache, reserve, space_is_said, try_lock
 from edm_ray.data.format import Labels, Pixels
-from edm_ray.data.room import Cache, reserve, space_is_said, try_lock
 from edm_ray.errors import InputError, IntegrityError
 
 logger = logging.getLogger(__name__)

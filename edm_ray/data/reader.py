@@ -19,12 +19,12 @@ import torch
 from edm_ray.data.blocks import BlockOrder
 from edm_ray.data.cache import Entry, Put, sound_entry
 from edm_ray.data.codec import view
+from edm_ray.data.eviction import Cache, open_cache
 from edm_ray.data.fetch import POLICIES, Lost, fetch, stand_in
 from edm_ray.data.format import Labels, Pixels
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import sample_indices
 from edm_ray.data.prefetch import Prefetch
-from edm_ray.data.room import Cache, open_cache
 from edm_ray.data.stream import Stream
 from edm_ray.data.verify import read_verified
 from edm_ray.errors import InputError, IntegrityError

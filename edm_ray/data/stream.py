@@ -18,10 +18,10 @@ from functools import partial
 import numpy as np
 
 from edm_ray.data.cache import Entry, Put, sound_entry
+from edm_ray.data.eviction import Cache, CacheFull, ask_for_room, last_asked_for_room
 from edm_ray.data.fetch import Lost, stand_in
 from edm_ray.data.format import Labels, Pixels
 from edm_ray.data.manifest import DataSet, Shard
-from edm_ray.data.room import Cache, CacheFull, ask_for_room, last_asked_for_room
 from edm_ray.data.verify import read_verified
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage.uris import NotFound

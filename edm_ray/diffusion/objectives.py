@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 
-from edm_ray.diffusion import schedules
+from edm_ray.diffusion import noise as noise_schedules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class IDDPM(Objective):
 @functools.lru_cache(maxsize=16)
 def _iddpm_grid(steps: int, c_1: float, c_2: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """u_j in float32, then in ``dtype``, on the device: copied there once, since a copy makes the host wait."""
-    return torch.tensor(schedules.iddpm_grid(steps, c_1, c_2, torch.float32)).to(device, dtype)
+    return torch.tensor(noise_schedules.iddpm_grid(steps, c_1, c_2, torch.float32)).to(device, dtype)
 
 
 OBJECTIVES: dict[str, Objective] = {"edm": EDM(), "vp": VP(), "ve": VE(), "iddpm": IDDPM()}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from edm_ray.diffusion import schedules
+from edm_ray.diffusion import noise as noise_schedules
 from edm_ray.errors import InputError
 
 Coefficients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -102,7 +102,7 @@ class VP(Preconditioned):
     ) -> None:
         super().__init__(network, sigma_data)
         self.beta_d, self.beta_min, self.steps = beta_d, beta_min, num_train_steps
-        schedule = schedules.VP(beta_d, beta_min)
+        schedule = noise_schedules.VP(beta_d, beta_min)
         self.sigma_min, self.sigma_max = schedule.sigma(epsilon_t), schedule.sigma(1.0)
 
     def coefficients(self, sigma: torch.Tensor) -> Coefficients:
@@ -144,7 +144,7 @@ class IDDPM(Preconditioned):
         super().__init__(network, sigma_data)
         self.steps = steps = num_train_steps
         with torch.device("cpu"):  # numbers are needed, also where the network is built on "meta"
-            grid = schedules.iddpm_grid(steps, c_1, c_2, torch.float32)
+            grid = noise_schedules.iddpm_grid(steps, c_1, c_2, torch.float32)
         self.register_buffer("u", torch.tensor(grid, dtype=torch.float32))
         self.sigma_min, self.sigma_max = grid[steps - 1], grid[0]
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edm_ray.errors import InputError
-from edm_ray.evaluation.given import GivenMoments
 from edm_ray.evaluation.moments import Array, GroupSums, Moments
+from edm_ray.evaluation.published import GivenMoments
 
 
 class FidReference:

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from edm_ray.errors import InputError, nearest
 from edm_ray.evaluation.fid import FidEstimate, fid_reference, interval_95, jackknife_fid
 from edm_ray.evaluation.inception_score import InceptionScore, inception_score
-from edm_ray.evaluation.kept import KeptFeatures, open_kept
 from edm_ray.evaluation.kid import KidEstimate, kid
 from edm_ray.evaluation.moments import GroupSums
 from edm_ray.evaluation.precision_recall import PrecisionRecall, precision_recall
 from edm_ray.evaluation.reference import ExtractorSpec, Reference, open_reference
+from edm_ray.evaluation.reference_features import KeptFeatures, open_kept
 
 METRICS = ("fid", "kid", "isc", "prc")
 FRECHET_NAMES = {"dinov2": "FD-DINOv2", "clip": "FD-CLIP"}

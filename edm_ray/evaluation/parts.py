@@ -19,9 +19,9 @@ from edm_ray.data.format import Pixels
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.verify import read_verified
 from edm_ray.errors import InputError, IntegrityError
-from edm_ray.evaluation.extractor import Extractor
-from edm_ray.evaluation.kept import KeptFeatures
+from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.moments import Moments
+from edm_ray.evaluation.reference_features import KeptFeatures
 from edm_ray.storage import uris
 from edm_ray.storage.commit import canonical_json, sha256
 

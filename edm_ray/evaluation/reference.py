@@ -13,12 +13,12 @@ import torch
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
-from edm_ray.evaluation.extractor import Extractor
-from edm_ray.evaluation.features import load_extractor
+from edm_ray.evaluation.extractors.base import Extractor
+from edm_ray.evaluation.extractors.registry import load_extractor
 from edm_ray.evaluation.fid import FidEstimate, fid_reference, group_moments, jackknife_fid
-from edm_ray.evaluation.given import GivenMoments
-from edm_ray.evaluation.kept import KEPT_FILE, KeptFeatures
 from edm_ray.evaluation.moments import Array, Moments
+from edm_ray.evaluation.published import GivenMoments
+from edm_ray.evaluation.reference_features import KEPT_FILE, KeptFeatures
 from edm_ray.storage import uris
 from edm_ray.storage.commit import commit, read_file, read_manifest, sha256
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from edm_ray.diffusion.analytic import GaussianMixture
-from edm_ray.diffusion.inversion import round_trip_errors
+from edm_ray.diffusion.analysis.analytic import GaussianMixture
+from edm_ray.diffusion.analysis.inversion import round_trip_errors
+from edm_ray.diffusion.analysis.truncation import truncation_errors
 from edm_ray.diffusion.objectives import OBJECTIVES
 from edm_ray.diffusion.samplers import SamplerSettings, noise_levels
 from edm_ray.diffusion.samplers.common import Denoiser, ode_step
 from edm_ray.diffusion.samplers.time_steps import path_of
-from edm_ray.diffusion.truncation import truncation_errors
 
 # Columns of Table 1 with a schedule of their own: name -> (schedule, scaling, discretization).
 COLUMNS = {"VP": ("vp", "vp", "vp"), "VE": ("ve", "none", "ve"), "EDM": ("linear", "none", "edm")}

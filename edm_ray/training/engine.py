@@ -14,20 +14,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from edm_ray.checkpoint import save_model
-from edm_ray.checkpoint.store import Checkpoint
 from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.schema import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions, shares
 from edm_ray.data.reader import Served, open_reader
 from edm_ray.errors import InputError
+from edm_ray.models import save_model
+from edm_ray.models.checkpoints import Checkpoint
 from edm_ray.networks.build import build_denoiser
 from edm_ray.training import saves
-from edm_ray.training.damage import DamageLog
 from edm_ray.training.device import cpu_threads, set_precision, to_device
 from edm_ray.training.ema import ema_beta, gamma_of, power_beta, update_ema
 from edm_ray.training.run import MetricsLog, checkpoint_store, model_uri, refuse_mirrored_latents
+from edm_ray.training.signals import Wish, Wishes, nothing
+from edm_ray.training.skipped_shards import DamageLog
 from edm_ray.training.step import (
     autocast,
     key_masks,
@@ -38,7 +39,6 @@ from edm_ray.training.step import (
 )
 from edm_ray.training.tally import Tally
 from edm_ray.training.ticks import Stopwatch, crossed, last_tick
-from edm_ray.training.wishes import Wish, Wishes, nothing
 from edm_ray.training.writer import BackgroundWriter
 
 Metrics = dict[str, Any]

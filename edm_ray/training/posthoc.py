@@ -16,8 +16,8 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 
-from edm_ray.checkpoint.weights import weights_bytes
 from edm_ray.errors import InputError
+from edm_ray.models.weights import weights_bytes
 from edm_ray.storage import uris
 from edm_ray.storage.commit import commit, read_file, read_manifest
 from edm_ray.training.ema import gamma_of

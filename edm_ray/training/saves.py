@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edm_ray.checkpoint import save_model
-from edm_ray.checkpoint.store import CheckpointStore
+from edm_ray.models import save_model
+from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.training.posthoc import save_snapshot
 from edm_ray.training.snapshots import snapshot_model_uri
 from edm_ray.training.writer import persist_or_warn

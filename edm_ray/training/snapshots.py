@@ -1,5 +1,5 @@
 """Snapshots of a run: RUN/snapshots/<nimg>/model (its averages then), samples.png beside it, and a row for each in
-RUN/snapshots/snapshots.jsonl. Nothing here draws; `edm_ray.orchestration.snapshots` has it done."""
+RUN/snapshots/snapshots.jsonl. Nothing here draws; `edm_ray.distributed.snapshots` has it done."""
 
 from __future__ import annotations
 

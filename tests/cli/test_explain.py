@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from edm_ray.checkpoint.model import save_model
 from edm_ray.cli.explain import Args, run
 from edm_ray.config.schema import DenoiserConfig, NetworkConfig
 from edm_ray.diffusion.samplers import SamplerSettings, sample
 from edm_ray.errors import InputError
+from edm_ray.models.directory import save_model
 from edm_ray.networks.build import build_denoiser
 from edm_ray.report.design_space import mixture
 

@@ -13,7 +13,7 @@ import pytest
 from edm_ray.cli import main
 from edm_ray.cli.job import JOB_COMMANDS, check_places, parse
 from edm_ray.data.manifest import open_dataset
-from edm_ray.evaluation.features import Extractor
+from edm_ray.evaluation.extractors.registry import Extractor
 from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.reference import ExtractorSpec, commit_reference
 from tests.cluster.manifests import entrypoints

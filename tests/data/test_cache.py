@@ -14,7 +14,7 @@ import pytest
 
 from edm_ray.data import cache as caching
 from edm_ray.data.cache import entry
-from edm_ray.data.room import Cache, open_cache
+from edm_ray.data.eviction import Cache, open_cache
 from edm_ray.errors import InputError, IntegrityError
 
 SHAPE = (60, 3, 8, 8)

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from PIL import __version__ as pillow_version
 
-from edm_ray.checkpoint import load_model, open_model
 from edm_ray.cli import main
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
@@ -28,7 +27,8 @@ from edm_ray.data.reader import open_reader
 from edm_ray.data.verify import read_verified
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.errors import InputError
-from edm_ray.sampling.generate import generate
+from edm_ray.generation.generate import generate
+from edm_ray.models import load_model, open_model
 from edm_ray.training.engine import Place, Trainer, train
 from edm_ray.training.run import claim_run, model_uri
 from tests.data.sources import files_in

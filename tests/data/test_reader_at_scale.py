@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edm_ray.checkpoint import open_model
 from edm_ray.cli import main
 from edm_ray.config.identity import identity_fields
 from edm_ray.config.load import configure
@@ -18,9 +17,10 @@ from edm_ray.data import reader as reading
 from edm_ray.data import stream as streaming
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
-from edm_ray.training.damage import lost_lines, read_lost
+from edm_ray.models import open_model
 from edm_ray.training.engine import Place, Trainer, train
 from edm_ray.training.run import claim_run, model_uri
+from edm_ray.training.skipped_shards import lost_lines, read_lost
 from tests.data.readers import make_dataset, shard_path
 
 MIB = 1 << 20

@@ -12,9 +12,9 @@ import pytest
 
 from edm_ray.data import stream as streaming
 from edm_ray.data.blocks import BlockOrder
+from edm_ray.data.eviction import _files, open_cache
 from edm_ray.data.order import rank_positions, shares
 from edm_ray.data.reader import open_reader
-from edm_ray.data.room import _files, open_cache
 from edm_ray.errors import InputError, IntegrityError
 from tests.data.readers import make_dataset, shard_path
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from edm_ray.diffusion.analytic import GaussianMixture, IdealDenoiser
+from edm_ray.diffusion.analysis.analytic import GaussianMixture, IdealDenoiser
+from edm_ray.diffusion.analysis.inversion import invert, reconstruct, round_trip_errors
+from edm_ray.diffusion.analysis.langevin import langevin
+from edm_ray.diffusion.analysis.truncation import truncation_errors
 from edm_ray.diffusion.guidance import GuidanceSettings, guided
-from edm_ray.diffusion.inversion import invert, reconstruct, round_trip_errors
 from edm_ray.diffusion.labels import one_hot_labels
-from edm_ray.diffusion.langevin import langevin
 from edm_ray.diffusion.samplers import SamplerSettings, noise_levels, sample
-from edm_ray.diffusion.truncation import truncation_errors
 from edm_ray.errors import InputError
 from edm_ray.seeding import image_noise
 
@@ -143,8 +143,8 @@ def test_bad_guidance_is_refused() -> None:
 
 
 def test_truncation_error_is_the_distance_from_the_exact_trajectory(gaussian, latents) -> None:
+    from edm_ray.diffusion.noise import Linear, Path
     from edm_ray.diffusion.samplers.common import ode_step
-    from edm_ray.diffusion.schedules import Linear, Path
 
     settings = SamplerSettings(num_steps=10)
     levels, x = noise_levels(settings, gaussian), latents * 80.0
@@ -205,7 +205,7 @@ def test_steps_of_restarts_are_measured_and_what_has_no_fixed_steps_is_refused(g
 
 _FULL_SIZE = """
 import resource, torch
-from edm_ray.diffusion.analytic import IdealDenoiser
+from edm_ray.diffusion.analysis.analytic import IdealDenoiser
 images = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8)
 torch.cdist(torch.zeros(2, 8), torch.zeros(2, 8))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -14,8 +14,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from edm_ray.diffusion.analysis.langevin import langevin
 from edm_ray.diffusion.guidance import GuidanceSettings, guided
-from edm_ray.diffusion.langevin import langevin
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS
 from edm_ray.diffusion.samplers import SamplerSettings, sample
 from edm_ray.seeding import image_noise

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from edm_ray.diffusion.analytic import GaussianMixture
+from edm_ray.diffusion.analysis.analytic import GaussianMixture
+from edm_ray.diffusion.noise import VE, VP, Linear, Path, iddpm_grid
 from edm_ray.diffusion.objectives import OBJECTIVES, loss_by_sigma
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS
-from edm_ray.diffusion.schedules import VE, VP, Linear, Path, iddpm_grid
 from edm_ray.errors import InputError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edm_ray.evaluation.torchvision_shim import ensure_torchvision
+from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision
 
 SIZE = 107
 """The network resizes images to 299 pixels; with 107 it is the same network, eight times as fast. Set on the class, so

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from edm_ray.evaluation.torchvision_shim import ensure_torchvision
+from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision
 
 BITS = 14
 EPSILON = 2.0**-52

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from edm_ray.errors import IntegrityError
-from edm_ray.evaluation.dinov2 import DinoV2, dinov2_from_state
-from edm_ray.evaluation.features import load_extractor
+from edm_ray.evaluation.extractors.dinov2 import DinoV2, dinov2_from_state
+from edm_ray.evaluation.extractors.registry import load_extractor
 
 
 def _state(gated: bool = False, grid: int = 4) -> dict[str, torch.Tensor]:

@@ -11,11 +11,11 @@ import torch
 
 from edm_ray.cli import main
 from edm_ray.errors import InputError, IntegrityError
-from edm_ray.evaluation.features import load_extractor
-from edm_ray.evaluation.kept import KEPT_FILE, KeptFeatures, chosen_rows, open_kept
+from edm_ray.evaluation.extractors.registry import load_extractor
+from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision
 from edm_ray.evaluation.measure import parse_metrics, plan_measurement
 from edm_ray.evaluation.reference import open_reference
-from edm_ray.evaluation.torchvision_shim import ensure_torchvision
+from edm_ray.evaluation.reference_features import KEPT_FILE, KeptFeatures, chosen_rows, open_kept
 from tests.evaluation.double import BITS, feature_bound
 
 

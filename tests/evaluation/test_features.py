@@ -10,8 +10,8 @@ from PIL import Image
 
 from edm_ray.data.importers.digits import split_digits
 from edm_ray.errors import InputError, IntegrityError
-from edm_ray.evaluation.digits_classifier import DigitsClassifier, save_digits_classifier, train_digits_classifier
-from edm_ray.evaluation.features import load_extractor
+from edm_ray.evaluation.extractors.digits import DigitsClassifier, save_digits_classifier, train_digits_classifier
+from edm_ray.evaluation.extractors.registry import load_extractor
 from edm_ray.evaluation.grids import image_grid, save_grid
 
 

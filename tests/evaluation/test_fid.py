@@ -73,7 +73,7 @@ def test_mean_and_covariance_are_those_of_numpy():
 
 
 def test_fid_is_that_of_torch_fidelity():
-    from edm_ray.evaluation.torchvision_shim import ensure_torchvision
+    from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
     from torch_fidelity.metric_fid import fid_statistics_to_metric

@@ -10,12 +10,12 @@ import pytest
 
 from edm_ray.cli.tables import measured_table, protocol_table, show
 from edm_ray.evaluation.fid import FidReference, fid_reference, interval_95
-from edm_ray.evaluation.kept import KeptFeatures
 from edm_ray.evaluation.kid import kid
 from edm_ray.evaluation.measure import Plan, measure, measure_parts, over_sets
 from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.precision_recall import precision_recall
 from edm_ray.evaluation.reference import Reference, estimate_fid
+from edm_ray.evaluation.reference_features import KeptFeatures
 
 BITS, N = 14, 300
 

@@ -13,11 +13,11 @@ from edm_ray.cli import main
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import IntegrityError
-from edm_ray.evaluation.features import load_extractor
-from edm_ray.evaluation.kept import chosen_rows, open_kept
+from edm_ray.evaluation.extractors.registry import load_extractor
 from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.parts import MOST_PARTS, Part, PartMeter, parts_of
 from edm_ray.evaluation.reference import open_reference
+from edm_ray.evaluation.reference_features import chosen_rows, open_kept
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def test_a_run_on_ray_and_a_sweep_leak_nothing(digits_dir, tmp_path):
     script = tmp_path / "all.py"
     script.write_text(
         "from edm_ray.cli import main\n"
-        "from edm_ray.orchestration.session import session\n"
+        "from edm_ray.distributed.session import session\n"
         "with session():\n"
         f"    for command in {commands!r}:\n"
         "        assert main(command) == 0, command\n"

@@ -8,8 +8,8 @@ import hashlib
 import pytest
 
 from edm_ray.cli import main
-from edm_ray.orchestration.doctor import authentication, compare, skew
-from edm_ray.orchestration.probe import Answer, Question, check_storage, check_weights, expected_hash
+from edm_ray.distributed.cluster.doctor import authentication, compare, skew
+from edm_ray.distributed.cluster.probe import Answer, Question, check_storage, check_weights, expected_hash
 
 GIB = 1 << 30
 
@@ -88,8 +88,8 @@ def test_a_cluster_at_rest_is_healthy_when_its_autoscaler_may_bring_gpus(monkeyp
 
 
 def test_a_node_that_is_lost_while_it_is_asked_is_a_finding_and_not_a_crash(monkeypatch):
-    from edm_ray.orchestration import doctor
-    from edm_ray.orchestration.nodes import Heard
+    from edm_ray.distributed.cluster import doctor
+    from edm_ray.distributed.cluster.node_check import Heard
 
     good = {"NodeID": "a" * 56, "NodeManagerAddress": "10.0.0.1"}
     gone = {"NodeID": "b" * 56, "NodeManagerAddress": "10.0.0.2"}
@@ -191,7 +191,7 @@ def test_an_answer_travels_without_torch():
     import subprocess
     import sys
 
-    from edm_ray.orchestration.probe import versions
+    from edm_ray.distributed.cluster.probe import versions
 
     content = pickle.dumps(versions())
     script = f"import pickle, sys; pickle.loads({content!r}); assert 'torch' not in sys.modules"

@@ -13,6 +13,7 @@ import pytest
 
 from edm_ray.cli import main
 from edm_ray.cli.job import check_places, parse, run_job
+from edm_ray.distributed.cluster import jobs
 from edm_ray.errors import InputError
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -95,7 +96,7 @@ def test_every_job_script_is_short_and_refuses_relative_places(name, monkeypatch
 
 
 def test_a_working_directory_above_50_mib_is_refused_and_its_largest_files_named(tmp_path):
-    from edm_ray.orchestration.submit import check_upload
+    from edm_ray.distributed.cluster.jobs import check_upload
 
     (tmp_path / "code.py").write_text("x = 1\n")
     for name, mib in (("big.bin", 40), ("bigger.bin", 45), (".git/objects.pack", 200), (".venv/lib.so", 200)):
@@ -117,7 +118,7 @@ def test_what_is_counted_is_what_ray_uploads(tmp_path):
 
     from ray._private.runtime_env.packaging import create_package
 
-    from edm_ray.orchestration.submit import EXCLUDES, upload_sizes
+    from edm_ray.distributed.cluster.jobs import EXCLUDES, upload_sizes
 
     for name in ("a.py", "sub/b.py", "sub/skip.log", "runs/c.bin", ".git/d", "keep/__pycache__/e.pyc"):
         (tmp_path / "dir" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +133,7 @@ def test_what_is_counted_is_what_ray_uploads(tmp_path):
 
 
 def test_this_repository_is_small_enough_to_travel():
-    from edm_ray.orchestration.submit import upload_sizes
+    from edm_ray.distributed.cluster.jobs import upload_sizes
 
     sizes = upload_sizes(JOBS.parent)
     assert sum(size for size, _ in sizes) < 10 << 20, sizes[:5]
@@ -142,7 +143,7 @@ def test_this_repository_is_small_enough_to_travel():
 
 
 def test_secrets_do_not_travel_as_variables():
-    from edm_ray.orchestration.submit import environment
+    from edm_ray.distributed.cluster.jobs import environment
 
     assert environment(["AWS_REGION=eu-west-1", "X=a=b"]) == {"AWS_REGION": "eu-west-1", "X": "a=b"}
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "db_password", "AWS_ACCESS_KEY_ID"):
@@ -176,13 +177,13 @@ def test_a_cluster_beyond_this_machine_needs_a_token(monkeypatch, capsys):
     ],
 )
 def test_only_loopback_is_this_machine(address, local):
-    from edm_ray.orchestration.submit import is_loopback
+    from edm_ray.distributed.cluster.jobs import is_loopback
 
     assert is_loopback(address) is local
 
 
 def test_addresses_that_are_no_job_api_are_refused(monkeypatch):
-    from edm_ray.orchestration.submit import find_address
+    from edm_ray.distributed.cluster.jobs import find_address
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
@@ -211,17 +212,16 @@ class _OpenCluster(http.server.BaseHTTPRequestHandler):
 
 def test_a_cluster_that_answers_without_a_token_is_refused_though_we_have_one(monkeypatch):
     """The check asks the cluster itself: a token on this side protects nothing there."""
-    from edm_ray.orchestration import submit
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _OpenCluster)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(submit, "is_loopback", lambda _: False)
-    monkeypatch.setattr(submit, "is_token_auth_enabled", lambda: True)
+    monkeypatch.setattr(jobs, "is_loopback", lambda _: False)
+    monkeypatch.setattr(jobs, "is_token_auth_enabled", lambda: True)
     try:
         with pytest.raises(InputError, match="to anyone, without a token"):
-            submit.require_authentication(address, insecure=False)
-        submit.require_authentication(address, insecure=True)
+            jobs.require_authentication(address, insecure=False)
+        jobs.require_authentication(address, insecure=True)
     finally:
         server.shutdown()
         server.server_close()
@@ -235,17 +235,16 @@ class _ClosedCluster(_OpenCluster):
 
 
 def test_a_token_that_would_travel_in_the_clear_is_said(monkeypatch, caplog):
-    from edm_ray.orchestration import submit
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _ClosedCluster)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(submit, "is_token_auth_enabled", lambda: True)
+    monkeypatch.setattr(jobs, "is_token_auth_enabled", lambda: True)
     try:
-        submit.require_authentication(address, insecure=False)
+        jobs.require_authentication(address, insecure=False)
         assert not caplog.text, "nobody else reads the loopback"
-        monkeypatch.setattr(submit, "is_loopback", lambda _: False)
-        submit.require_authentication(address, insecure=False)
+        monkeypatch.setattr(jobs, "is_loopback", lambda _: False)
+        jobs.require_authentication(address, insecure=False)
         assert "in the clear" in caplog.text and "tunnel" in caplog.text
     finally:
         server.shutdown()
@@ -253,7 +252,7 @@ def test_a_token_that_would_travel_in_the_clear_is_said(monkeypatch, caplog):
 
 
 def test_the_doctor_of_a_cluster_sends_code_and_nothing_else_of_the_current_directory(tmp_path, monkeypatch):
-    from edm_ray.cli import doctor, submit
+    from edm_ray.cli import doctor
 
     sent = []
 
@@ -261,7 +260,7 @@ def test_the_doctor_of_a_cluster_sends_code_and_nothing_else_of_the_current_dire
         sent.append(sorted(path.name for path in Path(args.working_dir).iterdir()))
         return 0
 
-    monkeypatch.setattr(submit, "run", note)
+    monkeypatch.setattr(jobs, "run", note)
     (tmp_path / "holiday.mkv").write_bytes(b"much")
     monkeypatch.chdir(tmp_path)
     assert doctor.run(doctor.Args(address="http://127.0.0.1:9")) == 0
@@ -273,7 +272,7 @@ def test_the_doctor_of_a_cluster_sends_code_and_nothing_else_of_the_current_dire
 def test_a_stopped_or_failed_job_never_counts_as_done():
     from ray.job_submission import JobDetails, JobStatus, JobType
 
-    from edm_ray.orchestration.submit import outcome_of
+    from edm_ray.distributed.cluster.jobs import outcome_of
 
     def code(status, driver=None):
         details = JobDetails(type=JobType.SUBMISSION, status=status, entrypoint="x", driver_exit_code=driver)

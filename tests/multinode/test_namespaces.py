@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from edm_ray.checkpoint import open_model
 from edm_ray.cli import main
+from edm_ray.models import open_model
 from edm_ray.training.run import checkpoint_store, model_uri
 from tests.jobs.heads import (
     EDM_RAY,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from edm_ray.orchestration import network
+from edm_ray.distributed import network
 
 
 def test_an_interface_is_found_by_its_address():

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from edm_ray.checkpoint import open_model
 from edm_ray.cli import main
+from edm_ray.models import open_model
 from edm_ray.training.run import checkpoint_store, read_metrics
 from tests.jobs.heads import Head, add_node, descendants, lose, running_head, wait_for_nodes
 

@@ -6,8 +6,8 @@ import boto3
 import pytest
 import torch
 
-from edm_ray.checkpoint.store import CheckpointStore
 from edm_ray.errors import InputError
+from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.storage import s3
 from tests.storage.proxies import proxied, s3_server
 

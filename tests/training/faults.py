@@ -19,10 +19,10 @@ import pytest
 import safetensors.torch
 import torch.distributed as dist
 
-from edm_ray.checkpoint import open_model
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
+from edm_ray.models import open_model
 from edm_ray.storage import uris
 from edm_ray.training.engine import Place, Trainer, train
 from edm_ray.training.run import checkpoint_store, claim_run, model_uri, read_metrics

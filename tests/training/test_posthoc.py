@@ -8,12 +8,12 @@ import safetensors.torch
 import torch
 from scipy.integrate import quad
 
-from edm_ray.checkpoint import open_model
 from edm_ray.cli import main
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
+from edm_ray.models import open_model
 from edm_ray.training.ema import gamma_of, power_beta
 from edm_ray.training.engine import Place, train
 from edm_ray.training.posthoc import combination, profile_product, save_snapshot, synthesise

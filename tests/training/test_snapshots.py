@@ -16,20 +16,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edm_ray.checkpoint import open_model, save_model
 from edm_ray.cli import main
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
 from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.distributed.evaluate import Bench, chunks_for
+from edm_ray.distributed.snapshot_runners import ProcessRunner, RayRunner
+from edm_ray.distributed.snapshots import Follower, SnapshotPlan, parse_place
+from edm_ray.distributed.train import ask_of, keep_to_share, scaling_of
 from edm_ray.errors import InputError
 from edm_ray.evaluation.reference import estimate_fid, open_reference
-from edm_ray.orchestration.evaluate import Bench, chunks_for
-from edm_ray.orchestration.snapshot_runners import ProcessRunner, RayRunner
-from edm_ray.orchestration.snapshots import Follower, SnapshotPlan, parse_place
-from edm_ray.orchestration.train import ask_of, keep_to_share, scaling_of
-from edm_ray.sampling.generate import generate
-from edm_ray.sampling.snapshot import Job, draw
+from edm_ray.generation.generate import generate
+from edm_ray.generation.snapshot import Job, draw
+from edm_ray.models import open_model, save_model
 from edm_ray.storage import uris
 from edm_ray.training import saves
 from edm_ray.training.engine import Place, Trainer, train
@@ -415,8 +415,8 @@ def test_workers_ask_ray_for_what_a_snapshot_leaves_and_the_snapshot_for_its_sha
     assert not cpu.use_gpu and cpu._resources_per_worker_not_none == {"CPU": 4}
 
     cards = [{"GPU": 1.0}, {"GPU": 1.0}]
-    monkeypatch.setattr("edm_ray.orchestration.preflight.nodes_there", lambda: cards)
-    monkeypatch.setattr("edm_ray.orchestration.shipping.environment", dict)
+    monkeypatch.setattr("edm_ray.distributed.cluster.preflight.nodes_there", lambda: cards)
+    monkeypatch.setattr("edm_ray.distributed.shipping.environment", dict)
     runner = RayRunner("cuda", 0.25, 2, "cuda", 4, 0.75)
     options = runner.task._default_options
     assert (options["num_gpus"], options["num_cpus"]) == (0.25, 0.0) and runner.obstacle() is None
@@ -472,9 +472,9 @@ from ray.train import RunConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from edm_ray.errors import InputError
-from edm_ray.orchestration import snapshot_runners
-from edm_ray.orchestration.preflight import Ask, preflight
-from edm_ray.orchestration.train import ask_of, scaling_of
+from edm_ray.distributed import snapshot_runners
+from edm_ray.distributed.cluster.preflight import Ask, preflight
+from edm_ray.distributed.train import ask_of, scaling_of
 
 there = Path(sys.argv[1])
 

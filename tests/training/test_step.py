@@ -12,16 +12,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from edm_ray.checkpoint import open_model
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
+from edm_ray.models import open_model
 from edm_ray.training import engine
 from edm_ray.training.engine import Place, Trainer, train
 from edm_ray.training.run import checkpoint_store, claim_run, model_uri, read_metrics
-from edm_ray.training.wishes import nothing
+from edm_ray.training.signals import nothing
 from tests.training.together import DIVERGED, run_together
 
 ALONE = Place()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edm_ray.checkpoint import open_model
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
+from edm_ray.models import open_model
 from edm_ray.training.engine import Place, Trainer, train
 from edm_ray.training.run import claim_run, model_uri, read_metrics
 

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from edm_ray.checkpoint import open_model
-from edm_ray.checkpoint.store import CheckpointStore
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.config.schema import EmaConfig, OptimizerConfig
@@ -19,13 +17,15 @@ from edm_ray.data.order import rank_positions
 from edm_ray.data.reader import open_reader
 from edm_ray.diffusion.objectives import OBJECTIVES
 from edm_ray.errors import InputError
+from edm_ray.models import open_model
+from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.networks.build import build_denoiser
 from edm_ray.training import engine, writer
 from edm_ray.training.ema import ema_beta, update_ema
 from edm_ray.training.engine import Diverged, Place, Stopped, Trainer, train
 from edm_ray.training.run import claim_run, model_uri, read_metrics
+from edm_ray.training.signals import Wish
 from edm_ray.training.step import learning_rate, make_objective, settle_gradients, share_loss
-from edm_ray.training.wishes import Wish
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import itertools
 import pytest
 import torch
 
-from edm_ray.checkpoint import open_model
+from edm_ray.models import open_model
 from edm_ray.training.engine import Place
 from edm_ray.training.run import checkpoint_store, model_uri, read_metrics
+from edm_ray.training.signals import Wish
 from edm_ray.training.tally import Tally
-from edm_ray.training.wishes import Wish
 from tests.training.together import STOPPED, run_together, train_in_process
 
 CLOCKS = {"images_per_s", "data_wait", "checkpoint_stall_s", "memory_mib"}

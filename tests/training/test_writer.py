@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from edm_ray.checkpoint.store import CheckpointStore
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
+from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.training.engine import Place, train
 from edm_ray.training.run import claim_run, read_metrics
 from edm_ray.training.writer import BackgroundWriter

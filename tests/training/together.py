@@ -14,7 +14,7 @@ from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
 from edm_ray.training.engine import Diverged, Place, Stopped, train
 from edm_ray.training.run import claim_run
-from edm_ray.training.wishes import Wish, nothing
+from edm_ray.training.signals import Wish, nothing
 from tests.training.faults import FORKS
 
 Ask = Callable[[], Wish]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from edm_ray.diffusion.schedules import Path
+from edm_ray.diffusion.noise import Path
 from edm_ray.errors import InputError
 
 Denoiser = Callable[..., torch.Tensor]

@@ -9,10 +9,10 @@ import itertools
 
 import torch
 
+from edm_ray.diffusion.noise import Path
 from edm_ray.diffusion.samplers.common import Denoiser, NoiseSource, denoise
 from edm_ray.diffusion.samplers.settings import SamplerSettings
 from edm_ray.diffusion.samplers.time_steps import path_of, time_steps
-from edm_ray.diffusion.schedules import Path
 
 
 def drift_step(

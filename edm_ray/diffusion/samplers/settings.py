@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from edm_ray.diffusion.schedules import VP
+from edm_ray.diffusion.noise import VP
 from edm_ray.errors import InputError
 
 RANGES = {"edm": (0.002, 80.0), "iddpm": (0.002, 81.0), "ve": (0.02, 100.0)}

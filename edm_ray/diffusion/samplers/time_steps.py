@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from edm_ray.diffusion.noise import VP, Path, iddpm_grid, make_path
 from edm_ray.diffusion.samplers.settings import SamplerSettings
-from edm_ray.diffusion.schedules import VP, Path, iddpm_grid, make_path
 from edm_ray.errors import InputError
 
 

@@ -1,0 +1,92 @@
+"""What travels to every actor: weights as NumPy arrays in Ray's object store, one copy a node, read without copying.
+
+(Bytes would be copied into every process; a torch tensor takes twice as long to put and is copied too.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import safetensors.torch
+import torch
+
+from edm_ray.config.codec import PIXELS, Codec
+from edm_ray.config.schema import DenoiserConfig
+from edm_ray.evaluation.extractors import pixels
+from edm_ray.evaluation.extractors.base import Extractor
+from edm_ray.evaluation.extractors.pixels import Pixels
+from edm_ray.evaluation.reference import ExtractorSpec
+from edm_ray.models.directory import Model, denoiser_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedModel:
+    """A model's configuration, and its tensors as bytes with their types and shapes (NumPy has no bfloat16)."""
+
+    uri: str
+    config: DenoiserConfig
+    tensors: dict[str, tuple[np.ndarray, torch.dtype, tuple[int, ...]]]
+    codec: Codec = PIXELS
+    guide: ShippedModel | None = None
+
+    @classmethod
+    def of(cls, model: Model) -> ShippedModel:
+        state = safetensors.torch.load(model.weights)
+        flat = {name: tensor.contiguous().flatten().view(torch.uint8).numpy() for name, tensor in state.items()}
+        tensors = {name: (flat[name], tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+        guide = None if model.guide is None else cls.of(model.guide)
+        return cls(uri=model.uri, config=model.config, tensors=tensors, codec=model.codec, guide=guide)
+
+    def denoiser(self, device: str) -> torch.nn.Module:
+        state = {}
+        for name, (content, dtype, shape) in self.tensors.items():
+            # frombuffer warns that the store's memory is read-only; nothing writes to it, the network copies it.
+            view = torch.from_numpy(content) if content.flags.writeable else _read_only(content)
+            state[name] = view.view(dtype).reshape(shape)
+        denoiser = denoiser_of(self.config, state, self.uri, device, self.codec)
+        if self.guide is not None:
+            denoiser.guide = self.guide.denoiser(device)
+        return denoiser
+
+
+def _read_only(content: np.ndarray) -> torch.Tensor:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedExtractor:
+    """An extractor's weights file and its hash, which is checked wherever it is loaded."""
+
+    name: str
+    weights: np.ndarray
+    """uint8."""
+    sha256: str
+
+    @classmethod
+    def of(cls, spec: ExtractorSpec) -> ShippedExtractor:
+        return cls(name=spec.name, weights=np.frombuffer(spec.weights, np.uint8), sha256=spec.sha256)
+
+    def load(self, device: str) -> Extractor | Pixels:
+        if self.name == pixels.NAME:
+            return Pixels()
+        return ExtractorSpec(name=self.name, weights=self.weights.tobytes(), sha256=self.sha256).load(device)
+
+
+def environment() -> dict[str, Any]:
+    """The S3 endpoint goes with actors and tasks; credentials never do (nodes have their own)."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    return {"env_vars": {"AWS_ENDPOINT_URL": endpoint}} if endpoint else {}
+
+
+def put(model: Model, extractors: Sequence[ExtractorSpec]) -> tuple[Any, Any]:
+    """The model, and the extractors, in the object store: references, owned by this process."""
+    return ray.put(ShippedModel.of(model)), ray.put([ShippedExtractor.of(spec) for spec in extractors])

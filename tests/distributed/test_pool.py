@@ -1,0 +1,426 @@
+"""What the pool promises, also while its parts are killed (`make test-faults` for most of that)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import safetensors.torch
+import torch
+
+from edm_ray.cli import main
+from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.distributed.chunks import Generator, _path, chunks_of, gather, read_chunk, read_parts
+from edm_ray.distributed.evaluate import Bench, make_chunks
+from edm_ray.distributed.generate import Crew, images_on_ray
+from edm_ray.distributed.pool import start_pool
+from edm_ray.errors import InputError, IntegrityError
+from edm_ray.evaluation.extractors.digits import save_digits_classifier
+from edm_ray.evaluation.reference import ExtractorSpec, estimate_fid, open_reference
+from edm_ray.generation.device import kind_of
+from edm_ray.generation.generate import generate
+from edm_ray.models import open_model
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, digits_dir):
+    """A model directory and a reference directory, made without Ray."""
+    root, data = tmp_path_factory.mktemp("pool"), str(digits_dir / "train")
+    assert main(["train", "--data", data, "--out", str(root / "run"), "--preset", "tiny", "--no-ray"]) == 0
+    assert main(["reference", "--data", data, "--out", str(root / "reference"), "--extractor", "digits"]) == 0
+    return root / "run" / "model", root / "reference"
+
+
+def _bench(parts, store, workers=2, **more) -> Bench:
+    reference, extractor = open_reference(str(parts[1]))
+    fields = {"model": open_model(str(parts[0])), "extractor": extractor, "reference": reference, "labels": "random"}
+    return Bench(**{**fields, "store": str(store), "workers": workers, "device": "cpu", **more})
+
+
+def _settings(bench: Bench, churn: float = 1.0, steps: int = STEPS) -> SamplerSettings:
+    return SamplerSettings(num_steps=steps, s_churn=churn).effective(bench.model.denoiser())
+
+
+def _calm(bench: Bench, settings: SamplerSettings, chunks) -> np.ndarray:
+    """The features of these chunks without Ray, pool or store."""
+    denoiser, extractor = bench.model.denoiser(), bench.extractor.load()
+    return np.concatenate([extractor.extract(generate(denoiser, chunk.seeds, settings)) for chunk in chunks])
+
+
+@pytest.fixture
+def queue_of():
+    """Start pools; all of them end with the test, also when it fails."""
+    pools = []
+
+    def start(bench: Bench):
+        pools.append(bench.start())
+        return pools[-1].queue
+
+    yield start
+    for pool in pools:
+        pool.stop()
+
+
+@pytest.fixture(scope="class")
+def shared(parts, tmp_path_factory):
+    """One pool of two samplers for the tests that leave it as it was."""
+    bench = _bench(parts, tmp_path_factory.mktemp("shared"))
+    pool = bench.start()
+    yield bench, pool.queue
+    pool.stop()
+
+
+class TestOfOnePool:
+    def test_chunks_asked_for_at_once_and_again_are_made_once(self, shared):
+        bench, queue = shared
+        settings = _settings(bench)
+        chunks = chunks_of(bench.generator(), settings, "search", 3, 50)
+        asked = [*chunks, *reversed(chunks), chunks[1]]
+        assert sum(ray.get([queue.ensure.remote(chunk) for chunk in asked])) == 3
+        assert sum(ray.get([queue.ensure.remote(chunk) for chunk in asked])) == 0
+        features, _ = gather(bench.store, chunks)
+        assert np.array_equal(features, _calm(bench, settings, chunks))
+
+    def test_a_truncated_chunk_is_made_again_with_the_same_bits(self, shared):
+        bench, queue = shared
+        chunk = chunks_of(bench.generator(), _settings(bench, 2.0), "search", 1, 50)[0]
+        assert ray.get(queue.ensure.remote(chunk))
+        before, path = read_chunk(bench.store, chunk), Path(_path(bench.store, chunk.key))
+        path.write_bytes(path.read_bytes()[:-9])
+        assert ray.get(queue.ensure.remote(chunk)), "what is damaged is not taken for there"
+        assert np.array_equal(read_chunk(bench.store, chunk), before)
+
+    def test_the_kind_of_device_that_made_a_chunk_is_kept_with_it(self, shared):
+        bench, queue = shared
+        chunk = chunks_of(bench.generator(), _settings(bench), "search", 1, 50)[0]
+        ray.get(queue.ensure.remote(chunk))
+        assert [part.made_on for part in read_parts(bench.store, [chunk])] == [kind_of("cpu")]
+
+    def test_a_chunk_of_another_extractor_is_refused_by_name_and_the_pool_goes_on(self, shared):
+        bench, queue = shared
+        foreign: Generator = dataclasses.replace(bench.generator(), extractor="0" * 64)
+        with pytest.raises(InputError, match="asks for another extractor"):
+            make_chunks(queue, chunks_of(foreign, _settings(bench), "search", 1, 50), lambda done, total: None)
+        make_chunks(queue, chunks_of(bench.generator(), _settings(bench), "search", 1, 50), lambda done, total: None)
+
+
+def test_two_chunks_in_hand_of_one_sampler_have_the_same_bits(parts, tmp_path):
+    """As on a GPU: one is sampled while the features of the other are taken."""
+    bench = _bench(parts, tmp_path, 1)
+    pool = start_pool(bench.model, bench.extractors, bench.store, 1, "cpu", in_hand=2)
+    try:
+        chunks = chunks_of(bench.generator(), _settings(bench), "search", 6, 50)
+        assert sum(ray.get([pool.queue.ensure.remote(chunk) for chunk in chunks])) == 6
+    finally:
+        pool.stop()
+    features, _ = gather(bench.store, chunks)
+    assert np.array_equal(features, _calm(bench, _settings(bench), chunks))
+
+
+@pytest.fixture(scope="module")
+def other_reference(parts, digits_dir, tmp_path_factory):
+    """A reference of another extractor: the same network with other weights."""
+    root = tmp_path_factory.mktemp("other")
+    state = safetensors.torch.load((parts[1] / "extractor-weights").read_bytes())
+    save_digits_classifier({**state, "hidden.bias": state["hidden.bias"] + 0.1}, root / "weights")
+    data = ["--data", str(digits_dir / "train"), "--extractor", "digits", "--weights", str(root / "weights")]
+    assert main(["reference", *data, "--out", str(root / "reference")]) == 0
+    return root / "reference"
+
+
+def test_several_extractors_see_the_same_images_which_are_sampled_once(parts, other_reference, queue_of, tmp_path):
+    reference, extractor = open_reference(str(other_reference))
+    bench = _bench(parts, tmp_path, 1, more_extractors=(extractor,))
+    queue, settings = queue_of(bench), _settings(bench)
+    chunks = chunks_of(bench.generator(), settings, "search", 2, 50)
+    others = [
+        dataclasses.replace(
+            chunk, generator=dataclasses.replace(chunk.generator, extractor=reference.moments.extractor)
+        )
+        for chunk in chunks
+    ]
+    assert ray.get([queue.ensure.remote(chunk) for chunk in chunks]) == [True, True]
+    assert ray.get([queue.ensure.remote(chunk) for chunk in others]) == [False, False]
+    for made, spec in ((chunks, bench.extractor), (others, extractor)):
+        features, _ = gather(bench.store, made)
+        assert np.array_equal(features, _calm(dataclasses.replace(bench, extractor=spec), settings, made))
+    Path(_path(bench.store, others[0].key)).unlink()
+    assert ray.get(queue.ensure.remote(others[0])), "what is missing of one extractor is made again"
+
+
+def test_a_larger_evaluation_goes_on_from_the_chunks_of_a_smaller_one(parts, other_reference, tmp_path):
+    base = ["evaluate", "--model", str(parts[0]), "--set", "num_steps=3", "--store", str(tmp_path / "store")]
+
+    def evaluate(out: str, num: int, *references: Path) -> dict:
+        where = ["--reference", *map(str, references), "--out", str(tmp_path / out), "--num", str(num)]
+        assert main([*base, *where]) == 0
+        return json.loads((tmp_path / out / "evaluation.json").read_text())
+
+    def stored() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
+
+    evaluate("few", 150, parts[1])
+    before = stored()
+    assert len(before) == 2
+    both = evaluate("more", 230, parts[1], other_reference)
+    assert before.items() <= stored().items(), "what was there was not made again"
+    assert len(stored()) == 6 and both["samples"]["n"] == 230 and both["made_on"] == [kind_of("cpu")]
+    alone = evaluate("other", 230, other_reference)
+    assert alone["samples"] == both["further_references"][0]["samples"] != both["samples"]
+    assert len(stored()) == 6 and not (tmp_path / "more" / "chunks").exists()
+
+
+def test_what_this_machine_cannot_hold_is_refused_before_ray_starts(parts, digits_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
+    command = ["evaluate", "--model", str(parts[0]), "--reference", str(parts[1]), "--num", "100"]
+    for arguments, says in ((["--workers", "9"], "the cluster has 4"), (["--device", "cuda"], "0; add a node")):
+        assert main([*command, "--out", str(tmp_path), *arguments]) == 2
+        assert says in capsys.readouterr().err
+    weights = ["--extractor", "digits", "--weights", str(parts[1] / "extractor-weights"), "--workers", "9"]
+    assert main(["reference", "--data", str(digits_dir / "train"), "--out", str(tmp_path / "r"), *weights]) == 2
+    assert "the reference needs 9 CPUs, the cluster has 4" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_by_many_have_the_bytes_of_one_process(parts, tmp_path):
+    """Also from seeds in the middle of chunks; what lay between is gone at the end."""
+    base = ["generate", "--model", str(parts[0]), "--num", "130", "--first-seed", "37", "--set", "num_steps=3", "--out"]
+    assert main([*base, str(tmp_path / "one" / "x.zip")]) == 0
+    assert main([*base, str(tmp_path / "two" / "x.zip"), "--workers", "2"]) == 0
+    assert (tmp_path / "one" / "x.zip").read_bytes() == (tmp_path / "two" / "x.zip").read_bytes()
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["x.zip"]
+
+
+def test_images_by_many_go_on_from_the_chunks_that_are_there(parts, tmp_path):
+    model, settings, made = open_model(str(parts[0])), SamplerSettings(num_steps=3), []
+    crew = Crew(workers=1, least=1, device="cpu", store=str(tmp_path / "store"))
+    stream = images_on_ray(model, settings, range(200), "random", "fp32", crew, lambda done, total: made.append(done))
+    next(stream)
+    stream.close()  # as when the command is interrupted: the pool ends, the chunks stay
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
+    assert 1 <= len(before) <= 4
+    parts_made = list(images_on_ray(model, settings, range(200), "random", "fp32", crew, lambda done, total: None))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    seeds, images = (np.concatenate(pieces) for pieces in zip(*parts_made, strict=True))
+    assert seeds.tolist() == list(range(200))
+    assert np.array_equal(images, generate(model.denoiser(), torch.arange(200), settings).numpy())
+
+
+@pytest.mark.fault
+def test_a_killed_queue_starts_again_and_calls_under_way_end_well(parts, queue_of, tmp_path):
+    bench = _bench(parts, tmp_path)
+    queue, settings = queue_of(bench), _settings(bench, steps=12)
+    chunks = chunks_of(bench.generator(), settings, "search", 6, 50)
+    waiting = [queue.ensure.remote(chunk) for chunk in chunks]
+    ray.wait(waiting, num_returns=1)
+    ray.kill(queue, no_restart=False)
+    ray.get(waiting, timeout=120)
+    features, _ = gather(bench.store, chunks)
+    assert np.array_equal(features, _calm(bench, settings, chunks))
+
+
+def test_extractor_weights_of_another_hash_are_refused_and_nothing_is_sampled(parts, queue_of, tmp_path):
+    bench = _bench(parts, tmp_path, 1)
+    wrong = ExtractorSpec(name="digits", weights=bench.extractor.weights, sha256="0" * 64)
+    broken = _bench(parts, tmp_path, 1, extractor=wrong)
+    chunk = chunks_of(bench.generator(), _settings(bench), "search", 1, 50)[0]
+    with pytest.raises(IntegrityError, match="not the weights that were asked for"):
+        make_chunks(queue_of(broken), [chunk], lambda done, total: None)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_model_weights_of_another_hash_are_refused(parts, tmp_path):
+    shutil.copytree(parts[0], tmp_path / "model")
+    path = next((tmp_path / "model").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(IntegrityError, match="sha256 differs from the manifest"):
+        open_model(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers", "9"], "the cluster has 4"),
+        (["--workers", "1", "--device", "cuda"], "GPU"),
+        (["--workers", "5:9"], "the cluster has 4"),
+    ],
+)
+def test_a_pool_that_can_have_no_resources_is_refused_within_ten_seconds(parts, tmp_path, capsys, arguments, message):
+    command = ["evaluate", "--model", str(parts[0]), "--reference", str(parts[1]), "--num", "100"]
+    started = time.monotonic()
+    assert main([*command, "--out", str(tmp_path), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "--workers" in error and time.monotonic() - started < 10
+
+
+def test_resources_that_others_hold_are_waited_for_a_stated_time_and_then_named(parts, tmp_path):
+    from edm_ray.distributed.cluster.preflight import preflight
+
+    @ray.remote(num_cpus=4)
+    class Holder:
+        def ready(self):
+            return True
+
+    holder = Holder.remote()
+    ray.get(holder.ready.remote())
+    try:
+        with pytest.raises(InputError, match="in use by others"):
+            preflight(_bench(parts, tmp_path).ask(), patience=1.0)
+    finally:
+        ray.kill(holder)
+
+
+@pytest.mark.fault
+def test_a_pool_grows_when_room_comes(parts, queue_of, tmp_path):
+    """Room for one of three samplers; when the others' CPUs are let go, there are three."""
+
+    @ray.remote(num_cpus=3)
+    class Holder:
+        def ready(self):
+            return True
+
+    holder = Holder.remote()
+    ray.get(holder.ready.remote())
+    bench = _bench(parts, tmp_path, 3, least_workers=1)
+    bench.require()
+    queue = queue_of(bench)
+    chunks = chunks_of(bench.generator(), _settings(bench), "search", 2, 50)
+    assert sum(ray.get([queue.ensure.remote(chunk) for chunk in chunks])) == 2
+    assert ray.get(queue.status.remote())["alive"] == 1
+    ray.kill(holder)
+    deadline = time.monotonic() + 60
+    while ray.get(queue.status.remote())["alive"] < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_reference_by_two_actors_one_of_them_killed_has_the_bits_of_one_made_here(parts, digits_dir, tmp_path):
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline:
+            for pid, _title in _ray_processes("Meter"):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    command = ["reference", "--data", str(digits_dir / "train"), "--extractor", "digits", "--workers", "2"]
+    assert main([*command, "--out", str(tmp_path / "reference")]) == 0
+    thread.join()
+    assert killed
+    here, there = (open_reference(str(where))[0].moments for where in (parts[1], tmp_path / "reference"))
+    assert here.hash == there.hash
+
+
+def _ancestors(pid: int) -> set[int]:
+    found: set[int] = set()
+    while pid > 1 and len(found) < 20:
+        found.add(pid)
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            break
+    return found
+
+
+def _ray_processes(title: str) -> list[tuple[int, str]]:
+    """Of this test session's own Ray: others may run on this machine."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            try:
+                command = (process / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            ours = command.startswith("ray::") and title in command and os.getpid() in _ancestors(int(process.name))
+            if ours:
+                found.append((int(process.name), command))
+    return found
+
+
+@pytest.mark.fault
+def test_twenty_evaluations_with_samplers_killed_at_random_have_the_fids_of_calm_ones(parts, queue_of, tmp_path):
+    """Every four chunks a sampler is killed, and the queue twice; each FID has the bits of one without Ray."""
+    bench = _bench(parts, tmp_path)
+    queue = queue_of(bench)
+    settings = [_settings(bench, churn, 18) for churn in np.linspace(0, 7, 20)]
+    sets = [chunks_of(bench.generator(), each, "search", 4, 50) for each in settings]
+    waiting = {queue.ensure.remote(chunk): chunk for chunks in sets for chunk in chunks}
+    over, kills, chance = threading.Event(), [], random.Random(0)
+
+    def strike() -> None:
+        """By what was made, not by the clock: on a busy machine a second is no time for a chunk."""
+        while not over.wait(chance.uniform(0.01, 0.3)):
+            samplers = _ray_processes("Sampler.run")
+            if samplers and len(list(tmp_path.rglob("*.safetensors"))) >= 4 * len(kills):
+                pid = chance.choice(samplers)[0]
+                os.kill(pid, signal.SIGKILL)
+                kills.append(pid)
+            if len(kills) in (5, 12):
+                ray.kill(queue, no_restart=False)
+                kills.append(0)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        ray.get(list(waiting), timeout=500)
+    finally:
+        over.set()
+        thread.join()
+    assert len(kills) >= 10, kills
+    for each, chunks in zip(settings, sets, strict=True):
+        features, seeds = gather(bench.store, chunks)
+        calm = estimate_fid(_calm(bench, each, chunks), seeds, bench.reference, 10)
+        assert estimate_fid(features, seeds, bench.reference, 10) == calm
+
+
+@pytest.mark.fault
+def test_a_killed_driver_loses_no_chunk_and_the_same_command_ends_the_same(parts, tmp_path):
+    """SIGKILL of `edm-ray evaluate` in mid-run, on a Ray of its own; run again, what was there is not made again."""
+    command = [
+        str(Path(sys.executable).with_name("edm-ray")),
+        "evaluate",
+        "--model",
+        str(parts[0]),
+        "--reference",
+        str(parts[1]),
+    ]
+    command += ["--num", "2000", "--set", "num_steps=18", "--workers", "2"]
+    environment = {**os.environ, "EDM_RAY_LOCAL_CPUS": "2"}
+    struck = subprocess.Popen([*command, "--out", str(tmp_path / "struck")], env=environment, start_new_session=True)
+    store = tmp_path / "struck" / "chunks"
+    deadline = time.monotonic() + 120
+    while len(list(store.rglob("*.safetensors"))) < 3:
+        assert struck.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(struck.pid, signal.SIGKILL)
+    struck.wait()
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*.safetensors")}
+    assert 3 <= len(before) < 20
+    for out in ("struck", "calm"):
+        subprocess.run([*command, "--out", str(tmp_path / out)], env=environment, check=True, timeout=300)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    struck_result, calm_result = (
+        json.loads((tmp_path / out / "evaluation.json").read_text())["samples"] for out in ("struck", "calm")
+    )
+    assert struck_result == calm_result

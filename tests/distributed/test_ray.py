@@ -1,0 +1,306 @@
+"""Training, evaluation and a sweep on Ray, with faults. One Ray for all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edm_ray.cli import main
+from edm_ray.config.presets import tiny
+from edm_ray.data.manifest import open_dataset
+from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.errors import InputError, IntegrityError
+from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.evaluation.reference import open_reference
+from edm_ray.models import open_model
+from edm_ray.training.engine import Place, train
+from edm_ray.training.run import checkpoint_store, claim_run, model_uri, read_metrics
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def run_dir(root, digits_dir):
+    """A tiny run of two DDP workers, by the command."""
+    uri = root / "run"
+    arguments = ["train", "--data", str(digits_dir / "train"), "--out", str(uri), "--preset", "tiny", "--workers", "2"]
+    assert main([*arguments, "--set", "denoiser.network.dropout=0"]) == 0
+    return uri
+
+
+@pytest.fixture(scope="module")
+def bench_dirs(root, run_dir, digits_dir):
+    reference = root / "reference"
+    assert (
+        main(["reference", "--data", str(digits_dir / "train"), "--out", str(reference), "--extractor", "digits"]) == 0
+    )
+    return run_dir / "model", reference
+
+
+def _weights(uri: Path) -> torch.Tensor:
+    import safetensors.torch
+
+    state = safetensors.torch.load(open_model(str(uri)).weights)
+    return torch.cat([state[name].double().flatten() for name in sorted(state)])
+
+
+def test_two_ddp_workers_give_the_parameters_of_one_process(root, run_dir, digits_dir):
+    """Same images, sigmas and noise; parameters agree to float32 rounding through ten Adam steps."""
+    uri = root / "plain"
+    arguments = ["train", "--data", str(digits_dir / "train"), "--out", str(uri), "--preset", "tiny", "--no-ray"]
+    assert main([*arguments, "--set", "denoiser.network.dropout=0"]) == 0
+    one, two = _weights(uri / "model"), _weights(run_dir / "model")
+    assert float((one - two).norm() / one.norm()) < 1e-4
+    losses = [[row["loss"] for row in read_metrics(str(path))] for path in (uri, run_dir)]
+    assert np.allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_one_worker_of_ray_has_the_bits_of_a_process_without_ray_whatever_threads_either_was_given(root, digits_dir):
+    """The engine sets its threads itself: Ray gives its workers one, a plain process would take all cores."""
+    before, results = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        for name, how in (("one-ray", ["--workers", "1"]), ("one-plain", ["--no-ray"])):
+            uri = str(root / name)
+            data = ["--data", str(digits_dir / "train"), "--out", uri, "--preset", "tiny"]
+            assert main(["train", *data, *how, "--set", "total_kimg=0.096"]) == 0
+            rows = [(row["loss"], row["loss_by_sigma"], row["grad_norm"]) for row in read_metrics(uri)]
+            results.append((open_model(model_uri(uri)).weights, rows))
+    finally:
+        torch.set_num_threads(before)
+    assert results[0] == results[1]
+
+
+def _sigkill_a_worker_after_the_first_checkpoint(run_uri: str, killed: list[int]) -> None:
+    store = checkpoint_store(run_uri)
+    while not store.committed():
+        time.sleep(0.05)
+    own = {os.getpid()}
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal() and int(process.name) not in own:
+            try:
+                title = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if title.startswith(b"ray::") and b"RayTrainWorker" in title:
+                os.kill(int(process.name), signal.SIGKILL)
+                killed.append(int(process.name))
+                return
+
+
+def test_training_goes_on_from_its_checkpoint_when_a_worker_is_killed(root, digits_dir):
+    """SIGKILL of one worker: Ray Train restarts the group, which equals a calm run bit for bit."""
+    dataset = open_dataset(str(digits_dir / "train"))
+    overrides = ["total_kimg=4.8", "tick_kimg=0.24", "checkpoint_kimg=0.24"]
+    killed: list[int] = []
+    for name in ("struck", "calm"):
+        uri = str(root / name)
+        thread = threading.Thread(target=_sigkill_a_worker_after_the_first_checkpoint, args=(uri, killed), daemon=True)
+        if name == "struck":
+            thread.start()
+        arguments = ["train", "--data", dataset.uri, "--out", uri, "--preset", "tiny", "--workers", "2", "--set"]
+        assert main([*arguments, *overrides]) == 0
+    assert killed, "no worker was found to kill"
+    assert open_model(model_uri(str(root / "struck"))).weights == open_model(model_uri(str(root / "calm"))).weights
+    clocks = {"images_per_s", "data_wait", "checkpoint_stall_s", "memory_mib"}
+    struck, calm = (
+        [{key: value for key, value in row.items() if key not in clocks} for row in read_metrics(str(root / name))]
+        for name in ("struck", "calm")
+    )
+    assert struck == calm
+
+
+def test_evaluation_does_not_depend_on_the_number_of_actors_and_reuses_its_chunks(root, bench_dirs):
+    model, reference = bench_dirs
+    results = []
+    for workers, out in ((1, "e1"), (2, "e2"), (2, "e2")):
+        arguments = [
+            "evaluate",
+            "--model",
+            str(model),
+            "--reference",
+            str(reference),
+            "--num",
+            "250",
+            "--set",
+            "num_steps=4",
+            "s_churn=1",
+            "--workers",
+            str(workers),
+            "--out",
+            str(root / out),
+        ]
+        assert main(arguments) == 0
+        results.append(json.loads((root / out / "evaluation.json").read_text())["samples"])
+    assert results[0] == results[1] == results[2] and results[0]["n"] == 250
+
+
+def _bench(bench_dirs, store, workers=2):
+    from edm_ray.distributed.evaluate import Bench
+
+    reference, extractor = open_reference(str(bench_dirs[1]))
+    return Bench(
+        model=open_model(str(bench_dirs[0])),
+        extractor=extractor,
+        reference=reference,
+        store=str(store),
+        labels="random",
+        workers=workers,
+        device="cpu",
+    )
+
+
+def test_a_chunk_whose_actor_is_killed_is_computed_by_another(root, bench_dirs):
+    import ray
+
+    from edm_ray.distributed.chunks import chunks_of, read_chunk
+    from edm_ray.distributed.pool import start_pool
+
+    bench = _bench(bench_dirs, root / "kill")
+    settings = SamplerSettings(num_steps=10).effective(bench.model.denoiser())
+    chunks = chunks_of(bench.generator(), settings, "search", 6, 100)
+    pool = start_pool(bench.model, [bench.extractor], bench.store, 2, "cpu")
+    queue = pool.queue
+    pids = ray.get(queue.sampler_pids.remote())
+    waiting = [queue.ensure.remote(chunk) for chunk in [*chunks, chunks[0]]]
+    os.kill(pids[0], signal.SIGKILL)
+    assert sum(ray.get(waiting)) == 6  # asked for seven times, generated six
+    status = ray.get(queue.status.remote())
+    assert status["actors lost"] == 1 and status["generated"] == 6
+    calm = _bench(bench_dirs, root / "calm-chunks")
+    again = start_pool(calm.model, [calm.extractor], calm.store, 1, "cpu")
+    ray.get([again.queue.ensure.remote(chunk) for chunk in chunks])
+    for chunk in chunks:
+        assert np.array_equal(read_chunk(bench.store, chunk), read_chunk(calm.store, chunk))
+    pool.stop()
+    again.stop()
+
+
+def test_a_damaged_chunk_or_one_of_other_settings_never_enters_a_sum(root, bench_dirs):
+    import shutil
+
+    from edm_ray.distributed.chunks import _path, chunks_of, read_chunk, write_chunk
+
+    bench, store = _bench(bench_dirs, "unused"), str(root / "bad")
+    one, two = (chunks_of(bench.generator(), SamplerSettings(num_steps=n), "search", 1, 4)[0] for n in (4, 5))
+    assert one.key != two.key
+    write_chunk(store, one, np.arange(8, dtype=np.int32).reshape(4, 2))
+    assert read_chunk(store, one).tolist() == np.arange(8).reshape(4, 2).tolist()
+    target = Path(_path(store, two.key))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(_path(store, one.key), target)
+    with pytest.raises(IntegrityError, match="other settings"):
+        read_chunk(store, two)
+    path = Path(_path(store, one.key))
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(IntegrityError, match="whole chunk"):
+        read_chunk(store, one)
+
+
+def _sweep(root, bench_dirs, out):
+    arguments = [
+        "sweep",
+        "--model",
+        str(bench_dirs[0]),
+        "--reference",
+        str(bench_dirs[1]),
+        "--out",
+        str(root / out),
+        "--space",
+        "tune_spaces/digits.yaml",
+        "--workers",
+        "2",
+        "--chunk-size",
+        "50",
+        "--initial-chunks",
+        "1",
+        "--max-chunks",
+        "2",
+        "--num-line",
+        "2",
+        "--num-global",
+        "1",
+        "--num-model",
+        "2",
+        "--budget-images",
+        "1200",
+        "--confirm-chunks",
+        "2",
+        "--grid",
+        "10",
+    ]
+    assert main(arguments) == 0
+    return json.loads((root / out / "sweep.json").read_text())
+
+
+def test_every_evaluation_is_a_tune_trial_and_a_repeated_sweep_generates_nothing(root, bench_dirs, capsys):
+    first = _sweep(root, bench_dirs, "sweep")
+    chunks = {path: path.stat().st_mtime_ns for path in (root / "sweep" / "chunks").rglob("*.safetensors")}
+    trials = list((root / "sweep" / "log").glob("tune-*/eval_*/result.json"))
+    assert len(trials) == len(first["trials"]) >= 6
+    shown = [json.loads(path.read_text().splitlines()[-1]) for path in trials]
+    assert {round(row["fid"], 9) for row in shown} == {round(t["estimate"]["fid"], 9) for t in first["trials"]}
+    assert all({"s_churn", "s_tmin", "s_tmax", "s_noise"} <= row["config"].keys() for row in shown)
+    for name in ("report.html", "best-sampler.yaml"):
+        assert (root / "sweep" / name).stat().st_size > 500
+    second = _sweep(root, bench_dirs, "sweep")
+    assert {path: path.stat().st_mtime_ns for path in (root / "sweep" / "chunks").rglob("*.safetensors")} == chunks
+    assert second["best"] == first["best"] and second["decisions"] == first["decisions"]
+    out = root / "best.png"
+    sampler = str(root / "sweep" / "best-sampler.yaml")
+    assert main(["generate", "--model", str(bench_dirs[0]), "--sampler", sampler, "--num", "5", "--out", str(out)]) == 0
+
+
+def test_more_workers_than_cpus_are_refused_at_once(digits_dir, root, bench_dirs, capsys):
+    started = time.monotonic()
+    data, out = str(digits_dir / "train"), str(root / "many")
+    assert main(["train", "--data", data, "--out", out, "--preset", "tiny", "--workers", "9"]) == 2
+    assert "needs 9 CPUs, the cluster has 4" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "evaluate",
+                "--model",
+                str(bench_dirs[0]),
+                "--reference",
+                str(bench_dirs[1]),
+                "--num",
+                "100",
+                "--out",
+                str(root / "e9"),
+                "--workers",
+                "9",
+            ]
+        )
+        == 2
+    )
+    assert "the cluster has 4" in capsys.readouterr().err
+    assert time.monotonic() - started < 10
+
+
+def test_estimates_travel_as_json(bench_dirs):
+    estimate = FidEstimate(fid=1.5, debiased=1.0, se=0.1, n=3, leave_one_out=(1.0, 2.0), reference="r", extractor="e")
+    assert FidEstimate.from_dict(json.loads(json.dumps(estimate.to_dict()))) == estimate
+
+
+def test_a_plain_engine_needs_no_ray(digits_dir, tmp_path):
+    dataset = open_dataset(str(digits_dir / "train"))
+    config = tiny(dataset.shape)
+    claim_run(str(tmp_path), config, dataset)
+    train(config, dataset, str(tmp_path), Place(), {})
+    assert open_model(model_uri(str(tmp_path))).about["images_seen"] == 240
+    with pytest.raises(InputError):
+        open_model(str(tmp_path / "nothing"))
