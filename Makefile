@@ -30,7 +30,7 @@ test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m fault
 
 # The numeric suites with the kernels of other CPUs (an hour on two cores): those without vector extensions, and AVX2.
-NUMERIC := tests/evaluation tests/networks tests/diffusion tests/sampling tests/training tests/interop tests/search tests/checkpoint
+NUMERIC := tests/evaluation tests/networks tests/diffusion tests/generation tests/training tests/models tests/search
 ISA_BASE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem
 ISA_AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell
 test-isa: $(STAMP)
