@@ -37,8 +37,9 @@ from edm_ray.search.plan import SweepPlan
 from edm_ray.search.result import result_of
 from edm_ray.search.space import space_of
 from edm_ray.search.strategies import make_strategy
-from edm_ray.training.engine import Place
-from edm_ray.training.run import checkpoint_store, model_uri, read_metrics
+from edm_ray.training.device import Place
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import checkpoint_store, model_uri
 from tests.golden.cases import Flat
 from tests.training.together import run_together, train_in_process
 
