@@ -121,7 +121,7 @@ class UNet(nn.Module):
         self.dec[f"{resolution}x{resolution}_aux_conv"] = nn.Conv2d(n, 1, 3, padding=1)
 
     def forward(self, x, c_noise, labels):
-        """x [B, 1, R, R] of unit variance, c_noise [B], classes [B] -> [B, 1, R, R]."""
+        """x [B, 1, R, R] of unit variance, c_noise [B], labels (classes) int64 [B] -> [B, 1, R, R]."""
         k = torch.arange(self.width // 2, dtype=c_noise.dtype) / (self.width // 2 - 1)
         phase = c_noise[:, None] * (1 / 10_000) ** k
         emb = torch.cat([phase.sin(), phase.cos()], 1)
@@ -154,7 +154,7 @@ def initialize(network):
 
 
 class Denoiser(nn.Module):
-    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise): F sees unit variance, and so do the targets of its training."""
+    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise): what F sees has unit variance, and so has what it learns."""
 
     def __init__(self, network):
         super().__init__()
@@ -174,7 +174,7 @@ class Denoiser(nn.Module):
 
 
 def loss(D, y, labels, draw, noise):
-    """lambda(sigma) |D(y + n; sigma) - y|^2 of each image, [B]. draw [B] and noise, like y, are unit normal."""
+    """lambda(sigma) |D(y + n; sigma) - y|^2 of each image: [B]. draw [B] and noise [B, 1, R, R] are unit normal."""
     sigma = (P_mean + P_std * draw).exp().reshape(-1, 1, 1, 1)  # p_train: ln(sigma) ~ N(P_mean, P_std^2)
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2  # lambda(sigma) = 1 / c_out^2
     n = noise * sigma
