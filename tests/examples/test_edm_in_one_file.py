@@ -17,7 +17,7 @@ from edm_ray.config.shape import DataShape
 from edm_ray.data.codec import decode, encode
 from edm_ray.data.importers.digits import load_digits
 from edm_ray.diffusion.labels import one_hot_labels
-from edm_ray.diffusion.samplers import SamplerSettings, sample
+from edm_ray.diffusion.samplers import Heun, sample
 from edm_ray.evaluation.extractors.digits import DigitsClassifier
 from edm_ray.evaluation.fid import frechet_distance
 from edm_ray.evaluation.moments import Moments
@@ -218,7 +218,7 @@ def test_algorithm_2_gives_the_samples_of_the_product(configured, shaken, settin
     for ours, theirs, bound in ((ideal, ideal, 1e-12), (like(configured, shaken), shaken, 1e-6)):
         x = configured.stochastic_sampler(ours, latents, seeds, noise=noise, **settings)
         with torch.no_grad():
-            expected = sample(theirs, latents, SamplerSettings(**named), one_hot_labels(seeds, 10), noise)
+            expected = sample(theirs, latents, Heun(**named), one_hot_labels(seeds, 10), noise)
         assert float((x - expected).norm() / expected.norm()) < bound
 
 
