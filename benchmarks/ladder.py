@@ -24,7 +24,7 @@ import torch
 
 from edm_ray.cli import main as edm_ray
 from edm_ray.config.recipes import LADDER, LETTERS, Family, change
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.codec import decode
 from edm_ray.data.importers.digits import split_digits
 from edm_ray.data.manifest import DataSet, open_dataset

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from edm_ray.config.schema import NetworkConfig
+from edm_ray.config.network import NetworkConfig
 from edm_ray.networks import build_network
 from edm_ray.networks.dropout import key_dropout, words_needed
 from edm_ray.seeding import stream_key, words

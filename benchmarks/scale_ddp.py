@@ -21,7 +21,7 @@ REPEATS = 12
 
 def _network() -> torch.nn.Module:
     """Many parameters for little compute, as a large network on a fast GPU has: U-Net of 8x8 pictures."""
-    from edm_ray.config.schema import NetworkConfig
+    from edm_ray.config.network import NetworkConfig
     from edm_ray.networks import build_network
 
     return build_network(

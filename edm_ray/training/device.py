@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.errors import InputError
 
 

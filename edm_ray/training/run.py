@@ -8,7 +8,7 @@ from typing import Any
 
 from edm_ray.config.identity import differences, identity, identity_fields
 from edm_ray.config.load import to_yaml
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError
 from edm_ray.models.checkpoints import CheckpointStore

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 
 if TYPE_CHECKING:
     from edm_ray.training.engine import Trainer

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from edm_ray.errors import InputError
-from edm_ray.networks.block import BlockStyle, UNetBlock, attend
+from edm_ray.networks.unet import BlockStyle, UNetBlock, attend
 from edm_ray.networks.layers import (
     Conv2d,
     Dropout,

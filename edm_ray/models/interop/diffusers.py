@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from edm_ray.config.schema import DenoiserConfig
+from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.models.card import model_card
 from edm_ray.models.weights import weights_bytes
 from edm_ray.networks import build_denoiser

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edm_ray.config.load import validate
-from edm_ray.config.schema import DenoiserConfig
+from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.errors import InputError, nearest
 from edm_ray.networks.build import NCSNPP
 
