@@ -37,10 +37,17 @@ def identity_fields(config: TrainingConfig, dataset_hash: str) -> dict[str, Any]
             elif constants and entry.name != "kind" and item == entry.default:
                 continue
             elif key not in _OUTSIDE and _ADDED.get(key, ...) != item:
-                flat[key] = list(item) if isinstance(item, tuple) else item
+                flat[key] = _number(item)
 
     walk("", config)
     return flat
+
+
+def _number(item: Any) -> Any:
+    """1 and 1.0 are one value, whether a file or a program says it."""
+    if isinstance(item, tuple):
+        return [_number(part) for part in item]
+    return int(item) if isinstance(item, float) and item.is_integer() else item
 
 
 def identity(fields: dict[str, Any]) -> str:

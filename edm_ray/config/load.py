@@ -1,6 +1,7 @@
 """From text to a validated configuration: preset < file < ``--set a.b=c``. Unknown keys name the nearest known one.
 
-Files, ``--set`` and JSON are flat: ``denoiser.preconditioning: {kind: vp, beta_d: 5}``; the class of that kind is made here.
+Files, ``--set`` and JSON are flat, ``denoiser.preconditioning: {kind: vp, beta_d: 5}``; the class of that kind is made
+here.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def _parts(cls: object) -> dict[str, type]:
     """Fields of a configuration class that are configurations themselves, with their classes."""
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         return {}
-    return {name: hint for name, hint in get_type_hints(cls).items() if dataclasses.is_dataclass(hint)}
+    hints = get_type_hints(cls).items()
+    return {name: hint for name, hint in hints if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
 
 
 def lay_over(cls: type, base: Mapping[str, Any], change: Mapping[str, Any], source: str) -> dict[str, Any]:

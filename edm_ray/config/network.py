@@ -116,7 +116,7 @@ class ADM(UNetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnNetwork(NetworkConfig):
-    """A module of the user's own, which is passed in wherever the denoiser is built: files hold its weights and name."""
+    """A module of the user's own, passed in wherever the denoiser is built: files hold its weights and its name."""
 
     kind: str = field(default="own", init=False)
     class_path: str = ""

@@ -52,8 +52,10 @@ class Objective(abc.ABC):
 
 @dataclass(frozen=True)
 class EDM(Objective):
-    """ln sigma ~ N(p_mean, p_std^2) within sigma_min..sigma_max, lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2
-    (section 5). Around a denoiser that knows a bounded range, the distribution is restricted to that range."""
+    """ln sigma ~ N(p_mean, p_std^2), lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (section 5).
+
+    Around a denoiser that knows sigma_min..sigma_max only, the distribution is restricted to that range.
+    """
 
     draw: ClassVar[str] = "normal"
 
@@ -77,7 +79,7 @@ class EDM(Objective):
             return (draw * self.p_std + self.p_mean).exp()
         # The quantile of the draw, taken within the range.
         share = low + (high - low) * torch.special.ndtr(draw.double())
-        level = (torch.special.ndtri(share) * self.p_std + self.p_mean).exp()
+        level: torch.Tensor = (torch.special.ndtri(share) * self.p_std + self.p_mean).exp()
         return level.clamp(self.sigma_min, self.sigma_max).to(draw.dtype)
 
     def weight(self, sigma: torch.Tensor) -> torch.Tensor:

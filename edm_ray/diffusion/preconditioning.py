@@ -136,8 +136,7 @@ class IDDPM(Preconditioned):
         grid.check("preconditioning")
         super().__init__(network, grid.sigma_min, grid.sigma_max)
         self.steps = grid.num_train_steps
-        with torch.device("cpu"):  # numbers are needed, also where the network is built on "meta"
-            self.register_buffer("u", torch.tensor(grid.levels(), dtype=torch.float32))
+        self.register_buffer("u", torch.tensor(grid.levels(), dtype=torch.float32))
 
     def index(self, sigma: torch.Tensor) -> torch.Tensor:
         """Index j of the nearest u_j (compared in float32): int64, same shape."""

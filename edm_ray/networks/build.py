@@ -14,7 +14,7 @@ from edm_ray.config.preconditioning import (
     VEPreconditioning,
     VPPreconditioning,
 )
-from edm_ray.diffusion.preconditioning import PRECONDITIONERS, Preconditioned
+from edm_ray.diffusion.preconditioning import EDM, IDDPM, PRECONDITIONERS, VE, VP, Preconditioned
 from edm_ray.errors import InputError, require
 from edm_ray.networks.dhariwal import DhariwalUNet
 from edm_ray.networks.own import fit_own
@@ -77,15 +77,14 @@ def build_denoiser(config: DenoiserConfig, seed: int = 0, network: nn.Module | N
 
 def precondition(network: nn.Module, config: PreconditioningConfig) -> Preconditioned:
     """The preconditioning that the configuration says, around any network."""
-    make = PRECONDITIONERS[config.kind]
     match config:
         case EDMPreconditioning():
             low, high = config.noise_range
-            return make(network, sigma_data=config.sigma_data, sigma_min=low, sigma_max=high)
+            return EDM(network, sigma_data=config.sigma_data, sigma_min=low, sigma_max=high)
         case VPPreconditioning():
-            return make(network, schedule=config.schedule, num_train_steps=config.num_train_steps)
+            return VP(network, config.schedule, config.num_train_steps)
         case VEPreconditioning():
-            return make(network, schedule=config.schedule)
+            return VE(network, config.schedule)
         case IDDPMPreconditioning():
-            return make(network, grid=config.grid)
+            return IDDPM(network, config.grid)
     raise AssertionError(config)

@@ -65,6 +65,6 @@ def _try(network: nn.Module, config: OwnNetwork, name: str) -> None:
         raise InputError(f"{name}: returns {found} for images of shape {tuple(x.shape)}, expected the same shape")
     if drew:
         raise InputError(
-            f"{name}: draws from torch's global generator in training mode, so a resumed run would not be the same run; "
+            f"{name}: draws from torch's global generator in training mode, so a resumed run would not be the same; "
             "allowed are torch.nn.Dropout modules, which are keyed by image, and edm_ray.networks.layers.Dropout"
         )

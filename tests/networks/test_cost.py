@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from edm_ray.config.presets import PRESETS
 from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.config.network import NETWORKS
 from edm_ray.config.preconditioning import PRECONDITIONINGS
+from edm_ray.config.presets import PRESETS
 from edm_ray.networks.build import build_denoiser
 from edm_ray.networks.cost import network_cost
 

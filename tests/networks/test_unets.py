@@ -242,7 +242,8 @@ def test_the_network_compiles_without_graph_breaks(kind: str) -> None:
 @pytest.mark.parametrize("kind", list(PRECONDITIONERS))
 def test_the_denoiser_holds_the_network_as_model_and_gives_images(kind: str) -> None:
     config = DenoiserConfig(
-        network=NETWORKS(**DIGITS), preconditioning=PRECONDITIONINGS(kind, **({"sigma_data": 0.7} if kind == "edm" else {}))
+        network=NETWORKS(**DIGITS),
+        preconditioning=PRECONDITIONINGS(kind, **({"sigma_data": 0.7} if kind == "edm" else {})),
     )
     denoiser = build_denoiser(config, seed=4).eval()
     weights = build_network(config.network, 4, out_channels=2 if kind == "iddpm" else None).state_dict()
