@@ -67,7 +67,7 @@ class SongNetwork(UNetConfig):
     """standard | skip | residual."""
     decoder_type: str = "standard"
     """standard | skip."""
-    resample_filter: tuple[float, ...] = (1, 1)
+    resample_filter: tuple[float, ...] = (1.0, 1.0)
     """Taps of the resampling filter, an even number."""
 
     def __post_init__(self) -> None:
@@ -87,6 +87,8 @@ class SongNetwork(UNetConfig):
             taps,
             "an even number of finite taps whose sum is not 0",
         )
+        # Floats, so that what a program made and what a file says are written in the same bytes.
+        object.__setattr__(self, "resample_filter", tuple(float(tap) for tap in taps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ class NCSNpp(SongNetwork):
     embedding_type: str = "fourier"
     channel_mult_noise: int = 2
     encoder_type: str = "residual"
-    resample_filter: tuple[float, ...] = (1, 3, 3, 1)
+    resample_filter: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
