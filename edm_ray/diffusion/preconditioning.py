@@ -26,6 +26,7 @@ class Preconditioned(nn.Module):
     def __init__(self, network: nn.Module, sigma_min: float, sigma_max: float) -> None:
         super().__init__()
         self.model = network
+        self.label_dim = int(getattr(network, "label_dim", 0))
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     def round_sigma(self, sigma: torch.Tensor) -> torch.Tensor:
@@ -54,7 +55,7 @@ class Preconditioned(nn.Module):
             raise InputError(f"sigma={tuple(sigma.shape)} is not allowed: a scalar or one value an image, [{len(x)}]")
         x = x.to(torch.float32)
         sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1).expand(len(x), 1, 1, 1)
-        label_dim = int(getattr(self.model, "label_dim", 0))
+        label_dim = self.label_dim
         if label_dim == 0:
             class_labels = None
         elif class_labels is None:

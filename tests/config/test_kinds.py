@@ -23,6 +23,7 @@ from edm_ray.config.shape import DataShape
 from edm_ray.config.training import TrainingConfig
 from edm_ray.errors import InputError
 
+D = "denoiser.preconditioning"
 SHAPE = DataShape(resolution=8, channels=1, num_classes=10)
 
 
@@ -51,13 +52,13 @@ def test_another_network_keeps_sizes_and_takes_the_form_of_its_kind() -> None:
 @pytest.mark.parametrize(
     ("pairs", "says"),
     [
-        (["denoiser.preconditioning.beta_d=5"], "--set: denoiser.preconditioning.beta_d=5 is not allowed: it belongs to vp, the kind is edm"),
-        (["denoiser.preconditioning.kind=vp", "denoiser.preconditioning.c_1=1"], "it belongs to iddpm, the kind is vp"),
-        (["denoiser.preconditioning.kind=vpp"], "denoiser.preconditioning.kind='vpp' is not allowed: edm, vp, ve, iddpm"),
-        (["denoiser.preconditioning.sigma_dat=1"], "did you mean 'sigma_data'"),
-        (["denoiser.network.kind=adm", "denoiser.network.encoder_type=skip"], "it belongs to ddpmpp and ncsnpp, the kind is adm"),
+        ([f"{D}.beta_d=5"], f"--set: {D}.beta_d=5 is not allowed: it belongs to vp, the kind is edm"),
+        ([f"{D}.kind=vp", f"{D}.c_1=1"], "it belongs to iddpm, the kind is vp"),
+        ([f"{D}.kind=vpp"], f"{D}.kind='vpp' is not allowed: edm, vp, ve, iddpm"),
+        ([f"{D}.sigma_dat=1"], "did you mean 'sigma_data'"),
+        (["denoiser.network.kind=adm", "denoiser.network.encoder_type=skip"], "to ddpmpp and ncsnpp, the kind is adm"),
         (["objective.beta_d=5"], "objective.beta_d=5 is not allowed: it belongs to vp, the kind is edm"),
-        (["denoiser.preconditioning.kind=vp", "denoiser.preconditioning.beta_d=x"], "denoiser.preconditioning.beta_d='x'"),
+        ([f"{D}.kind=vp", f"{D}.beta_d=x"], f"{D}.beta_d='x'"),
     ],
 )  # fmt: skip
 def test_a_field_of_another_kind_is_refused_with_the_kind_that_has_it(pairs: list[str], says: str) -> None:
@@ -111,8 +112,8 @@ def test_constants_of_table_1_are_written_in_one_file() -> None:
     root = Path(edm_ray.__file__).parent
     homes = {
         path.relative_to(root).as_posix()
-        for part in ("config", "diffusion/noise.py", "diffusion/preconditioning.py", "diffusion/objectives.py", "networks")
-        for path in ([root / part] if part.endswith(".py") else (root / part).rglob("*.py"))
+        for part in ("config", "diffusion", "networks", "models", "training")
+        for path in (root / part).rglob("*.py")
         if re.search(rf": (float|int)( \| None)? = {constants}", path.read_text())
     }  # fmt: skip
     assert homes - {"networks/unet.py"} == {"diffusion/noise.py"}  # unet.py: eps of the normalisation

@@ -1,5 +1,5 @@
-"""Every preconditioning with every objective, with constants that are not Table 1's: training noise levels lie where the
-denoiser knows them, and p_train and lambda are what Table 1 says with those constants."""
+"""Every preconditioning with every objective, with constants that are not Table 1's: training noise levels lie where
+the denoiser knows them, and p_train and lambda are what Table 1 says with those constants."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ OBJECTIVES: dict[str, dict[str, float]] = {
     "iddpm": {"num_train_steps": 50, "c_1": 0.2, "c_2": 0.1},
 }
 """Beside a preconditioning of another kind."""
+D, OBJECTIVE = "denoiser.preconditioning.kind", "objective.kind"
 NUM = 20_000
 DRAWS = (torch.arange(NUM, dtype=torch.float64) + 0.5) / NUM
 
@@ -109,16 +110,25 @@ def test_an_objective_of_the_preconditionings_kind_takes_its_constants() -> None
 @pytest.mark.parametrize(
     ("pairs", "says"),
     [
-        ({"denoiser.preconditioning.kind": "ve", "objective.kind": "vp"}, "objective.kind='vp' trains on noise levels 0.001.*denoiser.preconditioning.kind='ve' knows 0.02..100 only"),
-        ({"denoiser.preconditioning.kind": "vp", "objective.kind": "iddpm"}, "objective.kind='iddpm' trains on .*'vp' knows"),
-        ({"denoiser.preconditioning.sigma_max": 50, "objective.kind": "ve"}, "'ve' trains on noise levels 0.02..100.*'edm' knows 0..50"),
-        ({"denoiser.preconditioning.kind": "vp", "objective.kind": "vp", "objective.beta_d": 3}, "objective.beta_d=3.0 .*preconditioning.beta_d=19.9, since both are vp"),
+        (
+            {D: "ve", OBJECTIVE: "vp"},
+            "objective.kind='vp' trains on noise levels 0.001.*preconditioning.kind='ve' knows 0.02..100",
+        ),
+        ({D: "vp", OBJECTIVE: "iddpm"}, "objective.kind='iddpm' trains on .*'vp' knows"),
+        (
+            {"denoiser.preconditioning.sigma_max": 50, OBJECTIVE: "ve"},
+            "'ve' trains on noise levels 0.02..100.*'edm' knows 0..50",
+        ),
+        (
+            {D: "vp", OBJECTIVE: "vp", "objective.beta_d": 3},
+            "objective.beta_d=3.0 .*preconditioning.beta_d=19.9, since both are vp",
+        ),
         ({"denoiser.preconditioning.sigma_max": 0.01}, "objective.p_mean=-1.2 is not allowed: .* lie in 0..0.01"),
         ({"objective.p_std": 0}, "objective.p_std=0.0"),
-        ({"objective.kind": "vp", "objective.beta_d": -1}, "objective.beta_d=-1.0"),
-        ({"objective.kind": "ve", "objective.sigma_min": 0}, "objective.sigma_min=0.0"),
+        ({OBJECTIVE: "vp", "objective.beta_d": -1}, "objective.beta_d=-1.0"),
+        ({OBJECTIVE: "ve", "objective.sigma_min": 0}, "objective.sigma_min=0.0"),
     ],
-)  # fmt: skip
+)
 def test_noise_levels_that_the_denoiser_does_not_know_are_refused_by_the_configuration(
     pairs: dict[str, Any], says: str
 ) -> None:

@@ -47,7 +47,7 @@ def test_without_the_module_the_error_says_how_to_pass_it() -> None:
     for build in (build_denoiser, network_cost):
         with pytest.raises(InputError, match=r"your own class mine.Own: pass .*edm.load_model\(uri, network=module\)"):
             build(CONFIG)
-    with pytest.raises(InputError, match="network.kind='ddpmpp' is built here"):
+    with pytest.raises(InputError, match=r"network.kind='ddpmpp' is built here"):
         build_denoiser(DenoiserConfig(), network=Own())
 
 
@@ -70,7 +70,7 @@ def test_ordinary_dropout_modules_are_keyed_by_image() -> None:
 def test_other_random_layers_are_refused_and_leave_the_global_generator_alone(layer: nn.Module) -> None:
     network = Own(layer)
     state = torch.get_rng_state()
-    with pytest.raises(InputError, match="mine.Own: draws from torch's global generator in training mode"):
+    with pytest.raises(InputError, match=r"mine.Own: draws from torch's global generator in training mode"):
         build_denoiser(CONFIG, network=network)
     assert torch.equal(torch.get_rng_state(), state)
 
