@@ -116,4 +116,5 @@ def test_constants_of_table_1_are_written_in_one_file() -> None:
         for path in (root / part).rglob("*.py")
         if re.search(rf": (float|int)( \| None)? = {constants}", path.read_text())
     }  # fmt: skip
-    assert homes - {"networks/unet.py"} == {"diffusion/noise.py"}  # unet.py: eps of the normalisation
+    others = {"networks/unet.py", "diffusion/samplers/rk45.py"}  # an eps of normalisation, a tolerance
+    assert homes - others == {"diffusion/noise.py"}
