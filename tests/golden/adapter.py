@@ -21,8 +21,7 @@ from edm_ray.diffusion.analysis.analytic import GaussianMixture
 from edm_ray.diffusion.analysis.inversion import invert, reconstruct
 from edm_ray.diffusion.analysis.langevin import langevin
 from edm_ray.diffusion.analysis.truncation import truncation_errors
-from edm_ray.diffusion.samplers import SamplerSettings, noise_levels, sample
-from edm_ray.diffusion.samplers.sample import needs_noise
+from edm_ray.diffusion.samplers import Euler, Sampler, sample, sampler
 from edm_ray.errors import InputError
 from edm_ray.evaluation.extractors.digits import DigitsClassifier, save_digits_classifier
 from edm_ray.evaluation.extractors.registry import load_extractor
@@ -32,6 +31,7 @@ from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.precision_recall import precision_recall
 from edm_ray.generation.generate import generate, labels_of
 from edm_ray.models import open_model
+from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.networks.build import build_denoiser
 from edm_ray.search.plan import SweepPlan
 from edm_ray.search.result import result_of
@@ -71,11 +71,11 @@ def classes_of(seeds: torch.Tensor, policy: str) -> list[int]:
 # -- samplers ----------------------------------------------------------------------------------------------------------
 
 
-def make_sampler(flat: Flat) -> SamplerSettings:
-    return SamplerSettings(**flat)
+def make_sampler(flat: Flat) -> Sampler:
+    return sampler(**flat)
 
 
-def flat_of(sampler: SamplerSettings) -> Flat:
+def flat_of(sampler: Sampler) -> Flat:
     """The solver and what differs from its defaults."""
     defaults = {field.name: field.default for field in dataclasses.fields(sampler)}
     changed = {name: value for name, value in dataclasses.asdict(sampler).items() if value != defaults[name]}
@@ -110,13 +110,8 @@ class _OnGrid(_Mixture):
 
 
 def closed_form(kind: str) -> Any:
-    """mixture, classes (for classifier-free guidance), auto (it has a guide), or grid (it rounds noise levels)."""
-    if kind == "grid":
-        return _OnGrid()
-    denoiser = _Mixture(classes=kind == "classes")
-    if kind == "auto":
-        denoiser.guide = _Mixture(sd=0.8)  # type: ignore[attr-defined]
-    return denoiser
+    """mixture, classes (for classifier-free guidance), auto (another guides it), or grid (it rounds noise levels)."""
+    return _OnGrid() if kind == "grid" else _Mixture(classes=kind == "classes")
 
 
 def sampler_facts(flat: Flat, denoiser: Any) -> dict[str, Any]:
@@ -124,8 +119,9 @@ def sampler_facts(flat: Flat, denoiser: Any) -> dict[str, Any]:
     sampler = make_sampler(flat)
     return {
         "nfe": sampler.nfe,
-        "needs_noise": needs_noise(sampler, denoiser),
-        "noise_levels": np.array(noise_levels(sampler, denoiser)),
+        "needs_noise": sampler.needs_noise(denoiser),
+        # Of rk45 only the two ends act; recorded are the levels of its discretization.
+        "noise_levels": np.array(Sampler.noise_levels(sampler, denoiser)),
         "effective": flat_of(sampler.effective(denoiser)),
     }
 
@@ -135,7 +131,8 @@ def sample_analytic(flat: Flat, kind: str, seeds: torch.Tensor) -> np.ndarray:
     latents = seeding.image_noise(seeds, "latents", SHAPE)(0)
     noise = seeding.image_noise(seeds, "churn", SHAPE)
     labels = torch.eye(2)[seeds % 2] if kind == "classes" else None
-    return sample(closed_form(kind), latents, make_sampler(flat), labels, noise).numpy()
+    guide = _Mixture(sd=0.8) if kind == "auto" else None
+    return sample(closed_form(kind), latents, make_sampler(flat), labels, noise, guide).numpy()
 
 
 def analyses(flat: Flat, seeds: torch.Tensor) -> dict[str, np.ndarray]:
@@ -143,7 +140,7 @@ def analyses(flat: Flat, seeds: torch.Tensor) -> dict[str, np.ndarray]:
     denoiser, sampler = closed_form("mixture"), make_sampler(flat)
     latents = seeding.image_noise(seeds, "latents", SHAPE)(0)
     found = {"truncation": np.array(truncation_errors(denoiser, latents, sampler, substeps=2))}
-    if sampler.solver in ("heun", "euler"):
+    if isinstance(sampler, Euler):
         found["inverted"] = invert(denoiser, latents * 0.5, sampler).numpy()
         found["reconstructed"] = reconstruct(denoiser, latents, sampler).numpy()
     return found
@@ -178,9 +175,10 @@ def generate_images(
     denoiser: torch.nn.Module, flat: Flat, labels: str, seeds: torch.Tensor, guide: torch.nn.Module | None = None
 ) -> np.ndarray:
     """uint8 [B, 1, 8, 8]."""
-    if guide is not None:
-        denoiser.guide = guide
-    return generate(denoiser, seeds, make_sampler(flat), labels=labels, micro_batch=4).numpy()
+    guiding = None if guide is None else ModelDenoiser(guide)
+    return generate(
+        ModelDenoiser(denoiser, guide=guiding), seeds, make_sampler(flat), labels=labels, micro_batch=4
+    ).numpy()
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
