@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from edm_ray.training.engine import Place, Trainer
 
 from edm_ray.config.presets import preset
 from edm_ray.config.shape import DataShape
@@ -23,7 +24,6 @@ from edm_ray.evaluation.fid import frechet_distance
 from edm_ray.evaluation.moments import Moments
 from edm_ray.networks.build import build_denoiser
 from edm_ray.seeding import image_noise, normal, stream_key
-from edm_ray.training.engine import Place, Trainer
 from edm_ray.training.step import make_objective, share_loss
 
 FILE = Path(__file__).parents[2] / "examples" / "edm_in_one_file.py"
