@@ -1,8 +1,8 @@
 """Tune spaces: which sampler settings a sweep may try, as data (`tune_spaces/*.yaml`).
 
-Any field of `SamplerSettings` can be searched. S_churn is searched as ``churn_fraction``, the share of its cap
+Any setting of a sampler can be searched. S_churn is searched as ``churn_fraction``, the share of its cap
 num_steps * (sqrt(2) - 1), above which it changes nothing (or as a grid of ``s_churn``, as in the paper);
-``churn_bins.0`` is the same share within the first bin.
+``churn_bins.0`` is the same share within the first bin. Settings that the solver of a point does not take are left out.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from edm_ray.search.dimensions import Choice, Grid, Range
 Point = Mapping[str, Any]
 """Value of each searched setting; churn as a share of its cap."""
 CHURN = "churn_fraction"
+BINS = "churn_bins"
+IN_PAPER = {"s_churn": "S_churn", "s_tmin": "S_tmin", "s_tmax": "S_tmax", "s_noise": "S_noise"}
+"""Settings that the paper writes otherwise."""
 _FIELDS = {entry.name: entry.type for entry in dataclasses.fields(SamplerSettings)}
 _TAKES_CHURN = ("heun", "euler")
 
@@ -49,35 +52,43 @@ class Space:
         deterministic settings. An interval with guidance_min > guidance_max is no guidance. Raises InputError for
         combinations that no sampler allows.
         """
-        values = {key: value for key, value in point.items() if key in _FIELDS}
-        base = dataclasses.replace(self.sampler, **{k: v for k, v in values.items() if k in ("num_steps",)})
-        fraction = point.get(CHURN, 0.0)
-        bins = {int(key.partition(".")[2]): share for key, share in point.items() if key.startswith("churn_bins.")}
-        if bins:
-            given = values.get("churn_bins", self.sampler.churn_bins)
-            values["churn_bins"] = tuple(
-                (low, high, bins.get(i, 0.0) * base.churn_cap) for i, (low, high, _) in enumerate(given)
-            )
+        flat = flat_of(self.sampler) | {name: value for name, value in point.items() if name in _FIELDS}
+        cap = dataclasses.replace(self.sampler, num_steps=flat["num_steps"]).churn_cap
         if CHURN in point:
-            values["s_churn"] = fraction * base.churn_cap
-        if values.get("s_tmin", base.s_tmin) > values.get("s_tmax", base.s_tmax):
-            values |= {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf}
-        if values.get("guidance_min", base.guidance_min) > values.get("guidance_max", base.guidance_max):
-            values |= {"guidance": 1.0, "guidance_min": 0.0, "guidance_max": math.inf}
-        if values.get("solver", base.solver) not in _TAKES_CHURN:
-            values |= {"s_churn": 0.0, "churn_bins": (), "restarts": ()}
-        return dataclasses.replace(self.sampler, **values)
-
-    def at(self, shares: Sequence[float]) -> Point:
-        """Shares in [0, 1], one a dimension -> point."""
-        return {name: where.at(share) for (name, where), share in zip(self.search.items(), shares, strict=True)}
+            flat["s_churn"] = point[CHURN] * cap
+        shares = {name: share for name, share in point.items() if _bin(name) is not None}
+        if shares:
+            flat[BINS] = tuple(
+                (low, high, shares.get(f"{BINS}.{i}", 0.0) * cap) for i, (low, high, _) in enumerate(flat[BINS])
+            )
+        if flat["s_tmin"] > flat["s_tmax"]:
+            flat |= {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf}
+        if flat["guidance_min"] > flat["guidance_max"]:
+            flat |= {"guidance": 1.0, "guidance_min": 0.0, "guidance_max": math.inf}
+        if flat["solver"] not in _TAKES_CHURN:
+            flat |= {"s_churn": 0.0, BINS: (), "restarts": ()}
+        return SamplerSettings(**flat)
 
     def with_churn(self, share: float) -> SamplerSettings | None:
         """``sampler`` with this share of the cap of S_churn at every noise level; None if churn is not searched so."""
         for name, amount in ((CHURN, share), ("s_churn", share * self.sampler.churn_cap)):
             if name in self.search:
-                return self.settings({name: self.search[name].nearest(amount)})
+                return self.settings({name: self.search[name].clip(amount)})
         return None
+
+    def describe(self, settings: SamplerSettings) -> dict[str, str]:
+        """Setting -> its value in words: what is searched, and what else differs from ``sampler``.
+
+        Bounds that ``sampler`` leaves open are told where they are searched only.
+        """
+        mine, base = flat_of(settings), flat_of(self.sampler)
+        searched = dict.fromkeys("s_churn" if name == CHURN else name.partition(".")[0] for name in self.search)
+        others = [name for name in mine if base.get(name) is not None and mine[name] != base[name]]
+        return {name: _text(mine[name]) for name in dict.fromkeys([*searched, *others]) if name in mine}
+
+    def at(self, shares: Sequence[float]) -> Point:
+        """Shares in [0, 1], one a dimension -> point."""
+        return {name: where.at(share) for (name, where), share in zip(self.search.items(), shares, strict=True)}
 
     def features(self, point: Point) -> list[float]:
         """What a model of the FID sees of a point: numbers in [0, 1]; a choice is one-hot."""
@@ -85,18 +96,7 @@ class Space:
 
     def point_of(self, settings: SamplerSettings) -> Point:
         """The nearest point of the space."""
-        point: dict[str, Any] = {}
-        for name, where in self.search.items():
-            if name == CHURN:
-                value: Any = min(settings.s_churn / settings.churn_cap, 1.0)
-            elif name.startswith("churn_bins."):
-                index = int(name.partition(".")[2])
-                churn = settings.churn_bins[index][2] if index < len(settings.churn_bins) else 0.0
-                value = min(churn / settings.churn_cap, 1.0)
-            else:
-                value = getattr(settings, name)
-            point[name] = where.nearest(value)
-        return point
+        return {name: where.clip(_searched(settings, name)) for name, where in self.search.items()}
 
     def count(self, points: int | None = None) -> int | None:
         """Points of the space, ranges cut into ``points`` values; None: infinitely many."""
@@ -107,6 +107,39 @@ class Space:
         """All points, ranges cut into ``points`` values, in the order of the file."""
         values = [where.values(points) for where in self.search.values()]
         return [dict(zip(self.search, row, strict=True)) for row in itertools.product(*values)]
+
+
+def in_words(described: Mapping[str, str]) -> str:
+    """What `Space.describe` gives, in one line."""
+    return ", ".join(f"{IN_PAPER.get(name, name)} {text}" for name, text in described.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return " ".join(",".join(f"{number:.4g}" for number in row) for row in value) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def flat_of(settings: SamplerSettings) -> dict[str, Any]:
+    """The flat form that files keep."""
+    return {name: getattr(settings, name) for name in _FIELDS}
+
+
+def _bin(name: str) -> int | None:
+    """The index of ``churn_bins.INDEX``."""
+    stem, _, index = name.partition(".")
+    return int(index) if stem == BINS and index.isdecimal() else None
+
+
+def _searched(settings: SamplerSettings, name: str) -> Any:
+    """The value of a dimension in a sampler; None where its solver has no such setting."""
+    index = _bin(name)
+    if name == CHURN:
+        return min(settings.s_churn / settings.churn_cap, 1.0)
+    if index is not None:
+        churn = settings.churn_bins[index][2] if index < len(settings.churn_bins) else 0.0
+        return min(churn / settings.churn_cap, 1.0)
+    return getattr(settings, name, None)
 
 
 def load_space(path: str) -> Space:
@@ -159,13 +192,7 @@ def _sampler(base: SamplerSettings, changes: Mapping[str, Any], where: str) -> S
 def _dimension(sampler: SamplerSettings, name: str, given: Any, path: str) -> Range | Grid | Choice:
     """One entry of ``search``; every bound, grid value and choice must make a sampler."""
     where = f"{path}: search.{name}"
-    stem, _, index = name.partition(".")
-    if stem == "churn_bins" and index:
-        if not index.isdecimal() or int(index) >= len(sampler.churn_bins):
-            raise InputError(f"{where} is not allowed: sampler.churn_bins has {len(sampler.churn_bins)} bins")
-    elif name != CHURN and name not in _FIELDS:
-        known = [CHURN, *_FIELDS]
-        raise InputError(f"{where}: no such setting{nearest(name, known)}; there are: {', '.join(known)}")
+    _require_setting(sampler, name, where)
     if not isinstance(given, dict):
         raise InputError(f"{where}: give {{low, high}}, {{grid: [...]}} or {{choices: [...]}}, got {given!r}")
     kind: type[Range] | type[Grid] | type[Choice] = Choice if "choices" in given else Grid if "grid" in given else Range
@@ -178,7 +205,7 @@ def _dimension(sampler: SamplerSettings, name: str, given: Any, path: str) -> Ra
     dimension: Any = validate(kind, given, where)
     if name == "s_churn" and not isinstance(dimension, Grid):
         raise InputError(f"{where}: give {{grid: [...]}}, or search churn_fraction, the share of S_churn's cap")
-    share = name == CHURN or (stem == "churn_bins" and bool(index))
+    share = name == CHURN or _bin(name) is not None
     kind_of = "float" if share else str(_FIELDS[name])
     if isinstance(dimension, Choice):
         if share:
@@ -199,6 +226,16 @@ def _dimension(sampler: SamplerSettings, name: str, given: Any, path: str) -> Ra
     if kind_of == "int" and isinstance(dimension, Grid):
         dimension = Grid(grid=tuple(int(value) for value in dimension.grid))
     return dimension  # type: ignore[no-any-return]
+
+
+def _require_setting(sampler: SamplerSettings, name: str, where: str) -> None:
+    stem, _, index = name.partition(".")
+    if stem == BINS and index:
+        if not index.isdecimal() or int(index) >= len(sampler.churn_bins):
+            raise InputError(f"{where} is not allowed: sampler.churn_bins has {len(sampler.churn_bins)} bins")
+    elif name != CHURN and name not in _FIELDS:
+        known = [CHURN, *_FIELDS]
+        raise InputError(f"{where}: no such setting{nearest(name, known)}; there are: {', '.join(known)}")
 
 
 def _require_something(space: Space, path: str) -> None:
