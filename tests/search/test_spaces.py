@@ -17,7 +17,7 @@ from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan, sweep_plan
 from edm_ray.search.schema import schema
 from edm_ray.search.schema import text as schema_text
-from edm_ray.search.space import load_space
+from edm_ray.search.space import in_words, load_space
 from tests.search.worlds import SPACE, space_from
 
 FILES = sorted(Path("tune_spaces").glob("*.yaml"))
@@ -172,3 +172,18 @@ def test_starts_outside_the_space_are_still_evaluated_as_they_are():
     space = space_from(SPACE + "  far: {s_churn: 2, s_noise: 1.5}\n")
     registry = Driver(space, SweepPlan()).search.registry
     assert registry.samplers["far"].s_noise == 1.5 and registry.points["far"]["s_noise"] == 1.01
+
+
+def test_a_sampler_is_described_by_what_is_searched_and_what_differs():
+    space = space_from(
+        HEAD + "{churn_fraction: {low: 0, high: 1}, s_tmin: {low: 0, high: 1}}\nsampler: {num_steps: 12}"
+    )
+    assert space.describe(space.sampler) == {"s_churn": "0", "s_tmin": "0"}
+    other = space.settings({"churn_fraction": 0.5, "s_tmin": 0.25, "rho": 5.0})
+    assert space.describe(other) == {"s_churn": "2.485", "s_tmin": "0.25", "rho": "5"}
+    assert in_words(space.describe(other)) == "S_churn 2.485, S_tmin 0.25, rho 5"
+    space = space_from(HEAD + "{sigma_max: {low: 20, high: 80}, restarts: {choices: [[], [[0.14, 0.3, 3, 2]]]}}")
+    effective = space.sampler.effective(None)
+    assert space.describe(effective) == {"sigma_max": "80", "restarts": "none"}, "bounds left open are no difference"
+    restarts = space.search["restarts"].values()[1]
+    assert space.describe(space.settings({"restarts": restarts}))["restarts"] == "0.14,0.3,3,2"

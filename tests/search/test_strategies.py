@@ -16,7 +16,7 @@ from edm_ray.errors import InputError
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import STRATEGIES, SweepPlan, sweep_plan
 from edm_ray.search.registry import DETERMINISTIC
-from edm_ray.search.result import result_of
+from edm_ray.search.result import SweepResult, result_of
 from edm_ray.search.sampler_file import best_sampler_yaml, settings_from_yaml
 from tests.search.worlds import CHUNK_SIZE, CONFIRM_CHUNKS, SPACE, driver_of, run, simulate, space_from, truth
 
@@ -150,6 +150,20 @@ def test_the_result_survives_json_and_the_best_sampler_its_yaml(space):
     result = result_of(driver)
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["best"] == result.best
     assert settings_from_yaml(best_sampler_yaml(result, model="m")) == result.require_best().settings
+
+
+def test_files_of_another_format_are_refused_in_words(space):
+    driver = driver_of(space)
+    run(driver)
+    result = result_of(driver)
+    content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert content["format"] == 1 and SweepResult.from_dict(content, "sweep.json") == result
+    with pytest.raises(InputError, match=r"sweep\.json: format=2 is not allowed: this version reads format 1"):
+        SweepResult.from_dict({**content, "format": 2}, "sweep.json")
+    text = best_sampler_yaml(result, model="m")
+    assert text.splitlines()[1] == "format: 1"
+    with pytest.raises(InputError, match=r"best\.yaml: format=7 is not allowed: this version reads format 1"):
+        settings_from_yaml(text.replace("format: 1", "format: 7"), "best.yaml")
 
 
 def test_without_a_gain_on_fresh_seeds_deterministic_sampling_is_recommended_and_the_winner_still_shown(space):
