@@ -19,8 +19,7 @@ import safetensors
 import safetensors.numpy
 import torch
 
-from edm_ray.config.load import validate
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler, read_sampler
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage import uris
 from edm_ray.storage.commit import canonical_json, sha256
@@ -53,7 +52,7 @@ class Chunk:
     """Seeds [first, first + size) under one setting."""
 
     generator: Generator
-    settings: SamplerSettings
+    settings: Sampler
     """In effective form, so that equal samplers share their chunks."""
     first: int
     size: int
@@ -83,7 +82,7 @@ def _plain(value: Any) -> Any:
     return repr(value) if isinstance(value, float) else value
 
 
-def chunks_of(generator: Generator, settings: SamplerSettings, pool: str, count: int, size: int) -> list[Chunk]:
+def chunks_of(generator: Generator, settings: Sampler, pool: str, count: int, size: int) -> list[Chunk]:
     """The first ``count`` chunks of a pool of seeds: the same seeds for all settings (common random numbers)."""
     start = POOL_START[pool]
     return [Chunk(generator=generator, settings=settings, first=start + i * size, size=size) for i in range(count)]
@@ -91,7 +90,7 @@ def chunks_of(generator: Generator, settings: SamplerSettings, pool: str, count:
 
 def first_chunks(generator: Generator, settings: Mapping[str, Any], pool: str, count: int, size: int) -> list[Chunk]:
     """`chunks_of` from plain values, as a trial of a sweep has them."""
-    return chunks_of(generator, validate(SamplerSettings, settings, "trial"), pool, count, size)
+    return chunks_of(generator, read_sampler(settings, "trial"), pool, count, size)
 
 
 def _path(store: str, key: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler
 from edm_ray.distributed.chunks import POOL_START, Chunk, Generator
 from edm_ray.distributed.cluster.preflight import Ask, preflight, preflight_here
 from edm_ray.distributed.dispatcher import ChunkFailed
@@ -29,7 +29,7 @@ CHUNK_IMAGES = 100
 
 
 def chunks_for(
-    generator: Generator, settings: SamplerSettings, first: int, num_images: int, size: int = CHUNK_IMAGES
+    generator: Generator, settings: Sampler, first: int, num_images: int, size: int = CHUNK_IMAGES
 ) -> list[Chunk]:
     """Whole chunks that cover ``num_images`` seeds from ``first``, on the one grid that its pool of seeds has: so that
     evaluations of any size share them. They may reach a little beyond on both sides."""
@@ -133,7 +133,7 @@ def make_chunks(queue: Any, chunks: Sequence[Chunk], on_chunk: Callable[[int, in
 
 def evaluate_on_ray(
     bench: Bench,
-    settings: SamplerSettings,
+    settings: Sampler,
     starts: Sequence[int],
     num_images: int,
     plans: Sequence[Plan],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler
 from edm_ray.distributed.chunks import Generator, read_parts
 from edm_ray.distributed.cluster.preflight import preflight, preflight_here
 from edm_ray.distributed.evaluate import chunks_for, made_in_turn
@@ -40,7 +40,7 @@ class Crew:
 
 def images_on_ray(
     model: Model,
-    settings: SamplerSettings,
+    settings: Sampler,
     seeds: range,
     labels: str,
     precision: str,

@@ -13,12 +13,12 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler, setting_names
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.report.plots import ACCENT, INK, MUTED, PANEL, reach, svg
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.result import SweepResult
-from edm_ray.search.space import IN_PAPER, flat_of
+from edm_ray.search.space import IN_PAPER
 
 UNITS = {"s_tmin": "noise level sigma", "s_tmax": "noise level sigma", "sigma_min": "sigma", "sigma_max": "sigma"}
 Array = np.ndarray[Any, Any]
@@ -30,22 +30,17 @@ MOST_CHOICES = 8
 @dataclass(frozen=True)
 class Look:
     label: str
-    settings: SamplerSettings
+    settings: Sampler
     estimate: FidEstimate
 
     @property
     def flat(self) -> dict[str, Any]:
-        return flat_of(self.settings)
-
-
-def _settings(looks: list[Look]) -> list[str]:
-    """The names of all settings that any of the samplers has."""
-    return list(dict.fromkeys(name for look in looks for name in look.flat))
+        return self.settings.to_dict()
 
 
 def searched(looks: list[Look]) -> list[str]:
     """Numeric settings that took three finite values or more; ``churn_bins.0`` is S_churn in the first bin."""
-    names = _settings(looks)
+    names = setting_names(look.settings for look in looks)
     names += [
         f"churn_bins.{i}" for i in range(max((len(look.flat.get("churn_bins", ())) for look in looks), default=0))
     ]
@@ -54,7 +49,7 @@ def searched(looks: list[Look]) -> list[str]:
 
 def searched_choices(looks: list[Look]) -> list[str]:
     """Settings that are no numbers and took few values, two or more."""
-    names = [name for name in _settings(looks) if name != "churn_bins"]
+    names = [name for name in setting_names(look.settings for look in looks) if name != "churn_bins"]
     return [name for name in names if 2 <= len({_choice(look, name) for look in looks} - {""}) <= MOST_CHOICES]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler
 from edm_ray.evaluation.fid import FidEstimate, paired_difference
 from edm_ray.search.objective import Objective, front
 
@@ -29,7 +29,7 @@ class Elimination:
     """Samplers surely closer than this share of the FID are taken for equally good."""
     num_finalists: int
     objective: Objective
-    samplers: Mapping[str, SamplerSettings]
+    samplers: Mapping[str, Sampler]
 
     def contenders(self, found: Mapping[str, FidEstimate]) -> dict[str, FidEstimate]:
         """Those of estimates in order of FID that may still be best."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler
 from edm_ray.evaluation.fid import FidEstimate
 
 MOST_OF_FRONT = 4
@@ -35,12 +35,12 @@ class Objective:
     within: float = 2.0
     """Percent: with nfe the cheapest sampler within so much of the best FID is named."""
 
-    def cost(self, sampler: SamplerSettings) -> int:
+    def cost(self, sampler: Sampler) -> int:
         """What a sampler must be worth: its network evaluations with nfe, else nothing."""
         return sampler.nfe if self.nfe else 0
 
     def outcome(
-        self, found: Mapping[str, FidEstimate], samplers: Mapping[str, SamplerSettings], tied: Iterable[str] = ()
+        self, found: Mapping[str, FidEstimate], samplers: Mapping[str, Sampler], tied: Iterable[str] = ()
     ) -> Outcome:
         """Of estimates at one n, best first."""
         if not found:
@@ -57,7 +57,7 @@ class Objective:
         )
 
 
-def front(found: Mapping[str, FidEstimate], samplers: Mapping[str, SamplerSettings]) -> list[str]:
+def front(found: Mapping[str, FidEstimate], samplers: Mapping[str, Sampler]) -> list[str]:
     """Of estimates in order of FID, those with fewer evaluations than all before: the Pareto front, cheapest first."""
     chosen: list[str] = []
     for label in found:

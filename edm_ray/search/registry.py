@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler
 from edm_ray.errors import InputError
 from edm_ray.search.space import Point, Space
 
@@ -17,13 +17,13 @@ class Registry:
 
     def __init__(self, space: Space, denoiser: Any, decisions: list[str]) -> None:
         self.space = space
-        self.samplers: dict[str, SamplerSettings] = {}
+        self.samplers: dict[str, Sampler] = {}
         """Label -> sampler in its effective form; a sampler has one label."""
         self.labels: dict[str, str] = {}
         """Label -> the label under which the same sampler is evaluated."""
         self.points: dict[str, Point] = {}
         self._denoiser, self._decisions = denoiser, decisions
-        self._known: dict[SamplerSettings, str] = {}
+        self._known: dict[Sampler, str] = {}
         self.enter(DETERMINISTIC, space.sampler)
         for label, settings in space.starts.items():
             self.enter(label, settings)
@@ -32,7 +32,7 @@ class Registry:
         self.paper = self.labels.get(space.paper or "")
         """The paper's choice, where the space names one."""
 
-    def enter(self, label: str, settings: SamplerSettings, point: Point | None = None) -> str:
+    def enter(self, label: str, settings: Sampler, point: Point | None = None) -> str:
         """Register a sampler; returns the label it is evaluated under, another one if the same sampler has one."""
         effective = settings.effective(self._denoiser)
         other = self._known.setdefault(effective, label)
@@ -59,5 +59,5 @@ class Registry:
         except InputError:
             return False
 
-    def _label_of(self, settings: SamplerSettings) -> str | None:
+    def _label_of(self, settings: Sampler) -> str | None:
         return self._known.get(settings.effective(self._denoiser))

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from edm_ray.config.load import require_format, validate
-from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.budget import Cost, costs
 from edm_ray.search.driver import Driver
 from edm_ray.search.registry import DETERMINISTIC
+from edm_ray.search.sampler_field import SamplerField
 from edm_ray.search.space import in_words
 from edm_ray.search.statistics import Difference, Noise, difference, probability_best
 from edm_ray.search.trials import TrialResult
@@ -28,7 +28,7 @@ class Confirmed:
     """One setting on fresh seeds that decided nothing."""
 
     label: str
-    settings: SamplerSettings
+    settings: SamplerField
     estimate: FidEstimate
     gain: tuple[float, float] | None
     """Debiased FID minus that of deterministic sampling, and the standard error of this paired difference."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import yaml
 
-from edm_ray.config.load import merge, parse_yaml, require_format, validate
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.config.load import parse_yaml, require_format
+from edm_ray.diffusion.samplers import Sampler, read_sampler
 from edm_ray.errors import InputError
 from edm_ray.search.result import Confirmed, SweepResult
 
@@ -20,7 +19,7 @@ def best_sampler_yaml(result: SweepResult, **source: str) -> str:
     best = result.require_best()
     content: dict[str, Any] = {
         "format": FORMAT,
-        "sampler": dataclasses.asdict(best.settings),
+        "sampler": best.settings.to_dict(),
         "found_by": {"space": result.space, "strategy": result.strategy, **source, **_about(best)},
     }
     others = [entry for entry in result.confirmed if entry.label in (*result.front, result.cheapest)]
@@ -32,7 +31,7 @@ def best_sampler_yaml(result: SweepResult, **source: str) -> str:
                 "nfe": entry.settings.nfe,
                 "cheapest_within_percent": result.within if entry.label == result.cheapest else None,
                 **_about(entry),
-                "sampler": dataclasses.asdict(entry.settings),
+                "sampler": entry.settings.to_dict(),
             }
             for entry in others
         ]
@@ -58,7 +57,7 @@ def _about(entry: Confirmed) -> dict[str, Any]:
     }
 
 
-def settings_from_yaml(text: str, source: str = "sampler file") -> SamplerSettings:
+def settings_from_yaml(text: str, source: str = "sampler file") -> Sampler:
     """The sampler of a best-sampler.yaml. Raises InputError naming what is wrong.
 
     A file without ``format`` is one that a person wrote.
@@ -67,5 +66,4 @@ def settings_from_yaml(text: str, source: str = "sampler file") -> SamplerSettin
     require_format(content, FORMAT, source, "run the sweep's command again: it rewrites it from its chunks")
     if not isinstance(content.get("sampler"), dict):
         raise InputError(f"{source}: key 'sampler' with the settings is missing")
-    base = dataclasses.asdict(SamplerSettings())
-    return validate(SamplerSettings, merge(base, content["sampler"], source), source)
+    return read_sampler(content["sampler"], source)

@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edm_ray.config.load import merge, parse_yaml, validate
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.config.load import parse_yaml, validate
+from edm_ray.diffusion.samplers import SOLVERS, Euler, Heun, Sampler, with_changes
+from edm_ray.diffusion.samplers.base import settings as settings_of
+from edm_ray.diffusion.samplers.heun import GAMMA_MAX
 from edm_ray.errors import InputError, nearest
 from edm_ray.search.dimensions import Choice, Grid, Range
+from edm_ray.search.sampler_field import SamplerField
 
 Point = Mapping[str, Any]
 """Value of each searched setting; churn as a share of its cap."""
@@ -26,8 +29,6 @@ CHURN = "churn_fraction"
 BINS = "churn_bins"
 IN_PAPER = {"s_churn": "S_churn", "s_tmin": "S_tmin", "s_tmax": "S_tmax", "s_noise": "S_noise"}
 """Settings that the paper writes otherwise."""
-_FIELDS = {entry.name: entry.type for entry in dataclasses.fields(SamplerSettings)}
-_TAKES_CHURN = ("heun", "euler")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,52 +37,50 @@ class Space:
 
     name: str
     about: str = ""
-    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    sampler: SamplerField = field(default_factory=Heun)
     """Settings that are not searched; without churn: this is the deterministic baseline."""
     search: dict[str, Range | Grid | Choice] = field(default_factory=dict)
     """Setting -> where it may lie: {low, high, scale, integer}, {grid} or {choices}."""
-    starts: dict[str, SamplerSettings] = field(default_factory=dict)
+    starts: dict[str, SamplerField] = field(default_factory=dict)
     """Named settings to evaluate first."""
     paper: str | None = None
     """The start that is the paper's choice: the confirmation compares with it."""
 
-    def settings(self, point: Point) -> SamplerSettings:
-        """A point -> sampler settings; what is missing from it is that of ``sampler``.
+    def settings(self, point: Point) -> Sampler:
+        """A point -> sampler. What the point lacks is that of ``sampler``; what its solver does not have is left out.
 
-        A window with s_tmin > s_tmax holds no noise level, and a solver that takes no churn gets none: both are plain
-        deterministic settings. An interval with guidance_min > guidance_max is no guidance. Raises InputError for
-        combinations that no sampler allows.
+        A window with s_tmin > s_tmax holds no noise level: that is plain deterministic sampling. An interval with
+        guidance_min > guidance_max is no guidance. Raises InputError for combinations that no sampler allows.
         """
-        flat = flat_of(self.sampler) | {name: value for name, value in point.items() if name in _FIELDS}
-        cap = dataclasses.replace(self.sampler, num_steps=flat["num_steps"]).churn_cap
+        changes = dict(point)
+        flat = self.sampler.to_dict() | changes
+        cap = flat["num_steps"] * GAMMA_MAX
         if CHURN in point:
-            flat["s_churn"] = point[CHURN] * cap
+            changes["s_churn"] = point[CHURN] * cap
         shares = {name: share for name, share in point.items() if _bin(name) is not None}
         if shares:
-            flat[BINS] = tuple(
-                (low, high, shares.get(f"{BINS}.{i}", 0.0) * cap) for i, (low, high, _) in enumerate(flat[BINS])
-            )
-        if flat["s_tmin"] > flat["s_tmax"]:
-            flat |= {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf}
+            bins = enumerate(flat.get(BINS, ()))
+            changes[BINS] = tuple((low, high, shares.get(f"{BINS}.{i}", 0.0) * cap) for i, (low, high, _) in bins)
+        if flat.get("s_tmin", 0.0) > flat.get("s_tmax", math.inf):
+            changes |= {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf}
         if flat["guidance_min"] > flat["guidance_max"]:
-            flat |= {"guidance": 1.0, "guidance_min": 0.0, "guidance_max": math.inf}
-        if flat["solver"] not in _TAKES_CHURN:
-            flat |= {"s_churn": 0.0, BINS: (), "restarts": ()}
-        return SamplerSettings(**flat)
+            changes |= {"guidance": 1.0, "guidance_min": 0.0, "guidance_max": math.inf}
+        own = {"solver", *(each.name for each in settings_of(SOLVERS[flat["solver"]]))}
+        return with_changes(self.sampler, {name: value for name, value in changes.items() if name in own}, self.name)
 
-    def with_churn(self, share: float) -> SamplerSettings | None:
+    def with_churn(self, share: float) -> Sampler | None:
         """``sampler`` with this share of the cap of S_churn at every noise level; None if churn is not searched so."""
-        for name, amount in ((CHURN, share), ("s_churn", share * self.sampler.churn_cap)):
+        for name, amount in ((CHURN, share), ("s_churn", share * self.sampler.num_steps * GAMMA_MAX)):
             if name in self.search:
                 return self.settings({name: self.search[name].clip(amount)})
         return None
 
-    def describe(self, settings: SamplerSettings) -> dict[str, str]:
+    def describe(self, settings: Sampler) -> dict[str, str]:
         """Setting -> its value in words: what is searched, and what else differs from ``sampler``.
 
         Bounds that ``sampler`` leaves open are told where they are searched only.
         """
-        mine, base = flat_of(settings), flat_of(self.sampler)
+        mine, base = settings.to_dict(), self.sampler.to_dict()
         searched = dict.fromkeys("s_churn" if name == CHURN else name.partition(".")[0] for name in self.search)
         others = [name for name in mine if base.get(name) is not None and mine[name] != base[name]]
         return {name: _text(mine[name]) for name in dict.fromkeys([*searched, *others]) if name in mine}
@@ -94,9 +93,9 @@ class Space:
         """What a model of the FID sees of a point: numbers in [0, 1]; a choice is one-hot."""
         return [number for name, where in self.search.items() for number in where.features(point[name])]
 
-    def point_of(self, settings: SamplerSettings) -> Point:
-        """The nearest point of the space."""
-        return {name: where.clip(_searched(settings, name)) for name, where in self.search.items()}
+    def point_of(self, settings: Sampler) -> Point:
+        """The nearest point of the space; where the solver has no such setting, that of ``sampler``."""
+        return {name: where.clip(_value(settings, name, self.sampler)) for name, where in self.search.items()}
 
     def count(self, points: int | None = None) -> int | None:
         """Points of the space, ranges cut into ``points`` values; None: infinitely many."""
@@ -120,9 +119,9 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def flat_of(settings: SamplerSettings) -> dict[str, Any]:
-    """The flat form that files keep."""
-    return {name: getattr(settings, name) for name in _FIELDS}
+def _fields() -> dict[str, str]:
+    """Every setting of any solver -> its type."""
+    return {"solver": "str", **{each.name: str(each.type) for cls in SOLVERS.values() for each in settings_of(cls)}}
 
 
 def _bin(name: str) -> int | None:
@@ -131,15 +130,20 @@ def _bin(name: str) -> int | None:
     return int(index) if stem == BINS and index.isdecimal() else None
 
 
-def _searched(settings: SamplerSettings, name: str) -> Any:
-    """The value of a dimension in a sampler; None where its solver has no such setting."""
+def _value(settings: Sampler, name: str, base: Sampler) -> Any:
+    """Of a dimension; None where neither solver has such a setting."""
     index = _bin(name)
     if name == CHURN:
-        return min(settings.s_churn / settings.churn_cap, 1.0)
+        return _share(settings, getattr(settings, "s_churn", 0.0))
     if index is not None:
-        churn = settings.churn_bins[index][2] if index < len(settings.churn_bins) else 0.0
-        return min(churn / settings.churn_cap, 1.0)
-    return getattr(settings, name, None)
+        bins = getattr(settings, BINS, ())
+        return _share(settings, bins[index][2] if index < len(bins) else 0.0)
+    return getattr(settings, name, getattr(base, name, None))
+
+
+def _share(settings: Sampler, s_churn: float) -> float:
+    """S_churn as a share of its cap."""
+    return min(s_churn / (settings.num_steps * GAMMA_MAX), 1.0)
 
 
 def load_space(path: str) -> Space:
@@ -157,8 +161,8 @@ def space_of(given: Mapping[str, Any], path: str) -> Space:
             raise InputError(f"{path}: unknown key {key!r}{nearest(str(key), known)}; known here: {', '.join(known)}")
     if not given.get("name"):
         raise InputError(f"{path}: key 'name' is missing")
-    sampler = _sampler(SamplerSettings(), given.get("sampler") or {}, f"{path}: sampler")
-    if sampler.s_churn or any(churn for _, _, churn in sampler.churn_bins):
+    sampler = with_changes(Heun(), given.get("sampler") or {}, f"{path}: sampler")
+    if isinstance(sampler, Euler) and (sampler.s_churn or any(churn for _, _, churn in sampler.churn_bins)):
         raise InputError(f"{path}: sampler.s_churn={sampler.s_churn} is not allowed: 0, it is what is searched")
     search = given.get("search") or {}
     if not isinstance(search, dict) or not search:
@@ -166,7 +170,7 @@ def space_of(given: Mapping[str, Any], path: str) -> Space:
     starts = given.get("starts") or {}
     if not isinstance(starts, dict) or not all(isinstance(value, dict) for value in starts.values()):
         raise InputError(f"{path}: starts must be a mapping of names to sampler settings")
-    named = {str(key): _sampler(sampler, value, f"{path}: starts.{key}") for key, value in starts.items()}
+    named = {str(key): with_changes(sampler, value, f"{path}: starts.{key}") for key, value in starts.items()}
     paper = given.get("paper")
     if paper is not None and paper not in named:
         raise InputError(f"{path}: paper={paper!r} is not allowed: the name of a start{nearest(str(paper), named)}")
@@ -183,13 +187,7 @@ def space_of(given: Mapping[str, Any], path: str) -> Space:
     return space
 
 
-def _sampler(base: SamplerSettings, changes: Mapping[str, Any], where: str) -> SamplerSettings:
-    if not isinstance(changes, Mapping):
-        raise InputError(f"{where}: a mapping of sampler settings is expected, got {changes!r}")
-    return validate(SamplerSettings, merge(dataclasses.asdict(base), changes, where), where)
-
-
-def _dimension(sampler: SamplerSettings, name: str, given: Any, path: str) -> Range | Grid | Choice:
+def _dimension(sampler: Sampler, name: str, given: Any, path: str) -> Range | Grid | Choice:
     """One entry of ``search``; every bound, grid value and choice must make a sampler."""
     where = f"{path}: search.{name}"
     _require_setting(sampler, name, where)
@@ -206,13 +204,11 @@ def _dimension(sampler: SamplerSettings, name: str, given: Any, path: str) -> Ra
     if name == "s_churn" and not isinstance(dimension, Grid):
         raise InputError(f"{where}: give {{grid: [...]}}, or search churn_fraction, the share of S_churn's cap")
     share = name == CHURN or _bin(name) is not None
-    kind_of = "float" if share else str(_FIELDS[name])
+    kind_of = "float" if share else _fields()[name]
     if isinstance(dimension, Choice):
         if share:
             raise InputError(f"{where}: churn is searched by {{low, high}} or {{grid: [...]}}")
-        # What another solver does not take is left out when it is chosen, and does not speak against it.
-        base = dataclasses.replace(sampler, churn_bins=(), restarts=()) if name == "solver" else sampler
-        made = tuple(getattr(_sampler(base, {name: value}, where), name) for value in dimension.choices)
+        made = tuple(getattr(with_changes(sampler, {name: value}, where), name) for value in dimension.choices)
         return Choice(choices=made)
     if kind_of not in ("float", "float | None", "int"):
         raise InputError(f"{where}: give {{choices: [...]}}, it is no number")
@@ -221,20 +217,22 @@ def _dimension(sampler: SamplerSettings, name: str, given: Any, path: str) -> Ra
             raise InputError(f"{where}={value} is not allowed: a share of the cap, 0 to 1")
         if kind_of == "int" and not (float(value).is_integer() and getattr(dimension, "integer", True)):
             raise InputError(f"{where} is not allowed: whole numbers; add integer: true")
-        if not share and not (name == "s_tmax" and value < sampler.s_tmin):
-            _sampler(dataclasses.replace(sampler, s_tmin=0.0, s_tmax=math.inf), {name: value}, where)
+        if not share and not (name == "s_tmax" and value < getattr(sampler, "s_tmin", 0.0)):
+            window = {"s_tmin": 0.0, "s_tmax": math.inf} if isinstance(sampler, Euler) else {}
+            with_changes(sampler, {**window, name: value}, where)
     if kind_of == "int" and isinstance(dimension, Grid):
         dimension = Grid(grid=tuple(int(value) for value in dimension.grid))
     return dimension  # type: ignore[no-any-return]
 
 
-def _require_setting(sampler: SamplerSettings, name: str, where: str) -> None:
+def _require_setting(sampler: Sampler, name: str, where: str) -> None:
     stem, _, index = name.partition(".")
     if stem == BINS and index:
-        if not index.isdecimal() or int(index) >= len(sampler.churn_bins):
-            raise InputError(f"{where} is not allowed: sampler.churn_bins has {len(sampler.churn_bins)} bins")
-    elif name != CHURN and name not in _FIELDS:
-        known = [CHURN, *_FIELDS]
+        bins = getattr(sampler, BINS, ())
+        if not index.isdecimal() or int(index) >= len(bins):
+            raise InputError(f"{where} is not allowed: sampler.churn_bins has {len(bins)} bins")
+    elif name != CHURN and name not in _fields():
+        known = [CHURN, *_fields()]
         raise InputError(f"{where}: no such setting{nearest(name, known)}; there are: {', '.join(known)}")
 
 
@@ -255,7 +253,7 @@ def _require_something(space: Space, path: str) -> None:
         )
 
 
-def _brief(settings: SamplerSettings) -> str:
-    plain = dataclasses.asdict(SamplerSettings().effective(None))
-    changed = {key: value for key, value in dataclasses.asdict(settings).items() if value != plain[key]}
+def _brief(settings: Sampler) -> str:
+    plain = Heun().effective(None).to_dict()
+    changed = {key: value for key, value in settings.to_dict().items() if value != plain.get(key)}
     return ", ".join(f"{key}={value}" for key, value in changed.items()) or "the deterministic one"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.search.sampler_field import SamplerField
 
 Pool = Literal["search", "confirm"]
 """Which seeds: those of the search, or the fresh ones of the confirmation."""
@@ -19,7 +19,7 @@ class Evaluation:
     id: str
     """`evaluation_id` of the rest."""
     label: str
-    settings: SamplerSettings
+    settings: SamplerField
     stage: str
     seeds: Pool
     chunks: int

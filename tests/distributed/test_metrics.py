@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed import metrics as metrics_module
 from edm_ray.distributed.chunks import Generator, write_chunk
 from edm_ray.distributed.evaluate import chunks_for
@@ -30,7 +30,7 @@ def test_an_evaluation_by_tasks_is_that_of_one_process(ray_session, tmp_path, mo
     )
     plan = Plan(metrics=names, reference=reference, kept=KeptFeatures(features=real, rows=np.arange(400)))
     made = Generator(model="m", extractor="e", labels="random", micro_batch=50, device="cpu")
-    chunks = chunks_for(made, SamplerSettings(num_steps=4), 30, 250)
+    chunks = chunks_for(made, sampler(num_steps=4), 30, 250)
     features = rng.integers(0, 1 << 15, (300, D), np.int32)
     for i, chunk in enumerate(chunks):
         write_chunk(str(tmp_path), chunk, features[100 * i : 100 * i + 100], ("this", "that", "this")[i])

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 
 from edm_ray.cli import main
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.distributed.chunks import Generator, _path, chunks_of, gather, read_chunk, read_parts
 from edm_ray.distributed.evaluate import Bench, make_chunks
 from edm_ray.distributed.generate import Crew, images_on_ray
@@ -52,11 +52,11 @@ def _bench(parts, store, workers=2, **more) -> Bench:
     return Bench(**{**fields, "store": str(store), "workers": workers, "device": "cpu", **more})
 
 
-def _settings(bench: Bench, churn: float = 1.0, steps: int = STEPS) -> SamplerSettings:
-    return SamplerSettings(num_steps=steps, s_churn=churn).effective(bench.model.denoiser())
+def _settings(bench: Bench, churn: float = 1.0, steps: int = STEPS) -> Sampler:
+    return sampler(num_steps=steps, s_churn=churn).effective(bench.model.denoiser())
 
 
-def _calm(bench: Bench, settings: SamplerSettings, chunks) -> np.ndarray:
+def _calm(bench: Bench, settings: Sampler, chunks) -> np.ndarray:
     """The features of these chunks without Ray, pool or store."""
     denoiser, extractor = bench.model.denoiser(), bench.extractor.load()
     return np.concatenate([extractor.extract(generate(denoiser, chunk.seeds, settings)) for chunk in chunks])
@@ -208,7 +208,7 @@ def test_images_by_many_have_the_bytes_of_one_process(parts, tmp_path):
 
 
 def test_images_by_many_go_on_from_the_chunks_that_are_there(parts, tmp_path):
-    model, settings, made = open_model(str(parts[0])), SamplerSettings(num_steps=3), []
+    model, settings, made = open_model(str(parts[0])), sampler(num_steps=3), []
     crew = Crew(workers=1, least=1, device="cpu", store=str(tmp_path / "store"))
     stream = images_on_ray(model, settings, range(200), "random", "fp32", crew, lambda done, total: made.append(done))
     next(stream)

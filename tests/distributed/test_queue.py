@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed import dispatcher as queue_module
 from edm_ray.distributed.chunks import Chunk, Generator, chunks_of
 from edm_ray.distributed.cluster.preflight import Ask
@@ -50,7 +50,7 @@ class World:
 @pytest.mark.parametrize("samplers", [1, 3])
 def test_chunks_over_which_samplers_die_take_no_other_with_them(monkeypatch, tmp_path, in_hand, samplers):
     monkeypatch.setattr(queue_module, "_end", lambda sampler: None)
-    chunks = chunks_of(GENERATOR, SamplerSettings(num_steps=4), "search", 20, 50)
+    chunks = chunks_of(GENERATOR, sampler(num_steps=4), "search", 20, 50)
     world = World({chunks[3].key, chunks[11].key})
 
     async def play() -> tuple[list[object], Queue]:

@@ -16,7 +16,7 @@ import torch
 from edm_ray.cli import main
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.evaluation.reference import open_reference
@@ -170,7 +170,7 @@ def test_a_chunk_whose_actor_is_killed_is_computed_by_another(root, bench_dirs):
     from edm_ray.distributed.pool import start_pool
 
     bench = _bench(bench_dirs, root / "kill")
-    settings = SamplerSettings(num_steps=10).effective(bench.model.denoiser())
+    settings = sampler(num_steps=10).effective(bench.model.denoiser())
     chunks = chunks_of(bench.generator(), settings, "search", 6, 100)
     pool = start_pool(bench.model, [bench.extractor], bench.store, 2, "cpu")
     queue = pool.queue
@@ -195,7 +195,7 @@ def test_a_damaged_chunk_or_one_of_other_settings_never_enters_a_sum(root, bench
     from edm_ray.distributed.chunks import _path, chunks_of, read_chunk, write_chunk
 
     bench, store = _bench(bench_dirs, "unused"), str(root / "bad")
-    one, two = (chunks_of(bench.generator(), SamplerSettings(num_steps=n), "search", 1, 4)[0] for n in (4, 5))
+    one, two = (chunks_of(bench.generator(), sampler(num_steps=n), "search", 1, 4)[0] for n in (4, 5))
     assert one.key != two.key
     write_chunk(store, one, np.arange(8, dtype=np.int32).reshape(4, 2))
     assert read_chunk(store, one).tolist() == np.arange(8).reshape(4, 2).tolist()
