@@ -78,6 +78,8 @@ def _is_default(name: str, value: Any) -> bool:
 
 def _number(name: str, value: Any) -> Any:
     known = _of_any_solver(name)
+    if isinstance(value, float) and value.is_integer() and known is not None and known.type == "int":
+        return int(value)
     if isinstance(value, str) and known is not None and known.type in ("int", "float", "float | None"):
         try:
             return int(value) if known.type == "int" else float(value)
