@@ -89,10 +89,10 @@ class RandomSearch(Counted):
 
 @dataclass(frozen=True, kw_only=True)
 class Halving(Counted):
-    """Successive halving of random points, from ``initial_chunks`` to ``max_chunks`` (the paper ASHA's, synchronous).
+    """Successive halving of random points, from ``initial_chunks`` to ``max_chunks``: ASHA (Li et al. 2020) in step.
 
-    No rung begins before the last one has ended, so that nothing depends on who answers first; it looks at FIDs alone,
-    not at pairs.
+    No rung begins before the last one has ended, so that nothing depends on which result comes first. It compares FIDs
+    alone, not pairs.
     """
 
     name: ClassVar[str] = "asha"
