@@ -38,7 +38,7 @@ from edm_ray.generation.generate import generate
 from edm_ray.models import load_model
 from edm_ray.seeding import image_noise
 from edm_ray.training.augment import AugmentParameters, augment_labels
-from edm_ray.training.engine import Place, train
+from edm_ray.training.loop import TrainingJob, train
 from edm_ray.training.run import claim_run, model_uri
 
 DIGITS = Family(
@@ -187,7 +187,7 @@ def main() -> None:
                 about = {"preset": f"ladder {letter}", "dataset": train_data.name}
                 told = zero_labels if letter == WITHHELD else augment_labels
                 with mock.patch("edm_ray.training.step.augment_labels", told):
-                    train(config, train_data, str(run), Place(), about)
+                    train(TrainingJob(config=config, dataset=train_data, run_uri=str(run), about=about))
                 seconds = time.monotonic() - began
                 found.write_text(json.dumps({**measure(run, data, classifier), "seconds": seconds}))
             entry = json.loads(found.read_text())
