@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from edm_ray.distributed.chunks import Chunk, Generator, read_parts, write_chunk
 from PIL import Image
 
 from edm_ray.diffusion.samplers import SamplerSettings
-from edm_ray.distributed.chunks import Chunk, Generator, read_parts, write_chunk
 from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.extractors.registry import load_extractor
 from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 import ray
+from edm_ray.distributed.evaluate import Bench, chunks_for, made_in_turn
 
 from edm_ray.cli import main as edm_ray
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.distributed.dispatcher import Crew
-from edm_ray.distributed.evaluate import Bench, chunks_for, made_in_turn
 from edm_ray.distributed.pool import start_pool
 from edm_ray.distributed.session import session
 from edm_ray.evaluation.reference import open_reference

@@ -14,8 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.distributed.evaluate import Bench
+
+from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.distributed.session import session
 from edm_ray.distributed.sweep import sweep_on_ray
 from edm_ray.evaluation.reference import open_reference

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edm_ray.cli.console import Progress, duration, say
-from edm_ray.cli.device import check_device
 from edm_ray.cli.sampler import choose_settings
-from edm_ray.cli.workers import parse_workers
+from edm_ray.cli.workers import choose_executor
 from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
 from edm_ray.models import open_model
@@ -51,7 +50,8 @@ class Args:
     real: str | None = None
     """Data set of held-out real images: the metrics of its first --num images are reported beside."""
     workers: str = "1"
-    """Sampling actors; LEAST:MOST to begin with fewer and take more when the cluster has room."""
+    """Ray actors that sample; LEAST:MOST to begin with fewer and take more when the cluster has room; 0: this process,
+    without Ray. The numbers are the same."""
     device: str = "cpu"
     """cpu or cuda."""
     actors_per_gpu: int = 1
@@ -66,18 +66,17 @@ class Args:
 
 def run(args: Args) -> None:
     from edm_ray.cli.tables import card_rows, measured_table, protocol_table, show
-    from edm_ray.distributed.chunks import POOL_START
-    from edm_ray.distributed.evaluate import Bench, evaluate_on_ray
-    from edm_ray.evaluation.measure import measure, over_sets, parse_metrics, plan_all
-    from edm_ray.evaluation.reference import real_features
+    from edm_ray.evaluation.chunks import POOL_START
+    from edm_ray.evaluation.measure import over_sets, parse_metrics, plan_all
+    from edm_ray.evaluation.parts import measure_real
+    from edm_ray.generation.evaluate import EvaluationSpec, evaluate
     from edm_ray.generation.generate import PRECISIONS, check_labels
 
     if args.num < 100:
         raise InputError(f"--num {args.num}: give 100 or more; FID of fewer images says nothing")
     if args.precision not in PRECISIONS:
         raise InputError(f"--precision {args.precision}: give {', '.join(PRECISIONS)}")
-    check_device(args.device, here=False)
-    least, most = parse_workers(args.workers)
+    executor = choose_executor(args.workers, args.device, args.actors_per_gpu)
     metrics = parse_metrics(args.metrics)
     settings = choose_settings(args.sampler, args.set)
     model = open_model(uris.absolute(args.model), args.guide and uris.absolute(args.guide))
@@ -87,18 +86,8 @@ def run(args: Args) -> None:
     if dataset is not None and dataset.rows < args.num:
         raise InputError(f"--real {args.real}: {dataset.rows} images, {args.num} are needed: compare at equal n only")
     store = uris.absolute(args.store) if args.store is not None else uris.join(uris.absolute(args.out), "chunks")
-    bench = Bench(
-        model=model,
-        extractor=extractors[0],
-        more_extractors=tuple(extractors[1:]),
-        reference=plans[0].reference,
-        store=store,
-        labels=args.labels,
-        workers=most,
-        least_workers=least,
-        device=args.device,
-        actors_per_gpu=args.actors_per_gpu,
-        precision=args.precision,
+    spec = EvaluationSpec(
+        model=model, extractors=tuple(extractors), store=store, labels=args.labels, precision=args.precision
     )
     paper = args.protocol == "paper"
     starts = [0, args.num, 2 * args.num] if paper else [POOL_START["evaluate"]]
@@ -109,8 +98,10 @@ def run(args: Args) -> None:
             say(f"  and measure {', '.join(plan.metrics)} against {plan.reference.describe()}")
         return
     progress, started = Progress("chunks"), time.monotonic()
-    answers = evaluate_on_ray(bench, settings, starts, args.num, plans, progress.update)
-    made_on = sorted({kind for of_set in answers for answer in of_set for kind in answer.made_on})
+    with executor.session():
+        results = evaluate(spec, settings, starts, args.num, plans, executor, progress.update)
+        reals = [] if dataset is None else measure_real(dataset, args.num, plans, extractors, store, executor)
+    made_on = sorted({kind for of_set in results for result in of_set for kind in result.made_on})
     content = {
         "model": args.model,
         **({"guide": args.guide} if args.guide else {}),
@@ -122,8 +113,8 @@ def run(args: Args) -> None:
     }
     further: list[dict[str, Any]] = []
     card: dict[str, str] = {}
-    for place, (plan, extractor) in enumerate(zip(plans, extractors, strict=True)):
-        sets = [of_set[place].measured for of_set in answers]
+    for place, plan in enumerate(plans):
+        sets = [of_set[place].measured for of_set in results]
         said = plan.reference.describe()
         how = f"{settings}, labels {args.labels}, {args.precision}{f', guide {args.guide}' if args.guide else ''}"
         card |= card_rows(sets, f"against {said}; {how}")
@@ -139,8 +130,7 @@ def run(args: Args) -> None:
         else:
             show(measured_table(sets[0], f"samples against {said}"))
         if dataset is not None:
-            features, rank = real_features(dataset, args.num, extractor)
-            real = measure(features, rank, plan)
+            real = reals[place].measured
             show(measured_table(real, f"real images of {dataset.name} against {said}"))
             entry["real"] = {"dataset": args.real, **real.fid.to_dict(), "metrics": real.to_dict()}
         if place:

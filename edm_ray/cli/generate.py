@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from edm_ray.cli.console import Progress, duration, say
-from edm_ray.cli.device import check_device
 from edm_ray.cli.sampler import choose_settings
-from edm_ray.cli.workers import parse_workers
+from edm_ray.cli.workers import choose_executor
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.diffusion.samplers import SamplerSettings
@@ -26,6 +25,7 @@ from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.grids import save_grid
 from edm_ray.evaluation.neighbours import pixel_rows
 from edm_ray.evaluation.reference import open_reference
+from edm_ray.generation.evaluate import EvaluationSpec, sample_images
 from edm_ray.generation.figures import Figure, interpolation_figure, inversion_figure, neighbour_figure
 from edm_ray.generation.generate import BALANCED_RUN, MICRO_BATCH, PRECISIONS, check_labels, generate, labels_of
 from edm_ray.generation.outputs import Output, ParquetSet, PngFolder, PngZip, Writing
@@ -120,19 +120,16 @@ def run(args: Args) -> None:
                 numbers = torch.from_numpy(seeds)
                 labels = labels_of(numbers, classes, args.labels) if classes else torch.zeros_like(numbers)
                 output.add(seeds, labels.numpy(), part)
-    if args.workers != "0":
-        uris.delete_directory(_store(args))
+    uris.delete_directory(_store(args))
     say(f"{num} images in {duration(time.monotonic() - started)}: {args.out}")
 
 
 def _check(args: Args, num: int, figures: list[str], is_grid: bool) -> None:
     if num < 1 or args.columns < 1 or (args.scale is not None and args.scale < 1) or args.first_seed < 0:
         raise InputError("--num, --columns and --scale must be 1 or more, --first-seed 0 or more")
-    if args.workers != "0":
-        parse_workers(args.workers)
-        if figures:
-            raise InputError(f"--workers {args.workers}: {figures[0]} is drawn by this process; leave it out")
-    check_device(args.device, here=args.workers == "0")
+    choose_executor(args.workers, args.device)
+    if figures and args.workers != "0":
+        raise InputError(f"--workers {args.workers}: {figures[0]} is drawn by this process; leave it out")
     uris.resolve(args.out)  # refuses what is no place
     if args.precision not in PRECISIONS:
         raise InputError(f"--precision {args.precision}: give {', '.join(PRECISIONS)}")
@@ -194,15 +191,11 @@ def _store(args: Args) -> str:
 
 def _parts(args: Args, num: int, model: Model, settings: SamplerSettings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Seeds and images in parts, in the order of the seeds."""
-    if args.workers == "0":
-        return _sample(args, _seeds(args, num), model.denoiser(args.device), settings)
-    from edm_ray.distributed.generate import Crew, images_on_ray
-
-    least, most = parse_workers(args.workers)
-    crew = Crew(workers=most, least=least, device=args.device, store=_store(args))
+    spec = EvaluationSpec(model=model, extractors=(), store=_store(args), labels=args.labels, precision=args.precision)
     seeds = range(args.first_seed, args.first_seed + num)
-    progress = Progress("chunks of images")
-    return images_on_ray(model, settings, seeds, args.labels, args.precision, crew, progress.update)
+    threads = None if args.workers == "0" else 1
+    executor, progress = choose_executor(args.workers, args.device), Progress("chunks of images")
+    return sample_images(spec, settings, seeds, executor, threads, progress.update)
 
 
 def _figure(args: Args, num: int, model: Model, denoiser: torch.nn.Module, settings: SamplerSettings) -> Figure:

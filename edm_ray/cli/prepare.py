@@ -15,13 +15,13 @@ from typing import Annotated, Literal
 import tyro
 
 from edm_ray.cli.console import Progress, say
+from edm_ray.cli.workers import choose_executor
 from edm_ray.data.claim import claim, is_complete, refuse_other
 from edm_ray.data.importers.detect import BUILT_IN, detect_kind
 from edm_ray.data.importers.pictures import PictureOptions
 from edm_ray.data.importers.source import SourceSpec
 from edm_ray.data.manifest import DataSet, open_dataset
-from edm_ray.data.plan import make_plan, prepare_here
-from edm_ray.errors import InputError
+from edm_ray.data.plan import make_plan, prepare
 from edm_ray.storage import uris
 
 
@@ -59,8 +59,9 @@ class Args:
     """Size of a Parquet file; small sets have 4 files all the same."""
     crops: int = 10_000
     """Number of crops of `photographs` and `more-photographs`."""
-    workers: int = 1
-    """More than 1: so many shards at a time as Ray tasks, on any node of the cluster."""
+    workers: str = "0"
+    """Ray actors that write shards, on any node of the cluster; 0: this process, without Ray. The bytes are the
+    same."""
     endpoint_url: str | None = None
     """Endpoint of an S3-compatible store, like AWS_ENDPOINT_URL."""
     dry_run: bool = False
@@ -68,8 +69,7 @@ class Args:
 
 
 def run(args: Args) -> None:
-    if args.workers < 1:
-        raise InputError(f"--workers {args.workers}: give 1 or more")
+    choose_executor(args.workers, "cpu")
     if args.endpoint_url is not None:
         os.environ["AWS_ENDPOINT_URL"] = args.endpoint_url
     kind = args.kind or ("latents" if args.codec == "latents" else detect_kind(args.source))
@@ -120,12 +120,7 @@ def _prepare(args: Args, kind: str, split: str, dest: str, name: str | None) -> 
     claim(dest, plan)
     progress = Progress("records")
     progress.update(0, plan.records)
-    if args.workers == 1:
-        _describe(prepare_here(dest, plan, progress.update))
-        return
-    from edm_ray.distributed.prepare import prepare_on_ray
-
-    _describe(prepare_on_ray(dest, plan, args.workers, progress.update))
+    _describe(prepare(dest, plan, choose_executor(args.workers, "cpu"), progress.update))
 
 
 def _describe(dataset: DataSet) -> None:

@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 
 from edm_ray.cli.console import Progress, say
-from edm_ray.cli.device import check_device
+from edm_ray.cli.workers import choose_executor
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
 from edm_ray.evaluation.extractors.registry import load_extractor
-from edm_ray.evaluation.parts import FOLDER, PartMeter, parts_of, require_pictures
+from edm_ray.evaluation.parts import FOLDER, ReferenceParts, ranges_of, require_pictures
 from edm_ray.evaluation.reference import ExtractorSpec, commit_reference, open_reference, reference_key
-from edm_ray.evaluation.reference_features import DEFAULT_KEPT, chosen_rows
+from edm_ray.evaluation.reference_features import DEFAULT_FEATURES, chosen_rows
+from edm_ray.execution.executor import make_all
 from edm_ray.storage import uris
 from edm_ray.storage.commit import read_manifest
 
@@ -39,9 +40,9 @@ class Args:
     """Extractor weights: a path or s3:// URI."""
     sha256: str | None = None
     """What the weights' sha256 must be."""
-    features: int = DEFAULT_KEPT
+    features: int = DEFAULT_FEATURES
     """Features of so many images are kept for KID, precision and recall (4 bytes times their length each); 0: none."""
-    workers: int = 0
+    workers: str = "0"
     """Ray actors that share the data set, one CPU or GPU each; 0: in this process, without Ray. The result has the same
     bits."""
     device: str = "cpu"
@@ -55,9 +56,7 @@ def run(args: Args) -> None:
         raise InputError("give --out DIRECTORY for this reference, or --store DIRECTORY that holds many")
     if args.features < 0:
         raise InputError(f"--features {args.features}: give 0 or more")
-    if args.workers < 0:
-        raise InputError(f"--workers {args.workers}: give 1 or more, or 0 to use no Ray")
-    check_device(args.device, here=args.workers == 0)
+    executor = choose_executor(args.workers, args.device)
     data = uris.absolute(args.data)
     dataset = open_dataset(data)
     require_pictures(dataset)
@@ -66,14 +65,14 @@ def run(args: Args) -> None:
     if args.dry_run:
         if args.weights is not None and not uris.exists(args.weights):
             raise InputError(f"--weights {args.weights}: no such file")
-        who = f"{args.workers} x {args.device}" if args.workers else "this process"
+        who = f"{args.workers} x {args.device}" if args.workers != "0" else "this process"
         say(f"would measure {dataset.rows:,} images of {dataset.name} with extractor {args.extractor}")
         say(f"  in {who}, into {args.out or args.store}")
         return
     with tempfile.TemporaryDirectory() as folder:
         path = weights_file(args, dataset, Path(folder))
         # With Ray it is loaded here only to be checked and named, which needs no GPU.
-        extractor = load_extractor(args.extractor, path, args.sha256, "cpu" if args.workers else args.device)
+        extractor = load_extractor(args.extractor, path, args.sha256, "cpu" if args.workers != "0" else args.device)
         assert path is not None
         weights = path.read_bytes()
     if args.store is not None:
@@ -84,21 +83,19 @@ def run(args: Args) -> None:
     else:
         assert args.out is not None
         out = uris.absolute(args.out)
-    store, parts = uris.join(out, FOLDER), parts_of(dataset.rows)
-    meter = PartMeter(dataset, extractor, chosen_rows(dataset.rows, args.features), store, args.device)
-    progress = Progress("reference images")
-    if args.workers:
-        from edm_ray.distributed.reference import measure_on_ray
-
-        spec = ExtractorSpec(name=extractor.name, weights=weights, sha256=extractor.weights_sha256)
-        measure_on_ray(dataset, spec, meter.chosen, store, parts, args.workers, args.device, progress.update)
-    else:
-        for part in parts:
-            meter.finish(part)
-            progress.update(part.stop, dataset.rows)
-    moments, kept = meter.collect(parts)
+    recipe = ReferenceParts(
+        dataset=dataset,
+        extractor=ExtractorSpec(name=extractor.name, weights=weights, sha256=extractor.weights_sha256),
+        chosen=chosen_rows(dataset.rows, args.features),
+        store=uris.join(out, FOLDER),
+    )
+    parts = recipe.parts(ranges_of(dataset.rows), extractor.identity, args.device)
+    progress = Progress("parts of the reference")
+    with executor.open(recipe) as (measuring,):
+        make_all(measuring, [(part,) for part in parts], progress.update)
+    moments, kept = recipe.collect(parts, extractor.scale_bits)
     commit_reference(out, moments, dataset, extractor, weights, kept)
-    uris.delete_directory(store)
+    uris.delete_directory(recipe.store)
     say(f"{out}: {moments.n:,} images of {dataset.name}, extractor {args.extractor}, {extractor.dim} features")
     if kept is not None:
         say(f"  the features of {len(kept.rows):,} images are kept for KID, precision and recall")

@@ -13,15 +13,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from edm_ray.cli.console import duration, say
 from edm_ray.cli.sampler import BEST_SAMPLER
-from edm_ray.cli.workers import parse_workers
+from edm_ray.cli.workers import choose_executor
 from edm_ray.data.manifest import open_dataset
+from edm_ray.distributed.executor import Ray
 from edm_ray.errors import InputError
 from edm_ray.evaluation.grids import image_grid
-from edm_ray.generation.generate import generate
+from edm_ray.evaluation.measure import Plan
+from edm_ray.evaluation.parts import measure_real
+from edm_ray.evaluation.reference import open_reference
+from edm_ray.execution.local import Local
+from edm_ray.generation.evaluate import EvaluationSpec, fid_meter, sample_grids
 from edm_ray.models import open_model
 from edm_ray.report.html import Context
 from edm_ray.report.saved import save_progress, save_report
@@ -29,7 +34,8 @@ from edm_ray.search.plan import StrategyName, SweepPlan
 from edm_ray.search.result import best_sampler_yaml, result_of
 from edm_ray.search.space import load_space
 from edm_ray.search.strategies import make_strategy
-from edm_ray.search.strategy import Answer
+from edm_ray.search.strategy import Answer, Strategy
+from edm_ray.search.time_budget import limit_hours
 from edm_ray.storage import uris
 
 
@@ -47,7 +53,8 @@ class Args:
     """Model directory of the model that guides it, where the space searches guidance; without it guidance is
     classifier-free: the model itself without its labels."""
     workers: str = "1"
-    """Sampling actors; LEAST:MOST to begin with fewer and take more when the cluster has room."""
+    """Ray actors that sample; LEAST:MOST to begin with fewer and take more when the cluster has room; 0: this process,
+    without Ray, one evaluation after the other. The decisions are the same."""
     concurrent: int | None = None
     """Trials in flight at once; they share the actors (default: two for each of them, 8 at least, 64 at most)."""
     device: str = "cpu"
@@ -93,11 +100,6 @@ class Args:
 
 
 def run(args: Args) -> None:
-    from edm_ray.distributed.evaluate import Bench
-    from edm_ray.distributed.fid_worker import NUM_GROUPS
-    from edm_ray.distributed.sweep import sweep_on_ray
-    from edm_ray.evaluation.reference import estimate_real, open_reference
-
     space = load_space(args.space)
     plan = SweepPlan(
         strategy=args.strategy,
@@ -115,16 +117,13 @@ def run(args: Args) -> None:
     )
     if args.budget_gpu_hours is not None and not 0 < args.budget_gpu_hours < math.inf:
         raise InputError(f"--budget-gpu-hours {args.budget_gpu_hours} is not allowed: greater than 0, finite")
-    least, most = parse_workers(args.workers)
+    executor = choose_executor(args.workers, args.device)
     if args.concurrent is not None and args.concurrent < 1:
         raise InputError(f"--concurrent {args.concurrent}: give 1 or more")
     out = uris.absolute(args.out)
     model = open_model(uris.absolute(args.model), args.guide and uris.absolute(args.guide))
     reference, extractor = open_reference(uris.absolute(args.reference))
-    real = None
-    if args.real is not None:
-        n = plan.confirm_chunks * plan.chunk_size
-        real = estimate_real(open_dataset(uris.absolute(args.real)), n, reference, extractor, NUM_GROUPS)
+    measured = Plan(metrics=("fid",), reference=reference)
     denoiser = model.denoiser()
     guides = any(name.startswith("guidance") for name in space.search)
     if guides and model.guide is None and not model.config.network.label_dim:
@@ -133,16 +132,8 @@ def run(args: Args) -> None:
     say(f"sweep of {space.name}: {strategy.describe()}")
     if args.dry_run:
         return
-    bench = Bench(
-        model=model,
-        extractor=extractor,
-        reference=reference,
-        store=uris.join(out, "chunks"),
-        labels=args.labels,
-        workers=most,
-        least_workers=least,
-        device=args.device,
-    )
+    store, n = uris.join(out, "chunks"), plan.confirm_chunks * plan.chunk_size
+    spec = EvaluationSpec(model=model, extractors=(extractor,), store=store, labels=args.labels)
     same = ["--model", args.model, *(["--guide", args.guide] if args.guide else [])]
     same += ["--sampler", uris.join(args.out, BEST_SAMPLER)]
     again = [
@@ -164,28 +155,24 @@ def run(args: Args) -> None:
         ),
     )
     started = time.monotonic()
-    sweep_on_ray(
-        bench,
-        strategy,
-        out,
-        TrialLines(lambda: save_progress(out, result_of(strategy), context)),
-        concurrent=args.concurrent,
-        budget_hours=args.budget_gpu_hours,
-    )
-    result = result_of(strategy)
-    found = result.of(result.found) or result.require_best()
-    say("  sample grids for the report")
-    seeds = torch.arange(args.grid, dtype=torch.int64)
-    grids = {}
-    shown = {"deterministic": space.sampler}
-    if strategy.paper is not None and strategy.paper != found.label:
-        shown[f"the paper's setting: {strategy.paper}"] = strategy.settings[strategy.paper]
-    shown[f"found: {found.label}"] = found.settings
-    for title, settings in shown.items():
-        buffer = io.BytesIO()
-        images = generate(denoiser, seeds, settings, "balanced").numpy()
-        image_grid(images, 10, max(1, 48 // images.shape[-1]), gap=4).save(buffer, format="PNG")
-        grids[f"{title}, seeds 0..{args.grid - 1}"] = buffer.getvalue()
+    with executor.session():
+        real = None
+        if args.real is not None:
+            held_out = open_dataset(uris.absolute(args.real))
+            [result] = measure_real(held_out, n, [measured], [extractor], store, executor)
+            real = result.measured.fid
+        lines = TrialLines(lambda: save_progress(out, result_of(strategy), context))
+        _search(args, spec, measured, strategy, executor, lines)
+        result = result_of(strategy)
+        found = result.of(result.found) or result.require_best()
+        say("  sample grids for the report")
+        shown = {"deterministic": space.sampler}
+        if strategy.paper is not None and strategy.paper != found.label:
+            shown[f"the paper's setting: {strategy.paper}"] = strategy.settings[strategy.paper]
+        shown[f"found: {found.label}"] = found.settings
+        balanced = dataclasses.replace(spec, labels="balanced")
+        images = sample_grids(balanced, list(shown.values()), range(args.grid), executor)
+    grids = {f"{title}, seeds 0..{args.grid - 1}": _png(each) for title, each in zip(shown, images, strict=True)}
     context = dataclasses.replace(
         context,
         grids=grids,
@@ -208,6 +195,41 @@ def run(args: Args) -> None:
     for line in result.summary():
         say(f"  {line}")
     say(f"  {result.images:,} images, {duration(time.monotonic() - started)}; report: {report}")
+
+
+def _search(
+    args: Args, spec: EvaluationSpec, plan: Plan, strategy: Strategy, executor: Local | Ray, on_trial: TrialLines
+) -> None:
+    """The sweep to its end: as trials of Ray Tune, or here one evaluation after the other."""
+    out = uris.absolute(args.out)
+    if isinstance(executor, Ray):
+        from edm_ray.distributed.sweep import sweep_on_ray
+
+        hours = args.budget_gpu_hours
+        sweep_on_ray(spec, plan, strategy, out, on_trial, executor, concurrent=args.concurrent, budget_hours=hours)
+        return
+    with fid_meter(spec, plan, executor) as meter:
+        if args.budget_gpu_hours is not None:
+            limit_hours(strategy, args.budget_gpu_hours, meter.sampling, 1, meter.generator, spec.store, out)
+        while not strategy.finished:
+            for each in strategy.ask():
+                answer = Answer(evaluation=each)
+                try:
+                    size = strategy.plan.chunk_size
+                    answer.estimate = meter.fid(dataclasses.asdict(each.settings), each.seeds, each.chunks, size)
+                except Exception as error:
+                    answer.failure = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+                on_trial(answer)
+                if answer.estimate is None:
+                    strategy.tell_failure(each.id, answer.failure)
+                else:
+                    strategy.tell(each.id, answer.estimate)
+
+
+def _png(images: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    image_grid(images, 10, max(1, 48 // images.shape[-1]), gap=4).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _as_flags(args: Args) -> list[str]:

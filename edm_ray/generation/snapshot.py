@@ -22,7 +22,8 @@ from edm_ray.config.load import validate
 from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.evaluation.fid import interval_95
 from edm_ray.evaluation.grids import save_grid
-from edm_ray.evaluation.reference import estimate_fid, open_reference
+from edm_ray.evaluation.measure import estimate_fid
+from edm_ray.evaluation.reference import open_reference
 from edm_ray.generation.generate import MICRO_BATCH, generate
 from edm_ray.models import open_model
 

@@ -19,17 +19,18 @@ import pytest
 import ray
 import safetensors.torch
 import torch
-
-from edm_ray.cli import main
-from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.distributed.chunks import Generator, _path, chunks_of, gather, read_chunk, read_parts
 from edm_ray.distributed.evaluate import Bench, make_chunks
 from edm_ray.distributed.generate import Crew, images_on_ray
+
+from edm_ray.cli import main
+from edm_ray.diffusion.samplers import SamplerSettings
 from edm_ray.distributed.pool import start_pool
 from edm_ray.errors import InputError, IntegrityError
+from edm_ray.evaluation.device import kind_of
 from edm_ray.evaluation.extractors.digits import save_digits_classifier
-from edm_ray.evaluation.reference import ExtractorSpec, estimate_fid, open_reference
-from edm_ray.generation.device import kind_of
+from edm_ray.evaluation.measure import estimate_fid
+from edm_ray.evaluation.reference import ExtractorSpec, open_reference
 from edm_ray.generation.generate import generate
 from edm_ray.models import open_model
 

@@ -165,8 +165,8 @@ def _bench(bench_dirs, store, workers=2):
 
 def test_a_chunk_whose_actor_is_killed_is_computed_by_another(root, bench_dirs):
     import ray
-
     from edm_ray.distributed.chunks import chunks_of, read_chunk
+
     from edm_ray.distributed.pool import start_pool
 
     bench = _bench(bench_dirs, root / "kill")

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from edm_ray.distributed.chunks import Generator, chunks_of
 from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
 
 from edm_ray.cli import main
 from edm_ray.diffusion.samplers import SamplerSettings
-from edm_ray.distributed.chunks import Generator, chunks_of
 from edm_ray.distributed.cluster.preflight import Ask
 from edm_ray.distributed.dispatcher import MAX_DEATHS, ChunkFailed, Crew, Job, Queue
 from edm_ray.distributed.pool import ask_for

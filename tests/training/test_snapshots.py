@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edm_ray.distributed.evaluate import Bench, chunks_for
 from PIL import Image
 
 from edm_ray.cli import main
@@ -21,12 +22,12 @@ from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
 from edm_ray.diffusion.samplers import SamplerSettings
-from edm_ray.distributed.evaluate import Bench, chunks_for
 from edm_ray.distributed.snapshot_runners import ProcessRunner, RayRunner
 from edm_ray.distributed.snapshots import Follower, SnapshotPlan, parse_place
 from edm_ray.distributed.train import ask_of, keep_to_share, scaling_of
 from edm_ray.errors import InputError
-from edm_ray.evaluation.reference import estimate_fid, open_reference
+from edm_ray.evaluation.measure import estimate_fid
+from edm_ray.evaluation.reference import open_reference
 from edm_ray.generation.generate import generate
 from edm_ray.generation.snapshot import Job, draw
 from edm_ray.models import open_model, save_model
