@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from edm_ray.distributed.chunks import Chunk, Generator, read_chunk, write_chunk
 
 from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.evaluation.chunks import Chunk, Generator, read_chunk, write_chunk
 from edm_ray.seeding import normal, stream_key
 
 COSTS_FILE = Path(__file__).with_suffix(".json")

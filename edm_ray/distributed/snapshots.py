@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edm_ray.diffusion.samplers import SamplerSettings
-from edm_ray.distributed.chunks import POOL_START
 from edm_ray.distributed.snapshot_runners import Runner
 from edm_ray.errors import InputError, IntegrityError
+from edm_ray.evaluation.chunks import POOL_START
 from edm_ray.generation.snapshot import FID_LABELS, GRID_IMAGES, GRID_LABELS, Job
 from edm_ray.storage import uris
 from edm_ray.training import snapshots

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edm_ray.distributed.evaluate import Bench, chunks_for
 from PIL import Image
 
 from edm_ray.cli import main
@@ -26,8 +25,10 @@ from edm_ray.distributed.snapshot_runners import ProcessRunner, RayRunner
 from edm_ray.distributed.snapshots import Follower, SnapshotPlan, parse_place
 from edm_ray.distributed.train import ask_of, keep_to_share, scaling_of
 from edm_ray.errors import InputError
+from edm_ray.evaluation.chunks import chunks_for
 from edm_ray.evaluation.measure import estimate_fid
 from edm_ray.evaluation.reference import open_reference
+from edm_ray.generation.evaluate import EvaluationSpec
 from edm_ray.generation.generate import generate
 from edm_ray.generation.snapshot import Job, draw
 from edm_ray.models import open_model, save_model
@@ -299,11 +300,11 @@ def test_the_fid_is_that_of_the_chunks_that_evaluate_makes(calm, reference):
     """Without Ray; the command itself is in the slow test below."""
     spec_reference, spec = open_reference(reference)
     model = open_model(snapshot_model_uri(calm, 96))
-    bench = Bench(
-        model=model, extractor=spec, reference=spec_reference, store="", labels="random", workers=1, device="cpu"
-    )
+    bench = EvaluationSpec(model=model, extractors=(spec,), store="")
     denoiser, extractor = model.denoiser(), spec.load()
-    chunks = chunks_for(bench.generator(), SamplerSettings(num_steps=3).effective(denoiser), 1 << 31, 150)
+    chunks = chunks_for(
+        bench.generator(extractor.identity, "cpu"), SamplerSettings(num_steps=3).effective(denoiser), 1 << 31, 150
+    )
     made = [generate(denoiser, chunk.seeds, chunk.settings, "random") for chunk in chunks]
     features = np.concatenate([extractor.extract(images) for images in made])[:150]  # of whole chunks
     seeds = np.concatenate([chunk.seeds.numpy() for chunk in chunks])[:150]
