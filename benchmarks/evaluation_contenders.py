@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.evaluation.chunks import Chunk, Generator, read_rows, write_chunk
 from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.extractors.registry import load_extractor
@@ -158,7 +158,7 @@ def run_ours(folder: Path, images: np.ndarray, extractor: Extractor, name: str) 
     made = Generator(model="m", extractor=extractor.identity, labels="random", micro_batch=50, device="cpu")
     for first in range(0, len(images), CHUNK):
         features = extractor.extract(torch.from_numpy(images[first : first + CHUNK]))
-        chunk = Chunk(generator=made, settings=SamplerSettings(), first=first, size=len(features))
+        chunk = Chunk(generator=made, settings=sampler(), first=first, size=len(features))
         chunks.append(chunk)
         write_chunk(store, chunk, features)
     moments = Moments.from_bytes((folder / "moments").read_bytes(), "moments")

@@ -15,7 +15,7 @@ from pathlib import Path
 import ray
 
 from edm_ray.cli import main as edm_ray
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed.executor import Ray
 from edm_ray.distributed.pool import start_pool
 from edm_ray.distributed.session import session
@@ -49,7 +49,7 @@ def measure(chunk_count: int, repeats: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         model_dir, reference_dir = prepare(folder)
         model, (reference, extractor) = open_model(model_dir), open_reference(reference_dir)
-        settings = SamplerSettings().effective(model.denoiser())
+        settings = sampler().effective(model.denoiser())
         with session():
             for turn in range(repeats):
                 for name, samplers, in_hand in CREWS if turn % 2 == 0 else CREWS[::-1]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.evaluation.fid import paired_difference
 from edm_ray.evaluation.measure import estimate_fid
 from edm_ray.evaluation.reference import open_reference
@@ -24,7 +24,7 @@ def measure(model_dir: str, reference_dir: str, counts: dict[str, int], churn: f
     denoiser = open_model(model_dir).denoiser()
     reference, spec = open_reference(reference_dir)
     extractor = spec.load()
-    settings = SamplerSettings(s_churn=churn).effective(denoiser)
+    settings = sampler(s_churn=churn).effective(denoiser)
     seeds = torch.arange(SEEDS, SEEDS + max(counts.values()), dtype=torch.int64)
     full = generate(denoiser, seeds, settings)
     features = extractor.extract(full)

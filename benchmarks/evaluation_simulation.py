@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.evaluation.chunks import Chunk, Generator, read_chunk, write_chunk
 from edm_ray.seeding import normal, stream_key
 
@@ -53,7 +53,7 @@ def measured(cpu: dict[str, float]) -> dict[str, float]:
     writes, reads = [], []
     with tempfile.TemporaryDirectory() as store:
         for first in range(0, 5 * MEASURED_CHUNK, MEASURED_CHUNK):
-            chunk = Chunk(generator=made, settings=SamplerSettings(), first=first, size=MEASURED_CHUNK)
+            chunk = Chunk(generator=made, settings=sampler(), first=first, size=MEASURED_CHUNK)
             started = time.process_time()
             write_chunk(store, chunk, features)
             writes.append(time.process_time() - started)

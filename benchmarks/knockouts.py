@@ -15,7 +15,7 @@ from landscape import SPECS, build
 from phenomena import paired, plus_minus, put
 from replay import GROUPS, Ground
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 
 
 def rows_of(ground: Ground) -> dict[str, int]:
@@ -27,7 +27,7 @@ def rows_of(ground: Ground) -> dict[str, int]:
 
     def row(**changes: float) -> int:
         fields = {name: getattr(best, name) for name in ("num_steps", "s_churn", "s_tmin", "s_tmax", "s_noise")}
-        return ground.landscape.settings.index(SamplerSettings(**{**fields, **changes}))
+        return ground.landscape.settings.index(sampler(**{**fields, **changes}))
 
     plain = spec.s_noise[-1]
     found = {"deterministic": 0}

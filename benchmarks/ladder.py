@@ -30,7 +30,7 @@ from edm_ray.data.importers.digits import split_digits
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.diffusion.labels import one_hot_labels
 from edm_ray.diffusion.objectives import OBJECTIVES, loss_by_sigma
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.evaluation.extractors.digits import DigitsClassifier, train_digits_classifier
 from edm_ray.evaluation.grids import image_grid
 from edm_ray.evaluation.measure import Plan, estimate_fid
@@ -116,7 +116,7 @@ def measure(run: Path, data: Path, classifier: DigitsClassifier) -> dict:
     denoiser = load_model(model_uri(str(run)))
     reference, spec = open_reference(str(data / "reference"))
     seeds = torch.arange(SHOWN, dtype=torch.int64)
-    images = generate(denoiser, seeds, SamplerSettings(), "balanced")
+    images = generate(denoiser, seeds, sampler(), "balanced")
     estimate = estimate_fid(spec.load().extract(images[:NUM]), seeds[:NUM].numpy(), reference, GROUPS)
     held, labels = split_digits()["heldout"]
     held_images = decode(torch.from_numpy(held)).double()

@@ -20,7 +20,7 @@ from torch import nn
 
 from edm_ray.diffusion.objectives import OBJECTIVES
 from edm_ray.diffusion.preconditioning import EDM
-from edm_ray.diffusion.samplers import SamplerSettings, noise_levels
+from edm_ray.diffusion.samplers import Sampler, noise_levels, sampler
 from edm_ray.seeding import image_noise, normal, stream_key, uniform
 
 UNIT = 200
@@ -78,14 +78,12 @@ class Spec:
     s_tmax: tuple[float, ...]
     s_noise: tuple[float, ...]
 
-    def settings(self) -> list[SamplerSettings]:
+    def settings(self) -> list[Sampler]:
         """Deterministic sampling first, then the grid."""
-        base = SamplerSettings(num_steps=NUM_STEPS)
+        base = sampler(num_steps=NUM_STEPS)
         product = itertools.product(self.churn, self.s_tmin, self.s_tmax, self.s_noise)
         return [base] + [
-            SamplerSettings(
-                num_steps=NUM_STEPS, s_churn=share * base.churn_cap, s_tmin=low, s_tmax=high, s_noise=amount
-            )
+            sampler(num_steps=NUM_STEPS, s_churn=share * base.churn_cap, s_tmin=low, s_tmax=high, s_noise=amount)
             for share, low, high, amount in product
         ]
 
@@ -226,7 +224,7 @@ def train_features(
     return extract, features.mean(axis=0), np.cov(features.T)
 
 
-def walk(denoiser: EDM, settings: list[SamplerSettings], seeds: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+def walk(denoiser: EDM, settings: list[Sampler], seeds: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     """Algorithm 2 (Heun) for all settings on the same seeds: yields (index of setting, flat images [B, S^2]), float32.
 
     The settings differ in churn only, so a state is the same for all that have churned alike so far.
@@ -274,7 +272,7 @@ class Landscape:
     """Moments of units of images; packed holds [sum (64), lower triangle of the sum of outer products (2080)]."""
 
     spec: Spec
-    settings: list[SamplerSettings]
+    settings: list[Sampler]
     packed: np.ndarray
     """float32 [settings, units, 64 + 2080]: sums in float64, kept in float32 (the FID changes by less than 1e-5)."""
     mean: np.ndarray

@@ -26,7 +26,7 @@ from edm_ray.data.importers.digits import split_digits
 from edm_ray.data.manifest import open_dataset
 from edm_ray.diffusion.analysis.langevin import langevin
 from edm_ray.diffusion.labels import one_hot_labels
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.evaluation.grids import image_grid
 from edm_ray.evaluation.measure import estimate_fid
@@ -98,7 +98,7 @@ class Bench:
         seeds = np.arange(len(images))
         return estimate_fid(self.extractor.extract(images), seeds, self.reference, GROUPS)
 
-    def fid(self, name: str, settings: SamplerSettings) -> FidEstimate:
+    def fid(self, name: str, settings: Sampler) -> FidEstimate:
         """Of images of seeds 0..num-1, ten of a class in a row."""
         seeds = torch.arange(self.num, dtype=torch.int64)
         return self.once(
@@ -123,12 +123,12 @@ def steps_for(nfe: int, solver: str) -> int:
 def figure_2(bench: Bench) -> str:
     lines = ["| model | sampler | " + " | ".join(f"NFE {nfe}" for nfe in NFES) + " |", "|---" * (len(NFES) + 2) + "|"]
     for name, title in (("vp-a-0", "A, 32,000 images"), ("long-e-0", "E, 128,000 images")):
-        for sampler, fields in SAMPLERS.items():
+        for name_of_sampler, fields in SAMPLERS.items():
             row = []
             for nfe in NFES:
-                settings = SamplerSettings(**fields, num_steps=steps_for(nfe, fields.get("solver", "heun")))
+                settings = sampler(**fields, num_steps=steps_for(nfe, fields.get("solver", "heun")))
                 row.append(plus_minus(bench.fid(name, settings)))
-            lines.append(f"| {title} | {sampler} | {' | '.join(row)} |")
+            lines.append(f"| {title} | {name_of_sampler} | {' | '.join(row)} |")
     return "\n".join(lines)
 
 
@@ -137,7 +137,7 @@ def table_4(bench: Bench) -> str:
         "| sampler, 18 steps | FID | against deterministic, paired | against all of them, paired |",
         "|---|---|---|---|",
     ]
-    found = {title: bench.fid("long-e-0", SamplerSettings(**fields)) for title, fields in KNOCKOUTS.items()}
+    found = {title: bench.fid("long-e-0", sampler(**fields)) for title, fields in KNOCKOUTS.items()}
     for title, estimate in found.items():
         first, last = (paired(estimate, found[other]) for other in ("deterministic", "all of them"))
         lines.append(f"| {title} | {plus_minus(estimate)} | {first} | {last} |")
@@ -150,9 +150,7 @@ def figure_5b(bench: Bench) -> str:
         "|---" * (len(CHURNS) + 2) + "|",
     ]
     for name in (*(f"vp-{letter}-0" for letter in "abcdef"), "long-e-0", "long-f-0"):
-        found = [
-            bench.fid(name, SamplerSettings(s_churn=churn, s_tmin=WINDOW[0], s_tmax=WINDOW[1])) for churn in CHURNS
-        ]
+        found = [bench.fid(name, sampler(s_churn=churn, s_tmin=WINDOW[0], s_tmax=WINDOW[1])) for churn in CHURNS]
         title = f"{name.split('-')[1].upper()}, {'128' if name.startswith('long') else '32'},000 images"
         last = paired(found[-1], found[0])
         lines.append(f"| {title} | {' | '.join(plus_minus(each) for each in found)} | {last} |")

@@ -25,7 +25,7 @@ from phenomena import NFES, SAMPLERS, paired, plus_minus, put, steps_for
 from edm_ray.diffusion.analysis.langevin import langevin
 from edm_ray.diffusion.objectives import OBJECTIVES
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS, Preconditioned
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.evaluation.fid import FidEstimate, fid_reference, group_moments, jackknife_fid
 from edm_ray.evaluation.published import PublishedMoments
 from edm_ray.generation.generate import generate
@@ -112,7 +112,7 @@ class Bench:
             print(f"{key}: FID {self.kept[key]['fid']:.3f} +- {1.96 * self.kept[key]['se']:.3f}", flush=True)
         return FidEstimate.from_dict(self.kept[key])
 
-    def fid(self, name: str, settings: SamplerSettings) -> FidEstimate:
+    def fid(self, name: str, settings: Sampler) -> FidEstimate:
         seeds = torch.arange(self.num, dtype=torch.int64)
         return self.once(
             f"{name} n={self.num} {settings}",
@@ -123,12 +123,12 @@ class Bench:
 def figure_2(bench: Bench) -> str:
     lines = ["| model | sampler | " + " | ".join(f"NFE {nfe}" for nfe in NFES) + " |", "|---" * (len(NFES) + 2) + "|"]
     for name in ("D", "E, long"):
-        for sampler, fields in SAMPLERS.items():
+        for name_of_sampler, fields in SAMPLERS.items():
             row = []
             for nfe in NFES:
                 steps = steps_for(nfe, fields.get("solver", "heun"))
-                row.append(plus_minus(bench.fid(name, SamplerSettings(**fields, num_steps=steps))))
-            lines.append(f"| {name} | {sampler} | {' | '.join(row)} |")
+                row.append(plus_minus(bench.fid(name, sampler(**fields, num_steps=steps))))
+            lines.append(f"| {name} | {name_of_sampler} | {' | '.join(row)} |")
     return "\n".join(lines)
 
 
@@ -138,9 +138,7 @@ def figure_5b(bench: Bench) -> str:
         "|---" * (len(CHURNS) + 2) + "|",
     ]
     for name, (title, *_) in MODELS.items():
-        found = [
-            bench.fid(name, SamplerSettings(s_churn=churn, s_tmin=WINDOW[0], s_tmax=WINDOW[1])) for churn in CHURNS
-        ]
+        found = [bench.fid(name, sampler(s_churn=churn, s_tmin=WINDOW[0], s_tmax=WINDOW[1])) for churn in CHURNS]
         last = paired(found[-1], found[0])
         lines.append(f"| {title} | {' | '.join(plus_minus(each) for each in found)} | {last} |")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from landscape import DIM, NUM_STEPS, TRIANGLE, UNIT, Landscape
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.evaluation.fid import FidEstimate, paired_difference
 from edm_ray.search.dimensions import Grid
 from edm_ray.search.space import Space
@@ -42,7 +42,7 @@ class Ground:
             "s_tmax": Grid(grid=spec.s_tmax),
             "s_noise": Grid(grid=spec.s_noise),
         }
-        return Space(name=spec.name, sampler=SamplerSettings(num_steps=NUM_STEPS), search=search)
+        return Space(name=spec.name, sampler=sampler(num_steps=NUM_STEPS), search=search)
 
     def fids(self, sums: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Moments [G, 64 + 2080] of so many images [G] each -> FID [G]."""

@@ -15,7 +15,7 @@ import time
 import torch
 
 from edm_ray.config.schema import DenoiserConfig
-from edm_ray.diffusion.samplers import SamplerSettings, sample
+from edm_ray.diffusion.samplers import sample, sampler
 from edm_ray.networks.build import build_denoiser
 from edm_ray.seeding import image_noise
 
@@ -68,7 +68,7 @@ def main() -> int:
         call = best_of(3, lambda: network(latents, sigma))
         print(f"denoiser call: {call * 1e3:.1f} ms (CIFAR-10, batch {args.batch}, {torch.get_num_threads()} threads)")
         for name, changes in SOLVERS.items():
-            settings = SamplerSettings(num_steps=args.num_steps, **changes)
+            settings = sampler(num_steps=args.num_steps, **changes)
             calls = 0
             sample(stand_in, latents, settings, noise=noise)
             evaluations = calls / args.batch

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edm_ray.config.published import V100_HOURS, gpu_price, prices
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.search.plan import SweepPlan
 
 MEASURED = json.loads(Path(__file__).with_name("scale.json").read_text())["measured"]
@@ -132,7 +132,7 @@ class Workload:
 
 
 def _nfe(num_steps: int) -> int:
-    assert SamplerSettings(num_steps=num_steps).solver == "heun"
+    assert sampler(num_steps=num_steps).solver == "heun"
     return 2 * num_steps - 1
 
 

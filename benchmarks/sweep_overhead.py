@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed.executor import Ray
 from edm_ray.distributed.session import session
 from edm_ray.distributed.sweep import sweep_on_ray
@@ -41,7 +41,7 @@ def main() -> None:
     model = open_model(str(args.model))
     space = Space(
         name="overhead",
-        sampler=SamplerSettings(num_steps=4),
+        sampler=sampler(num_steps=4),
         search={"churn_fraction": Range(low=0.01, high=1.0), "s_noise": Range(low=0.99, high=1.01)},
     )
     plan = SweepPlan(

@@ -9,17 +9,18 @@ import numpy as np
 import torch
 
 from edm_ray.cli.console import say
-from edm_ray.data.codec import codec_of, decode
+from edm_ray.data.codec import decode
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.diffusion.analysis.inversion import reconstruct
+from edm_ray.diffusion.denoiser import Denoiser
 from edm_ray.diffusion.labels import one_hot_labels
 from edm_ray.diffusion.objectives import EDM, loss_by_sigma
-from edm_ray.diffusion.samplers import SamplerSettings
-from edm_ray.diffusion.samplers.common import Denoiser
+from edm_ray.diffusion.samplers import Heun
 from edm_ray.errors import InputError
 from edm_ray.generation.generate import labels_of
 from edm_ray.models import open_model
+from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.report import design_space as drawn
 from edm_ray.seeding import image_noise
 from edm_ray.storage import uris
@@ -39,25 +40,23 @@ class Args:
     """Time steps of the samplers drawn."""
 
 
-def read_images(model: torch.nn.Module, data: str, num: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def read_images(model: ModelDenoiser, data: str, num: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The first ``num`` images of a data set, float64 in [-1, 1], and their labels, one-hot, if the model takes any."""
     dataset = open_dataset(uris.absolute(data))
     if dataset.rows < num:
         raise InputError(f"{data}: {dataset.rows} images, --num {num} asks for more")
     pixels = open_reader(dataset)
-    if not codec_of(model).is_pixels:
+    if not model.codec.is_pixels:
         raise InputError(f"--data {data}: the model makes latents; the loss is drawn for models of pixels only")
     images = decode(torch.from_numpy(np.ascontiguousarray(pixels.images[:num]))).double()
-    network = model.model
-    expected = (network.img_channels, network.img_resolution, network.img_resolution)
-    if tuple(images.shape[1:]) != expected:
-        raise InputError(f"{data}: images of shape {tuple(images.shape[1:])}, the model takes {expected}")
-    if not network.label_dim:
+    if tuple(images.shape[1:]) != model.shape:
+        raise InputError(f"{data}: images of shape {tuple(images.shape[1:])}, the model takes {model.shape}")
+    if not model.label_dim:
         return images, None
     classes = torch.from_numpy(np.asarray(pixels.labels[:num], np.int64))
-    if int(classes.max()) >= network.label_dim:
-        raise InputError(f"{data}: class {int(classes.max())}, the model knows 0..{network.label_dim - 1}")
-    return images, one_hot_labels(classes, network.label_dim)
+    if int(classes.max()) >= model.label_dim:
+        raise InputError(f"{data}: class {int(classes.max())}, the model knows 0..{model.label_dim - 1}")
+    return images, one_hot_labels(classes, model.label_dim)
 
 
 def run(args: Args) -> None:
@@ -75,11 +74,10 @@ def run(args: Args) -> None:
             opened = open_model(uris.absolute(args.model))
             sigma_data = opened.config.preconditioning.sigma_data
             model = denoiser = opened.denoiser()
-            network = opened.config.network
             seeds = torch.arange(args.num)
-            latents = image_noise(seeds, "latents", (network.img_channels, *2 * (network.img_resolution,)))(0)
-            if network.label_dim:
-                labels = one_hot_labels(labels_of(seeds, network.label_dim, "random"), network.label_dim)
+            latents = image_noise(seeds, "latents", model.shape)(0)
+            if model.label_dim:
+                labels = one_hot_labels(labels_of(seeds, model.label_dim, "random"), model.label_dim)
             steps, substeps = [8, 16, 32], 2
             if args.data is not None:
                 images, classes = read_images(model, args.data, args.num)
@@ -90,7 +88,7 @@ def run(args: Args) -> None:
         figures["weighting"] = drawn.draw_weighting(sigma_data)
         truncation = drawn.measure_truncation(denoiser, latents, args.num_steps, labels, substeps)
         figures["truncation"] = drawn.draw_truncation(truncation)
-        made = reconstruct(denoiser, latents, SamplerSettings(), labels)
+        made = reconstruct(denoiser, latents, Heun(), labels)
         inversion = drawn.measure_inversion(denoiser, made, steps, labels)
         figures["inversion"] = drawn.draw_inversion(inversion)
     out = FilePath(args.out)

@@ -19,7 +19,7 @@ from edm_ray.cli.sampler import choose_settings
 from edm_ray.cli.workers import choose_executor
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.reader import open_reader
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler
 from edm_ray.errors import InputError
 from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.grids import save_grid
@@ -30,6 +30,7 @@ from edm_ray.generation.figures import Figure, interpolation_figure, inversion_f
 from edm_ray.generation.generate import BALANCED_RUN, MICRO_BATCH, PRECISIONS, check_labels, generate, labels_of
 from edm_ray.generation.outputs import Output, ParquetSet, PngFolder, PngZip, Writing
 from edm_ray.models import open_model
+from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
 from edm_ray.storage import uris
 
@@ -143,7 +144,7 @@ def _check(args: Args, num: int, figures: list[str], is_grid: bool) -> None:
         raise InputError(f"--format parquet makes a directory; --out {args.out} is a file's name")
 
 
-def _about(args: Args, settings: SamplerSettings) -> dict[str, str]:
+def _about(args: Args, settings: Sampler) -> dict[str, str]:
     about = {
         "model": args.model,
         **({"guide": args.guide} if args.guide else {}),
@@ -157,7 +158,7 @@ def _scale(args: Args, images: np.ndarray) -> int:
     return args.scale or max(1, 64 // images.shape[-1])
 
 
-def _output(args: Args, num: int, model: Model, settings: SamplerSettings) -> Output:
+def _output(args: Args, num: int, model: Model, settings: Sampler) -> Output:
     about = _about(args, settings)
     classes = model.config.network.label_dim
     if Path(args.out).suffix.lower() == ".zip":
@@ -173,7 +174,7 @@ def _seeds(args: Args, num: int, step: int = 1) -> torch.Tensor:
 
 
 def _sample(
-    args: Args, seeds: torch.Tensor, denoiser: torch.nn.Module, settings: SamplerSettings
+    args: Args, seeds: torch.Tensor, denoiser: ModelDenoiser, settings: Sampler
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Seeds and images in parts, by this process."""
     progress = Progress("images")
@@ -189,7 +190,7 @@ def _store(args: Args) -> str:
     return uris.absolute(f"{args.out}.parts")
 
 
-def _parts(args: Args, num: int, model: Model, settings: SamplerSettings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _parts(args: Args, num: int, model: Model, settings: Sampler) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Seeds and images in parts, in the order of the seeds."""
     spec = EvaluationSpec(model=model, extractors=(), store=_store(args), labels=args.labels, precision=args.precision)
     seeds = range(args.first_seed, args.first_seed + num)
@@ -198,7 +199,7 @@ def _parts(args: Args, num: int, model: Model, settings: SamplerSettings) -> Ite
     return sample_images(spec, settings, seeds, executor, threads, progress.update)
 
 
-def _figure(args: Args, num: int, model: Model, denoiser: torch.nn.Module, settings: SamplerSettings) -> Figure:
+def _figure(args: Args, num: int, model: Model, denoiser: ModelDenoiser, settings: Sampler) -> Figure:
     if args.interpolate:
         pairs = [_pair(text) for text in args.interpolate]
         return interpolation_figure(denoiser, pairs, args.columns, settings, args.labels, MICRO_BATCH)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edm_ray.cli.console import say
-from edm_ray.config.load import configure
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.config.load import parse_overrides
+from edm_ray.diffusion.samplers import Euler, Sampler, sampler, with_changes
 from edm_ray.errors import InputError
 from edm_ray.search.result import settings_from_yaml
 from edm_ray.storage import uris
@@ -14,18 +14,18 @@ from edm_ray.storage import uris
 BEST_SAMPLER = "best-sampler.yaml"
 
 
-def choose_settings(file: str | None, overrides: Sequence[str]) -> SamplerSettings:
+def choose_settings(file: str | None, overrides: Sequence[str]) -> Sampler:
     """The file's settings (default: deterministic, 18 steps) with the pairs laid over them.
 
     file: a path or s3:// URI of a best-sampler.yaml, or of a directory that holds one (a sweep's, a model's)."""
-    base = SamplerSettings()
+    base: Sampler = sampler()
     if file is not None:
         path = uris.join(file, BEST_SAMPLER) if uris.is_folder(file) else file
         if not uris.exists(path):
             raise InputError(f"--sampler {file}: no such file; `edm-ray sweep` writes {BEST_SAMPLER}")
         base = settings_from_yaml(uris.read_bytes(path).decode(), path)
-    settings = configure(base, None, overrides)
-    if settings.s_churn > settings.churn_cap:
+    settings = with_changes(base, parse_overrides(overrides), "--set")
+    if isinstance(settings, Euler) and settings.s_churn > settings.churn_cap:
         say(
             f"  s_churn={settings.s_churn:g} acts as {settings.churn_cap:.4g}: it is capped at "
             f"num_steps * (sqrt(2) - 1) for num_steps={settings.num_steps}"

@@ -216,7 +216,7 @@ def _search(
                 answer = Answer(evaluation=each)
                 try:
                     size = strategy.plan.chunk_size
-                    answer.estimate = meter.fid(dataclasses.asdict(each.settings), each.seeds, each.chunks, size)
+                    answer.estimate = meter.fid(each.settings.to_dict(), each.seeds, each.chunks, size)
                 except Exception as error:
                     answer.failure = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
                 on_trial(answer)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from edm_ray.config.codec import PIXELS, Codec
+from edm_ray.config.codec import Codec
 from edm_ray.data.decoders import find_decoder
 from edm_ray.data.format import Pixels
 from edm_ray.errors import InputError
@@ -26,13 +26,6 @@ def decode(pixels: torch.Tensor) -> torch.Tensor:
 def encode(images: torch.Tensor) -> torch.Tensor:
     """float in [-1, 1] -> uint8; x * 127.5 + 128 truncated, as in the paper's protocol (rounding is part of FID)."""
     return (images.double() * 127.5 + 128.0).clip(0, 255).to(torch.uint8)
-
-
-def codec_of(denoiser: torch.nn.Module) -> Codec:
-    """What a denoiser's samples are: said by its model directory; one that comes from none makes pixels."""
-    codec = getattr(denoiser, "codec", PIXELS)
-    assert isinstance(codec, Codec)
-    return codec
 
 
 def view(rows: torch.Tensor, codec: Codec) -> torch.Tensor:

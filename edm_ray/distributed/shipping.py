@@ -15,7 +15,8 @@ import torch
 
 from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.schema import DenoiserConfig
-from edm_ray.models.directory import Model, denoiser_of
+from edm_ray.models.denoiser import ModelDenoiser
+from edm_ray.models.directory import Model, network_with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +37,15 @@ class ShippedModel:
         guide = None if model.guide is None else cls.of(model.guide)
         return cls(uri=model.uri, config=model.config, tensors=tensors, codec=model.codec, guide=guide)
 
-    def denoiser(self, device: str) -> torch.nn.Module:
+    def denoiser(self, device: str) -> ModelDenoiser:
         state = {}
         for name, (content, dtype, shape) in self.tensors.items():
             # frombuffer warns that the store's memory is read-only; nothing writes to it, the network copies it.
             view = torch.from_numpy(content) if content.flags.writeable else _read_only(content)
             state[name] = view.view(dtype).reshape(shape)
-        denoiser = denoiser_of(self.config, state, self.uri, device, self.codec)
-        if self.guide is not None:
-            denoiser.guide = self.guide.denoiser(device)
-        return denoiser
+        module = network_with(self.config, state, self.uri).to(device)
+        guide = None if self.guide is None else self.guide.denoiser(device)
+        return ModelDenoiser(module, self.codec, guide, self.uri)
 
 
 def _read_only(content: np.ndarray) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler
 from edm_ray.distributed.snapshot_runners import Runner
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.evaluation.chunks import POOL_START
@@ -29,7 +29,7 @@ class SnapshotPlan:
     """How often, how and where snapshots are drawn."""
 
     kimg: float
-    settings: SamplerSettings
+    settings: Sampler
     reference: str | None
     reference_hash: str | None
     """Of its moments: another reference at the same place is another FID."""
@@ -57,7 +57,7 @@ class SnapshotPlan:
             nimg=nimg,
             model=snapshots.snapshot_model_uri(run_uri, nimg),
             picture=snapshots.picture_uri(run_uri, nimg),
-            settings=self.settings,
+            settings=self.settings.to_dict(),
             reference=self.reference,
             num=self.num,
             first_seed=POOL_START["evaluate"],

@@ -9,7 +9,6 @@ since chunks and measurements are artefacts of the store and decisions follow fr
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import tempfile
@@ -104,7 +103,7 @@ class StrategySearcher(Searcher):
 
 def _trial_config(evaluation: Evaluation, chunk_size: int) -> dict[str, Any]:
     """What a person sees of the trial in the ResultGrid, and what the trial needs: plain values."""
-    settings = dataclasses.asdict(evaluation.settings)
+    settings = evaluation.settings.to_dict()
     return {
         "evaluation": evaluation.id,
         "stage": evaluation.stage,

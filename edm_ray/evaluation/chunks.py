@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edm_ray.config.load import validate
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler, read_sampler
 from edm_ray.errors import InputError
 from edm_ray.storage import artifacts
 from edm_ray.storage.artifacts import plain
@@ -46,14 +45,16 @@ class Chunk:
 
     kind = "chunk"
     generator: Generator
-    settings: SamplerSettings
+    settings: Sampler
     """In effective form, so that equal samplers share their chunks."""
     first: int
     size: int
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {**plain(dataclasses.asdict(self)), "code": CODE_VERSION, "torch": torch.__version__}
+        made = {"generator": dataclasses.asdict(self.generator), "settings": self.settings.identity}
+        facts = {**made, "first": self.first, "size": self.size, "code": CODE_VERSION, "torch": torch.__version__}
+        return dict(plain(facts))
 
     def __str__(self) -> str:
         key = artifacts.key_of(self)
@@ -68,7 +69,7 @@ class Chunk:
         return dataclasses.replace(self, generator=dataclasses.replace(self.generator, extractor=identity))
 
 
-def chunks_of(generator: Generator, settings: SamplerSettings, pool: str, count: int, size: int) -> list[Chunk]:
+def chunks_of(generator: Generator, settings: Sampler, pool: str, count: int, size: int) -> list[Chunk]:
     """The first ``count`` chunks of a pool of seeds: the same seeds for all samplers (common random numbers)."""
     start = POOL_START[pool]
     return [Chunk(generator=generator, settings=settings, first=start + i * size, size=size) for i in range(count)]
@@ -76,11 +77,11 @@ def chunks_of(generator: Generator, settings: SamplerSettings, pool: str, count:
 
 def first_chunks(generator: Generator, settings: Mapping[str, Any], pool: str, count: int, size: int) -> list[Chunk]:
     """`chunks_of` from plain values, as a trial of a sweep has them."""
-    return chunks_of(generator, validate(SamplerSettings, settings, "trial"), pool, count, size)
+    return chunks_of(generator, read_sampler(settings, "trial"), pool, count, size)
 
 
 def chunks_for(
-    generator: Generator, settings: SamplerSettings, first: int, num_images: int, size: int = CHUNK_IMAGES
+    generator: Generator, settings: Sampler, first: int, num_images: int, size: int = CHUNK_IMAGES
 ) -> list[Chunk]:
     """Whole chunks that cover ``num_images`` seeds from ``first``, on the one grid that its pool of seeds has: so that
     evaluations of any size share them. They may reach a little beyond on both sides."""

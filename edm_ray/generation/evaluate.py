@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler
 from edm_ray.evaluation.chunks import (
     POOL_START,
     Chunk,
@@ -58,7 +58,7 @@ class EvaluationSpec:
 
 def evaluate(
     spec: EvaluationSpec,
-    sampler: SamplerSettings,
+    sampler: Sampler,
     starts: Sequence[int],
     num_images: int,
     plans: Sequence[Plan],
@@ -91,7 +91,7 @@ def evaluate(
 def evaluate_models(
     models: Sequence[tuple[int, str]],
     spec: EvaluationSpec,
-    sampler: SamplerSettings,
+    sampler: Sampler,
     num_images: int,
     plan: Plan,
     executor: Executor,
@@ -107,7 +107,7 @@ def evaluate_models(
 
 def sample_images(
     spec: EvaluationSpec,
-    sampler: SamplerSettings,
+    sampler: Sampler,
     seeds: range,
     executor: Executor,
     threads: int | None = 1,
@@ -129,7 +129,7 @@ def sample_images(
 
 
 def sample_grids(
-    spec: EvaluationSpec, samplers: Sequence[SamplerSettings], seeds: range, executor: Executor
+    spec: EvaluationSpec, samplers: Sequence[Sampler], seeds: range, executor: Executor
 ) -> list[np.ndarray]:
     """Images uint8 [n, C, H, W] of these seeds, for each sampler."""
     chunks = [_pixel_chunks(spec, sampler, seeds, executor.device) for sampler in samplers]
@@ -138,7 +138,7 @@ def sample_grids(
     return [np.concatenate([rows.features for rows in read_rows(spec.store, own, seeds)]) for own in chunks]
 
 
-def _pixel_chunks(spec: EvaluationSpec, sampler: SamplerSettings, seeds: range, device: str) -> list[Chunk]:
+def _pixel_chunks(spec: EvaluationSpec, sampler: Sampler, seeds: range, device: str) -> list[Chunk]:
     made = spec.generator(PIXELS.load().identity, device)
     return chunks_for(made, sampler.effective(spec.model.denoiser()), seeds.start, len(seeds), MICRO_BATCH)
 

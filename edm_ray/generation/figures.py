@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edm_ray.data.codec import codec_of, decode, encode, to_pictures
+from edm_ray.data.codec import decode, encode, to_pictures
 from edm_ray.diffusion.analysis.inversion import invert, reconstruct
 from edm_ray.diffusion.labels import one_hot_labels
-from edm_ray.diffusion.samplers import SamplerSettings, sample
-from edm_ray.diffusion.samplers.sample import needs_noise
+from edm_ray.diffusion.samplers import Sampler, sample
 from edm_ray.errors import InputError
 from edm_ray.evaluation.neighbours import nearest
 from edm_ray.generation.generate import labels_of
+from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.seeding import image_noise
 
 Images = npt.NDArray[np.uint8]
@@ -86,27 +86,26 @@ def neighbour_figure(
 
 
 def inversion_figure(
-    denoiser: torch.nn.Module,
+    denoiser: ModelDenoiser,
     images: Images,
     labels: npt.NDArray[np.int64],
-    settings: SamplerSettings,
+    sampler: Sampler,
     micro_batch: int,
 ) -> Figure:
     """Each row: an image, its latent, the image made from that latent, and 10 times their difference (grey: none)."""
-    network = denoiser.model
-    device = next(denoiser.parameters()).device
+    device, label_dim = denoiser.device, denoiser.label_dim
     shown, squares, moments = [], [], []
     for first in range(0, len(images), micro_batch):
         part = torch.from_numpy(images[first : first + micro_batch]).to(device)
         padded = torch.cat([part, part[-1:].expand(micro_batch - len(part), -1, -1, -1)])
         one_hot = None
-        if network.label_dim:
+        if label_dim:
             classes = torch.from_numpy(labels[first : first + micro_batch]).to(device)
             classes = torch.cat([classes, classes[-1:].expand(micro_batch - len(classes))])
-            one_hot = one_hot_labels(classes, network.label_dim)
+            one_hot = one_hot_labels(classes, label_dim)
         with torch.inference_mode():
-            latents = invert(denoiser, decode(padded), settings, one_hot)
-            back = reconstruct(denoiser, latents, settings, one_hot)
+            latents = invert(denoiser, decode(padded), sampler, one_hot, denoiser.guide)
+            back = reconstruct(denoiser, latents, sampler, one_hot, denoiser.guide)
         latents, back = latents[: len(part)].cpu(), back[: len(part)].cpu()
         gap = back - decode(part).cpu()
         squares.append(gap.square().flatten(1).mean(1))
@@ -142,10 +141,10 @@ def spherical(a: torch.Tensor, b: torch.Tensor, share: torch.Tensor) -> torch.Te
 
 
 def interpolation_figure(
-    denoiser: torch.nn.Module,
+    denoiser: ModelDenoiser,
     pairs: list[tuple[int, int]],
     columns: int,
-    settings: SamplerSettings,
+    sampler: Sampler,
     labels: str,
     micro_batch: int,
 ) -> Figure:
@@ -156,32 +155,30 @@ def interpolation_figure(
     """
     if columns < 2:
         raise InputError(f"--columns {columns}: a path needs 2 images or more")
-    if needs_noise(settings, denoiser):
+    if sampler.needs_noise(denoiser):
         raise InputError("--interpolate: these settings add noise; give a deterministic sampler, e.g. s_churn=0")
-    network = denoiser.model
-    shape = (network.img_channels, network.img_resolution, network.img_resolution)
-    device = next(denoiser.parameters()).device
+    device, label_dim = denoiser.device, denoiser.label_dim
     share = torch.linspace(0, 1, columns, dtype=torch.float64)
     paths, classes = [], []
     for a, b in pairs:
         seeds = torch.tensor([a, b], dtype=torch.int64)
-        ends = image_noise(seeds, "latents", shape)(0)
+        ends = image_noise(seeds, "latents", denoiser.shape)(0)
         paths.append(spherical(ends[0], ends[1], share))
-        if network.label_dim:
-            classes += labels_of(seeds[:1], network.label_dim, labels).tolist() * columns
+        if label_dim:
+            classes += labels_of(seeds[:1], label_dim, labels).tolist() * columns
     latents = torch.cat(paths)
     parts = []
     for first in range(0, len(latents), micro_batch):
         part = latents[first : first + micro_batch]
         padded = torch.cat([part, part[-1:].expand(micro_batch - len(part), -1, -1, -1)]).to(device)
         one_hot = None
-        if network.label_dim:
+        if label_dim:
             chosen = classes[first : first + micro_batch]
             chosen = chosen + chosen[-1:] * (micro_batch - len(chosen))
-            one_hot = one_hot_labels(torch.tensor(chosen, dtype=torch.int64, device=device), network.label_dim)
+            one_hot = one_hot_labels(torch.tensor(chosen, dtype=torch.int64, device=device), label_dim)
         with torch.inference_mode():
-            images = sample(denoiser, padded, settings, class_labels=one_hot)
-            pictures = to_pictures(images, codec_of(denoiser))
+            images = sample(denoiser, padded, sampler, one_hot, guide=denoiser.guide)
+            pictures = to_pictures(images, denoiser.codec)
         parts.append(pictures[: len(part)].cpu())
     return Figure(
         images=torch.cat(parts).numpy(),

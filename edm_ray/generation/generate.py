@@ -6,10 +6,11 @@ import contextlib
 
 import torch
 
-from edm_ray.data.codec import codec_of, to_pictures
+from edm_ray.data.codec import to_pictures
 from edm_ray.diffusion.labels import one_hot_labels
-from edm_ray.diffusion.samplers import SamplerSettings, sample
+from edm_ray.diffusion.samplers import Sampler, sample
 from edm_ray.errors import InputError
+from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.seeding import image_noise, stream_key, uniform
 
 MICRO_BATCH = 50
@@ -60,9 +61,9 @@ def labels_of(seeds: torch.Tensor, num_classes: int, policy: str) -> torch.Tenso
 
 
 def generate(
-    denoiser: torch.nn.Module,
+    denoiser: ModelDenoiser,
     seeds: torch.Tensor,
-    settings: SamplerSettings,
+    sampler: Sampler,
     labels: str = "random",
     micro_batch: int = MICRO_BATCH,
     precision: str = "fp32",
@@ -72,27 +73,24 @@ def generate(
     The network always sees ``micro_batch`` images (the last micro-batch is padded with repeats), because floating-point
     kernels may round differently for other shapes; so the result does not depend on how seeds are split into calls.
     """
-    network, codec = denoiser.model, codec_of(denoiser)
-    shape = (network.img_channels, network.img_resolution, network.img_resolution)
-    device = next(denoiser.parameters()).device
+    device, classes = denoiser.device, denoiser.label_dim
     parts = []
     for first in range(0, len(seeds), micro_batch):
         part = seeds[first : first + micro_batch].to(device)
         padded = torch.cat([part, part[-1:].expand(micro_batch - len(part))])
-        latents = image_noise(padded, "latents", shape)(0)
-        noise = image_noise(padded, "churn", shape)
+        latents = image_noise(padded, "latents", denoiser.shape)(0)
+        noise = image_noise(padded, "churn", denoiser.shape)
         one_hot = None
-        if network.label_dim:
-            classes = labels_of(padded, network.label_dim, labels)
-            one_hot = one_hot_labels(classes, network.label_dim)
+        if classes:
+            one_hot = one_hot_labels(labels_of(padded, classes, labels), classes)
         with torch.inference_mode(), network_precision(precision, device):
-            images = sample(denoiser, latents, settings, class_labels=one_hot, noise=noise)
+            images = sample(denoiser, latents, sampler, one_hot, noise, denoiser.guide)
         if not bool(torch.isfinite(images).all()):  # as uint8 they would pass for black pixels
             broken = int((~torch.isfinite(images[: len(part)]).flatten(1).all(dim=1)).sum())
             raise InputError(
                 f"{broken} of {len(part)} images of seeds {int(part[0])}..{int(part[-1])} have values that are not "
-                f"numbers (NaN or infinite), with {settings}; the model's weights or these settings are at fault"
+                f"numbers (NaN or infinite), with {sampler}; the model's weights or these settings are at fault"
             )
         with torch.inference_mode():  # the decoder too sees whole micro-batches only
-            parts.append(to_pictures(images, codec)[: len(part)].cpu())
+            parts.append(to_pictures(images, denoiser.codec)[: len(part)].cpu())
     return torch.cat(parts)

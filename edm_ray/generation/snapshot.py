@@ -19,13 +19,14 @@ import numpy as np
 import torch
 
 from edm_ray.config.load import validate
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler, read_sampler
 from edm_ray.evaluation.fid import interval_95
 from edm_ray.evaluation.grids import save_grid
 from edm_ray.evaluation.measure import estimate_fid
 from edm_ray.evaluation.reference import open_reference
 from edm_ray.generation.generate import MICRO_BATCH, generate
 from edm_ray.models import open_model
+from edm_ray.models.denoiser import ModelDenoiser
 
 GRID_IMAGES, GRID_COLUMNS, GRID_GAP = 100, 10, 6
 GRID_LABELS, FID_LABELS = "balanced", "random"
@@ -46,7 +47,8 @@ class Job:
     """URI of the model directory."""
     picture: str
     """URI of the PNG file that is written."""
-    settings: SamplerSettings
+    settings: dict[str, Any]
+    """The sampler's flat form."""
     reference: str | None = None
     num: int = 500
     """Images of the FID."""
@@ -75,7 +77,7 @@ def draw(job: Job) -> dict[str, Any]:
         torch.cuda.set_per_process_memory_fraction(job.share)
     model = open_model(job.model)
     denoiser = model.denoiser(job.device)
-    settings = job.settings.effective(denoiser)
+    settings = read_sampler(job.settings, "snapshot job").effective(denoiser)
     seeds = torch.arange(GRID_IMAGES, dtype=torch.int64)
     images = generate(denoiser, seeds, settings, GRID_LABELS).numpy()
     about = {
@@ -93,7 +95,7 @@ def draw(job: Job) -> dict[str, Any]:
     return {**record, "seconds": round(time.monotonic() - began, 3)}
 
 
-def _quick_fid(job: Job, denoiser: torch.nn.Module, settings: SamplerSettings) -> dict[str, Any]:
+def _quick_fid(job: Job, denoiser: ModelDenoiser, settings: Sampler) -> dict[str, Any]:
     """FID with its 95 % interval, and all that it is comparable by: n, seeds, reference, extractor."""
     assert job.reference is not None
     reference, spec = open_reference(job.reference)

@@ -15,8 +15,10 @@ from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.load import validate
 from edm_ray.config.schema import DenoiserConfig
 from edm_ray.data.decoders import decoder_version
+from edm_ray.diffusion.preconditioning import Preconditioned
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.models.card import model_card
+from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.weights import misfit, weights_bytes
 from edm_ray.networks.build import build_denoiser
 from edm_ray.storage import uris
@@ -52,12 +54,11 @@ class Model:
         text = canonical_json(parts)
         return sha256(text.encode())
 
-    def denoiser(self, device: str = "cpu") -> torch.nn.Module:
-        """D(x, sigma, class_labels) in evaluation mode; its ``guide``, if any, is another."""
-        denoiser = denoiser_of(self.config, safetensors.torch.load(self.weights), self.uri, device, self.codec)
-        if self.guide is not None:
-            denoiser.guide = self.guide.denoiser(device)
-        return denoiser
+    def denoiser(self, device: str = "cpu") -> ModelDenoiser:
+        """D in evaluation mode, with its guide if there is one."""
+        module = network_with(self.config, safetensors.torch.load(self.weights), self.uri).to(device)
+        guide = None if self.guide is None else self.guide.denoiser(device)
+        return ModelDenoiser(module, self.codec, guide, self.uri)
 
     def with_guide(self, guide: Model) -> Model:
         """Raises InputError for a guide of other images or classes."""
@@ -72,21 +73,15 @@ class Model:
         return dataclasses.replace(self, guide=guide)
 
 
-def denoiser_of(
-    config: DenoiserConfig,
-    state: dict[str, torch.Tensor],
-    where: str,
-    device: str = "cpu",
-    codec: Codec = PIXELS,
-) -> torch.nn.Module:
-    """D with these tensors, copied, in evaluation mode; ``.codec`` says what its samples are. Raises IntegrityError
-    when the tensors are not the network's."""
-    denoiser = build_denoiser(config)
-    if wrong := misfit(denoiser.state_dict(), state):
+def network_with(config: DenoiserConfig, state: dict[str, torch.Tensor], where: str) -> Preconditioned:
+    """The preconditioned network with these tensors, copied, in evaluation mode. Raises IntegrityError when the tensors
+    are not the network's."""
+    module = build_denoiser(config)
+    assert isinstance(module, Preconditioned)
+    if wrong := misfit(module.state_dict(), state):
         raise IntegrityError(f"{where}: {wrong}")
-    denoiser.load_state_dict(state)
-    denoiser.codec = codec  # type: ignore[assignment]
-    return denoiser.to(device).eval().requires_grad_(False)
+    module.load_state_dict(state)
+    return module.eval().requires_grad_(False)
 
 
 def save_model(
@@ -133,6 +128,6 @@ def open_model(uri: str, guide: str | None = None) -> Model:
     return Model(uri=uri, config=config, weights=weights, about=content["about"], codec=codec)
 
 
-def load_model(uri: str, device: str = "cpu") -> torch.nn.Module:
-    """Model directory (local or s3://) -> preconditioned denoiser in evaluation mode."""
-    return open_model(uri).denoiser(device)
+def load_model(uri: str, device: str = "cpu", guide: str | None = None) -> ModelDenoiser:
+    """Model directory (local or s3://) -> D in evaluation mode. guide: directory of the model that guides it."""
+    return open_model(uri, guide).denoiser(device)

@@ -13,18 +13,18 @@ from matplotlib.figure import Figure
 from edm_ray.diffusion.analysis.analytic import GaussianMixture
 from edm_ray.diffusion.analysis.inversion import round_trip_errors
 from edm_ray.diffusion.analysis.truncation import truncation_errors
+from edm_ray.diffusion.denoiser import AtLevel, Denoiser
 from edm_ray.diffusion.objectives import OBJECTIVES
-from edm_ray.diffusion.samplers import SamplerSettings, noise_levels
-from edm_ray.diffusion.samplers.common import Denoiser, ode_step
-from edm_ray.diffusion.samplers.time_steps import path_of
+from edm_ray.diffusion.samplers import Euler, Heun
+from edm_ray.diffusion.samplers.heun import ode_step
 
 # Columns of Table 1 with a schedule of their own: name -> (schedule, scaling, discretization).
 COLUMNS = {"VP": ("vp", "vp", "vp"), "VE": ("ve", "none", "ve"), "EDM": ("linear", "none", "edm")}
 RHOS = (3.0, 5.0, 7.0, 10.0)
 INVERTED_WITH = {
-    "Heun, rho 3": SamplerSettings(rho=3.0),
-    "Heun, rho 7": SamplerSettings(),
-    "Euler, rho 3": SamplerSettings(rho=3.0, solver="euler"),
+    "Heun, rho 3": Heun(rho=3.0),
+    "Heun, rho 7": Heun(),
+    "Euler, rho 3": Euler(rho=3.0),
 }
 
 
@@ -34,9 +34,9 @@ def mixture() -> GaussianMixture:
     return GaussianMixture(means, torch.tensor([0.08, 0.08]), torch.tensor([0.5, 0.5]))
 
 
-def column_settings(name: str, num_steps: int) -> SamplerSettings:
+def column_settings(name: str, num_steps: int) -> Heun:
     schedule, scaling, discretization = COLUMNS[name]
-    return SamplerSettings(num_steps=num_steps, schedule=schedule, scaling=scaling, discretization=discretization)
+    return Heun(num_steps=num_steps, schedule=schedule, scaling=scaling, discretization=discretization)
 
 
 def draw_schedules(num_steps: int) -> Figure:
@@ -45,16 +45,16 @@ def draw_schedules(num_steps: int) -> Figure:
     (left, right), (below, scale) = figure.subplots(2, 2)
     denoiser = mixture()
     for name in ("edm", "vp", "ve", "iddpm"):
-        left.plot(noise_levels(SamplerSettings(num_steps=num_steps, discretization=name), denoiser), ".-", label=name)
+        left.plot(Heun(num_steps=num_steps, discretization=name).noise_levels(denoiser), ".-", label=name)
     for rho in (1.0, *RHOS):
-        right.plot(noise_levels(SamplerSettings(num_steps=num_steps, rho=rho), denoiser), ".-", label=f"rho = {rho:g}")
+        right.plot(Heun(num_steps=num_steps, rho=rho).noise_levels(denoiser), ".-", label=f"rho = {rho:g}")
     for axes, title in ((left, "Time steps (Table 1)"), (right, "edm time steps by rho")):
         axes.set(title=title, xlabel="step i", ylabel="noise level sigma", yscale="log")
         axes.legend()
     share = np.linspace(1e-3, 1, 300)
     for name in COLUMNS:
         settings = column_settings(name, num_steps)
-        path = path_of(settings, denoiser)
+        path = settings.path(denoiser)
         times = share * path.sigma_inv(settings.sigma_range(denoiser)[1])
         style = "--" if name == "EDM" else "-"  # s(t) = 1 for two of them
         below.plot(share, [path.sigma(t) for t in times.tolist()], label=name, linestyle=style)
@@ -73,13 +73,13 @@ def draw_trajectories() -> Figure:
     x_start = torch.linspace(-2, 2, 17, dtype=torch.float64).reshape(-1, 1, 1, 1)
     for axes, name in zip(figure.subplots(1, 3), COLUMNS, strict=True):
         settings = column_settings(name, 200)
-        path = path_of(settings, denoiser)
+        path = settings.path(denoiser)
         top = path.sigma_inv(min(settings.sigma_range(denoiser)[1], 20.0 if name == "VP" else 3.0))
         times = np.linspace(top, path.sigma_inv(settings.sigma_range(denoiser)[0]), 200).tolist()
         x = x_start * (path.sigma(top) * path.s(top))
         track = [x.flatten().tolist()]
         for start, end in itertools.pairwise(times):
-            x = ode_step(denoiser, x, start, end, path, None)
+            x = ode_step(AtLevel(denoiser), x, start, end, path)
             track.append(x.flatten().tolist())
         axes.plot(times, track, color="#24304a", linewidth=0.8)
         axes.set(title=f"{name}: sigma(t) {settings.schedule}, s(t) {settings.scaling}", xlabel="t", ylabel="x")
@@ -120,7 +120,7 @@ def measure_truncation(
     """rho -> (sigma, error of Heun's step from there) for rho in 3..10 (figure 13)."""
     made = {}
     for rho in RHOS:
-        settings = SamplerSettings(num_steps=num_steps, rho=rho)
+        settings = Heun(num_steps=num_steps, rho=rho)
         made[rho] = truncation_errors(denoiser, latents, settings, substeps, class_labels)
     return made
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 from dataclasses import dataclass, field
 from importlib import resources
 
 import jinja2
 from markupsafe import Markup
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import setting_names
 from edm_ray.evaluation.fid import interval_95
 from edm_ray.report.figures import drawings
 from edm_ray.search.result import SweepResult
@@ -58,9 +57,9 @@ def render_report(result: SweepResult, context: Context) -> str:
 
 def _others(result: SweepResult) -> list[str]:
     """Settings that differ between samplers, beside the four of Algorithm 2 that are always shown."""
-    names = [field.name for field in dataclasses.fields(SamplerSettings)]
-    names = [name for name in names if name not in ("s_churn", "s_tmin", "s_tmax", "s_noise")]
-    return [name for name in names if len({getattr(t.evaluation.settings, name) for t in result.trials}) > 1]
+    samplers = [trial.evaluation.settings for trial in result.trials]
+    names = [name for name in setting_names(samplers) if name not in ("s_churn", "s_tmin", "s_tmax", "s_noise")]
+    return [name for name in names if len({getattr(each, name, None) for each in samplers}) > 1]
 
 
 def summary(result: SweepResult, context: Context) -> list[str]:

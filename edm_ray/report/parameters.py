@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler, setting_names
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.report.plots import ACCENT, INK, MUTED, PANEL, reach, svg
 from edm_ray.search.result import SweepResult
@@ -31,20 +30,23 @@ MOST_CHOICES = 8
 @dataclass(frozen=True)
 class Look:
     label: str
-    settings: SamplerSettings
+    settings: Sampler
     estimate: FidEstimate
 
 
 def searched(looks: list[Look]) -> list[str]:
     """Numeric settings that took three finite values or more; ``churn_bins.0`` is S_churn in the first bin."""
-    names = [field.name for field in dataclasses.fields(SamplerSettings)]
-    names += [f"churn_bins.{i}" for i in range(max((len(look.settings.churn_bins) for look in looks), default=0))]
+    names = setting_names(look.settings for look in looks)
+    names += [
+        f"churn_bins.{i}"
+        for i in range(max((len(getattr(look.settings, "churn_bins", ())) for look in looks), default=0))
+    ]
     return [name for name in names if len({v for look in looks if math.isfinite(v := _value(look, name))}) >= 3]
 
 
 def searched_choices(looks: list[Look]) -> list[str]:
     """Settings that are no numbers and took few values, two or more."""
-    names = [field.name for field in dataclasses.fields(SamplerSettings) if field.name != "churn_bins"]
+    names = [name for name in setting_names(look.settings for look in looks) if name != "churn_bins"]
     return [name for name in names if 2 <= len({_choice(look, name) for look in looks} - {""}) <= MOST_CHOICES]
 
 
@@ -63,7 +65,7 @@ def looks_of(result: SweepResult, chunks: int | None = None) -> list[Look]:
 def _value(look: Look, name: str) -> float:
     """Not a number where the setting is none."""
     stem, _, index = name.partition(".")
-    value = getattr(look.settings, stem)
+    value = getattr(look.settings, stem, None)
     if index:
         return float(value[int(index)][2]) if int(index) < len(value) else math.nan
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan

@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from edm_ray.config.load import merge, parse_yaml, validate
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.config.load import parse_yaml
+from edm_ray.diffusion.samplers import Euler, Sampler, read_sampler
 from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.ledger import Cost, costs
+from edm_ray.search.sampler_field import SamplerField
 from edm_ray.search.statistics import Difference, Noise, difference, probability_best
 from edm_ray.search.strategy import DETERMINISTIC, Answer, Strategy
 
@@ -23,7 +24,7 @@ class Confirmed:
     """One setting on fresh seeds that decided nothing."""
 
     label: str
-    settings: SamplerSettings
+    settings: SamplerField
     estimate: FidEstimate
     gain: tuple[float, float] | None
     """Debiased FID minus that of deterministic sampling, and the standard error of this paired difference."""
@@ -83,8 +84,7 @@ class SweepResult:
         assert found is not None
         tried, chosen, n = len({trial.evaluation.label for trial in self.trials}), found.settings, found.estimate.n
         first = (
-            f"Best of {tried} samplers: S_churn {chosen.s_churn:.3g}, S_tmin {chosen.s_tmin:.3g}, "
-            f"S_tmax {chosen.s_tmax:.3g}, S_noise {chosen.s_noise:.4g}, "
+            f"Best of {tried} samplers: {_churn_text(chosen)}, "
             f"with FID {found.estimate.fid:.3f} +- {found.estimate.se:.3f} on {n} fresh images."
         )
         return [*self._against_deterministic(best, found, first), *self._more(found)]
@@ -131,6 +131,15 @@ class SweepResult:
 
         content: dict[str, Any] = plain(dataclasses.asdict(self))
         return content
+
+
+def _churn_text(chosen: Sampler) -> str:
+    if not isinstance(chosen, Euler):
+        return str(chosen)
+    return (
+        f"S_churn {chosen.s_churn:.3g}, S_tmin {chosen.s_tmin:.3g}, S_tmax {chosen.s_tmax:.3g}, "
+        f"S_noise {chosen.s_noise:.4g}"
+    )
 
 
 def _interval(gain: Difference) -> str:
@@ -203,7 +212,7 @@ def best_sampler_yaml(result: SweepResult, **source: str) -> str:
     """The winner's settings, where they come from, and alternatives; `settings_from_yaml` reads the winner back."""
     best = result.require_best()
     content: dict[str, Any] = {
-        "sampler": dataclasses.asdict(best.settings),
+        "sampler": best.settings.to_dict(),
         "found_by": {"space": result.space, "strategy": result.strategy, **source, **_about(best)},
     }
     others = [entry for entry in result.confirmed if entry.label in (*result.front, result.cheapest)]
@@ -215,7 +224,7 @@ def best_sampler_yaml(result: SweepResult, **source: str) -> str:
                 "nfe": entry.settings.nfe,
                 "cheapest_within_percent": result.within if entry.label == result.cheapest else None,
                 **_about(entry),
-                "sampler": dataclasses.asdict(entry.settings),
+                "sampler": entry.settings.to_dict(),
             }
             for entry in others
         ]
@@ -241,10 +250,9 @@ def _about(entry: Confirmed) -> dict[str, Any]:
     }
 
 
-def settings_from_yaml(text: str, source: str = "sampler file") -> SamplerSettings:
+def settings_from_yaml(text: str, source: str = "sampler file") -> Sampler:
     """Settings of a best-sampler.yaml. Raises InputError naming what is wrong."""
     content = parse_yaml(text, source)
     if not isinstance(content.get("sampler"), dict):
         raise InputError(f"{source}: key 'sampler' with the settings is missing")
-    base = dataclasses.asdict(SamplerSettings())
-    return validate(SamplerSettings, merge(base, content["sampler"], source), source)
+    return read_sampler(content["sampler"], source)

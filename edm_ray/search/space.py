@@ -1,6 +1,6 @@
 """Tune spaces: which sampler settings a sweep may try, as data (`tune_spaces/*.yaml`).
 
-Any field of `SamplerSettings` can be searched. S_churn is searched as ``churn_fraction``, the share of its cap
+Any setting of any sampler can be searched. S_churn is searched as ``churn_fraction``, the share of its cap
 num_steps * (sqrt(2) - 1), above which it changes nothing (or as a grid of ``s_churn``, as in the paper);
 ``churn_bins.0`` is the same share within the first bin.
 """
@@ -15,16 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edm_ray.config.load import merge, parse_yaml, validate
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.config.load import parse_yaml, validate
+from edm_ray.diffusion.samplers import SOLVERS, Euler, Heun, Sampler, with_changes
+from edm_ray.diffusion.samplers.base import settings as settings_of
+from edm_ray.diffusion.samplers.heun import GAMMA_MAX
 from edm_ray.errors import InputError, nearest
 from edm_ray.search.dimensions import Choice, Grid, Range
+from edm_ray.search.sampler_field import SamplerField
 
 Point = Mapping[str, Any]
 """Value of each searched setting; churn as a share of its cap."""
 CHURN = "churn_fraction"
-_FIELDS = {entry.name: entry.type for entry in dataclasses.fields(SamplerSettings)}
-_TAKES_CHURN = ("heun", "euler")
+_FIELDS = {"solver": "str", **{each.name: str(each.type) for cls in SOLVERS.values() for each in settings_of(cls)}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,48 +35,45 @@ class Space:
 
     name: str
     about: str = ""
-    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    sampler: SamplerField = field(default_factory=Heun)
     """Settings that are not searched; without churn: this is the deterministic baseline."""
     search: dict[str, Range | Grid | Choice] = field(default_factory=dict)
     """Setting -> where it may lie: {low, high, scale, integer}, {grid} or {choices}."""
-    starts: dict[str, SamplerSettings] = field(default_factory=dict)
+    starts: dict[str, SamplerField] = field(default_factory=dict)
     """Named settings to evaluate first."""
     paper: str | None = None
     """The start that is the paper's choice: the confirmation compares with it."""
 
-    def settings(self, point: Point) -> SamplerSettings:
+    def settings(self, point: Point) -> Sampler:
         """A point -> sampler settings; what is missing from it is that of ``sampler``.
 
-        A window with s_tmin > s_tmax holds no noise level, and a solver that takes no churn gets none: both are plain
-        deterministic settings. An interval with guidance_min > guidance_max is no guidance. Raises InputError for
-        combinations that no sampler allows.
+        A window with s_tmin > s_tmax holds no noise level: that is plain deterministic sampling. An interval with
+        guidance_min > guidance_max is no guidance. What the point's solver does not have is left out. Raises InputError
+        for combinations that no sampler allows.
         """
         values = {key: value for key, value in point.items() if key in _FIELDS}
-        base = dataclasses.replace(self.sampler, **{k: v for k, v in values.items() if k in ("num_steps",)})
-        fraction = point.get(CHURN, 0.0)
+        base, solver = self.sampler, SOLVERS[values.get("solver", self.sampler.solver)]
+        cap = values.get("num_steps", base.num_steps) * GAMMA_MAX
         bins = {int(key.partition(".")[2]): share for key, share in point.items() if key.startswith("churn_bins.")}
         if bins:
-            given = values.get("churn_bins", self.sampler.churn_bins)
-            values["churn_bins"] = tuple(
-                (low, high, bins.get(i, 0.0) * base.churn_cap) for i, (low, high, _) in enumerate(given)
-            )
+            given = values.get("churn_bins", getattr(base, "churn_bins", ()))
+            values["churn_bins"] = tuple((low, high, bins.get(i, 0.0) * cap) for i, (low, high, _) in enumerate(given))
         if CHURN in point:
-            values["s_churn"] = fraction * base.churn_cap
-        if values.get("s_tmin", base.s_tmin) > values.get("s_tmax", base.s_tmax):
+            values["s_churn"] = point[CHURN] * cap
+        if values.get("s_tmin", getattr(base, "s_tmin", 0.0)) > values.get("s_tmax", getattr(base, "s_tmax", math.inf)):
             values |= {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf}
         if values.get("guidance_min", base.guidance_min) > values.get("guidance_max", base.guidance_max):
             values |= {"guidance": 1.0, "guidance_min": 0.0, "guidance_max": math.inf}
-        if values.get("solver", base.solver) not in _TAKES_CHURN:
-            values |= {"s_churn": 0.0, "churn_bins": (), "restarts": ()}
-        return dataclasses.replace(self.sampler, **values)
+        own = {"solver", *(each.name for each in settings_of(solver))}
+        return with_changes(base, {name: value for name, value in values.items() if name in own}, self.name)
 
     def at(self, shares: Sequence[float]) -> Point:
         """Shares in [0, 1], one a dimension -> point."""
         return {name: where.at(share) for (name, where), share in zip(self.search.items(), shares, strict=True)}
 
-    def with_churn(self, share: float) -> SamplerSettings | None:
+    def with_churn(self, share: float) -> Sampler | None:
         """``sampler`` with this share of the cap of S_churn at every noise level; None if churn is not searched so."""
-        for name, amount in ((CHURN, share), ("s_churn", share * self.sampler.churn_cap)):
+        for name, amount in ((CHURN, share), ("s_churn", share * self.sampler.num_steps * GAMMA_MAX)):
             if name in self.search:
                 return self.settings({name: self.search[name].nearest(amount)})
         return None
@@ -83,18 +82,17 @@ class Space:
         """What a model of the FID sees of a point: numbers in [0, 1]; a choice is one-hot."""
         return [number for name, where in self.search.items() for number in where.features(point[name])]
 
-    def point_of(self, settings: SamplerSettings) -> Point:
+    def point_of(self, settings: Sampler) -> Point:
         """The nearest point of the space."""
         point: dict[str, Any] = {}
         for name, where in self.search.items():
             if name == CHURN:
-                value: Any = min(settings.s_churn / settings.churn_cap, 1.0)
+                value: Any = _share(settings, getattr(settings, "s_churn", 0.0))
             elif name.startswith("churn_bins."):
-                index = int(name.partition(".")[2])
-                churn = settings.churn_bins[index][2] if index < len(settings.churn_bins) else 0.0
-                value = min(churn / settings.churn_cap, 1.0)
+                index, bins = int(name.partition(".")[2]), getattr(settings, "churn_bins", ())
+                value = _share(settings, bins[index][2] if index < len(bins) else 0.0)
             else:
-                value = getattr(settings, name)
+                value = getattr(settings, name, getattr(self.sampler, name, None))
             point[name] = where.nearest(value)
         return point
 
@@ -107,6 +105,11 @@ class Space:
         """All points, ranges cut into ``points`` values, in the order of the file."""
         values = [where.values(points) for where in self.search.values()]
         return [dict(zip(self.search, row, strict=True)) for row in itertools.product(*values)]
+
+
+def _share(sampler: Sampler, s_churn: float) -> float:
+    """S_churn as a share of its cap."""
+    return min(s_churn / (sampler.num_steps * GAMMA_MAX), 1.0)
 
 
 def load_space(path: str) -> Space:
@@ -124,8 +127,8 @@ def space_of(given: Mapping[str, Any], path: str) -> Space:
             raise InputError(f"{path}: unknown key {key!r}{nearest(str(key), known)}; known here: {', '.join(known)}")
     if not given.get("name"):
         raise InputError(f"{path}: key 'name' is missing")
-    sampler = _sampler(SamplerSettings(), given.get("sampler") or {}, f"{path}: sampler")
-    if sampler.s_churn or any(churn for _, _, churn in sampler.churn_bins):
+    sampler = with_changes(Heun(), given.get("sampler") or {}, f"{path}: sampler")
+    if isinstance(sampler, Euler) and (sampler.s_churn or any(churn for _, _, churn in sampler.churn_bins)):
         raise InputError(f"{path}: sampler.s_churn={sampler.s_churn} is not allowed: 0, it is what is searched")
     search = given.get("search") or {}
     if not isinstance(search, dict) or not search:
@@ -133,7 +136,7 @@ def space_of(given: Mapping[str, Any], path: str) -> Space:
     starts = given.get("starts") or {}
     if not isinstance(starts, dict) or not all(isinstance(value, dict) for value in starts.values()):
         raise InputError(f"{path}: starts must be a mapping of names to sampler settings")
-    named = {str(key): _sampler(sampler, value, f"{path}: starts.{key}") for key, value in starts.items()}
+    named = {str(key): with_changes(sampler, value, f"{path}: starts.{key}") for key, value in starts.items()}
     paper = given.get("paper")
     if paper is not None and paper not in named:
         raise InputError(f"{path}: paper={paper!r} is not allowed: the name of a start{nearest(str(paper), named)}")
@@ -150,19 +153,15 @@ def space_of(given: Mapping[str, Any], path: str) -> Space:
     return space
 
 
-def _sampler(base: SamplerSettings, changes: Mapping[str, Any], where: str) -> SamplerSettings:
-    if not isinstance(changes, Mapping):
-        raise InputError(f"{where}: a mapping of sampler settings is expected, got {changes!r}")
-    return validate(SamplerSettings, merge(dataclasses.asdict(base), changes, where), where)
-
-
-def _dimension(sampler: SamplerSettings, name: str, given: Any, path: str) -> Range | Grid | Choice:
+def _dimension(sampler: Sampler, name: str, given: Any, path: str) -> Range | Grid | Choice:
     """One entry of ``search``; every bound, grid value and choice must make a sampler."""
     where = f"{path}: search.{name}"
     stem, _, index = name.partition(".")
     if stem == "churn_bins" and index:
-        if not index.isdecimal() or int(index) >= len(sampler.churn_bins):
-            raise InputError(f"{where} is not allowed: sampler.churn_bins has {len(sampler.churn_bins)} bins")
+        if not index.isdecimal() or int(index) >= len(getattr(sampler, "churn_bins", ())):
+            raise InputError(
+                f"{where} is not allowed: sampler.churn_bins has {len(getattr(sampler, 'churn_bins', ()))} bins"
+            )
     elif name != CHURN and name not in _FIELDS:
         known = [CHURN, *_FIELDS]
         raise InputError(f"{where}: no such setting{nearest(name, known)}; there are: {', '.join(known)}")
@@ -179,13 +178,11 @@ def _dimension(sampler: SamplerSettings, name: str, given: Any, path: str) -> Ra
     if name == "s_churn" and not isinstance(dimension, Grid):
         raise InputError(f"{where}: give {{grid: [...]}}, or search churn_fraction, the share of S_churn's cap")
     share = name == CHURN or (stem == "churn_bins" and bool(index))
-    kind_of = "float" if share else str(_FIELDS[name])
+    kind_of = "float" if share else _FIELDS[name]
     if isinstance(dimension, Choice):
         if share:
             raise InputError(f"{where}: churn is searched by {{low, high}} or {{grid: [...]}}")
-        # What another solver does not take is left out when it is chosen, and does not speak against it.
-        base = dataclasses.replace(sampler, churn_bins=(), restarts=()) if name == "solver" else sampler
-        made = tuple(getattr(_sampler(base, {name: value}, where), name) for value in dimension.choices)
+        made = tuple(getattr(with_changes(sampler, {name: value}, where), name) for value in dimension.choices)
         return Choice(choices=made)
     if kind_of not in ("float", "float | None", "int"):
         raise InputError(f"{where}: give {{choices: [...]}}, it is no number")
@@ -194,8 +191,9 @@ def _dimension(sampler: SamplerSettings, name: str, given: Any, path: str) -> Ra
             raise InputError(f"{where}={value} is not allowed: a share of the cap, 0 to 1")
         if kind_of == "int" and not (float(value).is_integer() and getattr(dimension, "integer", True)):
             raise InputError(f"{where} is not allowed: whole numbers; add integer: true")
-        if not share and not (name == "s_tmax" and value < sampler.s_tmin):
-            _sampler(dataclasses.replace(sampler, s_tmin=0.0, s_tmax=math.inf), {name: value}, where)
+        if not share and not (name == "s_tmax" and value < getattr(sampler, "s_tmin", 0.0)):
+            window = {"s_tmin": 0.0, "s_tmax": math.inf} if isinstance(sampler, Euler) else {}
+            with_changes(sampler, {**window, name: value}, where)
     if kind_of == "int" and isinstance(dimension, Grid):
         dimension = Grid(grid=tuple(int(value) for value in dimension.grid))
     return dimension  # type: ignore[no-any-return]
@@ -218,7 +216,7 @@ def _require_something(space: Space, path: str) -> None:
         )
 
 
-def _brief(settings: SamplerSettings) -> str:
-    plain = dataclasses.asdict(SamplerSettings().effective(None))
-    changed = {key: value for key, value in dataclasses.asdict(settings).items() if value != plain[key]}
+def _brief(settings: Sampler) -> str:
+    plain = Heun().effective(None).to_dict()
+    changed = {key: value for key, value in settings.to_dict().items() if value != plain.get(key)}
     return ", ".join(f"{key}={value}" for key, value in changed.items()) or "the deterministic one"

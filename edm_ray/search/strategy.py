@@ -13,10 +13,11 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler
 from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.plan import SweepPlan
+from edm_ray.search.sampler_field import SamplerField
 from edm_ray.search.space import Point, Space
 from edm_ray.search.statistics import Noise
 
@@ -31,7 +32,7 @@ class Evaluation:
 
     id: str
     label: str
-    settings: SamplerSettings
+    settings: SamplerField
     stage: str
     seeds: str
     """search or confirm."""
@@ -65,7 +66,7 @@ class Strategy(ABC):
         self.answers: dict[str, Answer] = {}
         """Of completed batches, in the order of asking."""
         self.decisions: list[str] = []
-        self.settings: dict[str, SamplerSettings] = {}
+        self.settings: dict[str, Sampler] = {}
         """Label -> effective settings; a sampler has one label."""
         self.labels: dict[str, str] = {}
         """Label -> the label under which the same sampler is evaluated."""
@@ -83,7 +84,7 @@ class Strategy(ABC):
         self.stopped = ""
         """Why the search ended early, if it did."""
         self.stage = "search"
-        self._known: dict[SamplerSettings, str] = {}
+        self._known: dict[Sampler, str] = {}
         self._have: dict[tuple[str, str], int] = {}
         self._spent = [0, 0]
         self._batch: list[Evaluation] = []
@@ -174,7 +175,7 @@ class Strategy(ABC):
     def search(self) -> Batches:
         """Look for the best setting; at the end `settle` it."""
 
-    def enter(self, label: str, settings: SamplerSettings, point: Point | None = None) -> str:
+    def enter(self, label: str, settings: Sampler, point: Point | None = None) -> str:
         """Take a setting in; returns the label it is evaluated under, another one if the same sampler is in already."""
         effective = settings.effective(self.denoiser)
         other = self._known.setdefault(effective, label)
@@ -186,11 +187,11 @@ class Strategy(ABC):
             self.points[label] = self.space.point_of(settings) if point is None else point
         return other
 
-    def known(self, settings: SamplerSettings) -> str | None:
+    def known(self, settings: Sampler) -> str | None:
         """The label of this sampler, if it is in."""
         return self._known.get(settings.effective(self.denoiser))
 
-    def cost_of(self, settings: SamplerSettings) -> int:
+    def cost_of(self, settings: Sampler) -> int:
         """What a setting must be worth: its network evaluations with objective nfe, else nothing."""
         return settings.nfe if "nfe" in self.plan.objective else 0
 
@@ -355,7 +356,7 @@ def ranked(estimates: dict[str, FidEstimate]) -> dict[str, FidEstimate]:
     return dict(sorted(estimates.items(), key=lambda item: (item[1].debiased, item[0])))
 
 
-def front(found: Mapping[str, FidEstimate], settings: Mapping[str, SamplerSettings]) -> list[str]:
+def front(found: Mapping[str, FidEstimate], settings: Mapping[str, Sampler]) -> list[str]:
     """Of estimates in order of FID, those with fewer evaluations than all before: the Pareto front, cheapest first."""
     chosen: list[str] = []
     for label in found:

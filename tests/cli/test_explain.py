@@ -9,7 +9,7 @@ import torch
 
 from edm_ray.cli.explain import Args, run
 from edm_ray.config.schema import DenoiserConfig, NetworkConfig
-from edm_ray.diffusion.samplers import SamplerSettings, sample
+from edm_ray.diffusion.samplers import sample, sampler
 from edm_ray.errors import InputError
 from edm_ray.models.directory import save_model
 from edm_ray.networks.build import build_denoiser
@@ -27,7 +27,7 @@ def test_every_figure_is_drawn_without_a_model(tmp_path: Path, capsys) -> None:
 
 
 def test_samples_of_the_mixture_that_is_drawn_lie_at_its_modes() -> None:
-    x = sample(mixture(), torch.linspace(-2, 2, 40).reshape(-1, 1, 1, 1), SamplerSettings(num_steps=64))
+    x = sample(mixture(), torch.linspace(-2, 2, 40).reshape(-1, 1, 1, 1), sampler(num_steps=64))
     assert ((x.abs() - 1).abs() < 0.4).all()
 
 

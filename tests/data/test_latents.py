@@ -25,7 +25,7 @@ from edm_ray.data.manifest import open_dataset
 from edm_ray.data.plan import PrepareShards, finish, make_plan
 from edm_ray.data.reader import open_reader
 from edm_ray.data.verify import read_verified
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.errors import InputError
 from edm_ray.generation.generate import generate
 from edm_ray.models import load_model, open_model
@@ -153,7 +153,7 @@ def test_a_model_trained_on_latents_generates_pictures_of_twice_their_side(run):
     dataset, _, start = run
     uri = start("run")
     assert open_model(uri).codec == dataset.codec
-    images = generate(load_model(uri), torch.arange(3), SamplerSettings(num_steps=3))
+    images = generate(load_model(uri), torch.arange(3), sampler(num_steps=3))
     assert images.dtype == torch.uint8 and images.shape == (3, 1, 16, 16)
 
 

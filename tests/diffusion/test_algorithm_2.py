@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS
-from edm_ray.diffusion.samplers import SamplerSettings, sample, time_steps
+from edm_ray.diffusion.samplers import sample, sampler
 from edm_ray.errors import InputError
 from edm_ray.seeding import image_noise
 
@@ -35,16 +35,16 @@ def _error(settings):
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
 def test_the_solver_converges_with_its_order(solver, order):
     steps = [64, 128, 256, 512]
-    errors = [_error(SamplerSettings(num_steps=n, solver=solver, sigma_min=0.05)) for n in steps]
+    errors = [_error(sampler(num_steps=n, solver=solver, sigma_min=0.05)) for n in steps]
     # The last step to zero is Euler and of fixed length, so its error is taken off.
-    floor = _error(SamplerSettings(num_steps=8192, solver="heun", sigma_min=0.05))
+    floor = _error(sampler(num_steps=8192, solver="heun", sigma_min=0.05))
     slope = np.polyfit(np.log(steps), np.log(np.abs(np.array(errors) - floor)), 1)[0]
     assert -slope == pytest.approx(order, abs=0.15)
 
 
 def test_the_sampler_is_algorithm_2_as_printed():
     """An independent NumPy version, line by line, agrees to 1e-12."""
-    settings = SamplerSettings(num_steps=9, s_churn=2.5, s_tmin=0.05, s_tmax=20.0, s_noise=1.007)
+    settings = sampler(num_steps=9, s_churn=2.5, s_tmin=0.05, s_tmax=20.0, s_noise=1.007)
     latents = _latents(5)
     noise = image_noise(torch.arange(5), "churn", (1, 2, 2))
     n = settings.num_steps
@@ -64,7 +64,7 @@ def test_the_sampler_is_algorithm_2_as_printed():
 
 def exact_variance(settings):
     """Variance of Algorithm 2's output on N(0, STD^2) data: the sampler is linear there, step by step."""
-    t = time_steps(settings, gaussian).tolist()
+    t = settings.time_steps(gaussian).tolist()
     variance = t[0] ** 2
     for i in range(settings.num_steps):
         hat = t[i] * (1 + settings.gamma(t[i]))
@@ -79,7 +79,7 @@ def exact_variance(settings):
 
 @pytest.mark.parametrize(("num_steps", "s_churn"), [(2, 0.5), (6, 1.0), (12, 4.0), (18, 99.0), (40, 10.0)])
 def test_with_churn_the_samples_have_the_variance_of_the_exact_discrete_recursion(num_steps, s_churn):
-    settings = SamplerSettings(num_steps=num_steps, s_churn=s_churn)
+    settings = sampler(num_steps=num_steps, s_churn=s_churn)
     seeds = torch.arange(20_000)
     latents = image_noise(seeds, "latents", (1, 1, 1))(0)
     out = sample(gaussian, latents, settings, noise=image_noise(seeds, "churn", (1, 1, 1)))
@@ -89,7 +89,7 @@ def test_with_churn_the_samples_have_the_variance_of_the_exact_discrete_recursio
 @pytest.mark.parametrize("s_churn", [0.0, 5.0, 40.0])
 def test_the_variance_converges_to_that_of_the_data_as_steps_grow(s_churn):
     steps = (16, 64, 256, 1024)
-    errors = [abs(exact_variance(SamplerSettings(num_steps=n, s_churn=s_churn)) / STD**2 - 1) for n in steps]
+    errors = [abs(exact_variance(sampler(num_steps=n, s_churn=s_churn)) / STD**2 - 1) for n in steps]
     assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-3
 
 
@@ -97,29 +97,29 @@ def test_without_churn_no_noise_is_drawn():
     def never(step, draw=0):
         raise AssertionError("drawn")
 
-    sample(gaussian, _latents(2), SamplerSettings(), noise=never)
-    sample(gaussian, _latents(2), SamplerSettings(s_churn=5, s_tmin=90, s_tmax=100), noise=never)
+    sample(gaussian, _latents(2), sampler(), noise=never)
+    sample(gaussian, _latents(2), sampler(s_churn=5, s_tmin=90, s_tmax=100), noise=never)
 
 
 def test_churn_without_noise_is_refused():
     with pytest.raises(InputError, match=r"s_churn=5\.0 adds noise"):
-        sample(gaussian, _latents(2), SamplerSettings(s_churn=5))
+        sample(gaussian, _latents(2), sampler(s_churn=5))
 
 
 def test_equal_samplers_have_equal_effective_settings_and_give_equal_images():
     cap = 18 * (math.sqrt(2) - 1)
     noise = image_noise(torch.arange(3), "churn", (1, 2, 2))
     pairs = [
-        (SamplerSettings(s_churn=cap), SamplerSettings(s_churn=99)),
-        (SamplerSettings(s_churn=5, s_tmin=90, s_tmax=99), SamplerSettings(s_noise=1.5)),
-        (SamplerSettings(s_churn=5, s_tmin=0.0021), SamplerSettings(s_churn=5, s_tmin=0.003)),
+        (sampler(s_churn=cap), sampler(s_churn=99)),
+        (sampler(s_churn=5, s_tmin=90, s_tmax=99), sampler(s_noise=1.5)),
+        (sampler(s_churn=5, s_tmin=0.0021), sampler(s_churn=5, s_tmin=0.003)),
     ]
     for a, b in pairs:
         assert a != b and a.effective(gaussian) == b.effective(gaussian)
         assert a.effective(gaussian).effective(gaussian) == a.effective(gaussian)
         images = [sample(gaussian, _latents(3), s, noise=noise) for s in (a, b, a.effective(gaussian))]
         assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
-    assert SamplerSettings(s_churn=5).effective(gaussian) != SamplerSettings(s_churn=6).effective(gaussian)
+    assert sampler(s_churn=5).effective(gaussian) != sampler(s_churn=6).effective(gaussian)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_equal_samplers_have_equal_effective_settings_and_give_equal_images():
 )
 def test_impossible_settings_are_named_with_what_is_allowed(change, names):
     with pytest.raises(InputError, match=names):
-        SamplerSettings(**change)
+        sampler(**change)
 
 
 def test_edm_preconditioning_keeps_the_networks_input_and_target_at_unit_variance():

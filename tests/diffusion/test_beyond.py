@@ -14,9 +14,9 @@ from edm_ray.diffusion.analysis.analytic import GaussianMixture, IdealDenoiser
 from edm_ray.diffusion.analysis.inversion import invert, reconstruct, round_trip_errors
 from edm_ray.diffusion.analysis.langevin import langevin
 from edm_ray.diffusion.analysis.truncation import truncation_errors
-from edm_ray.diffusion.guidance import GuidanceSettings, guided
+from edm_ray.diffusion.denoiser import AtLevel, Guided, as_denoiser
 from edm_ray.diffusion.labels import one_hot_labels
-from edm_ray.diffusion.samplers import SamplerSettings, noise_levels, sample
+from edm_ray.diffusion.samplers import sample, sampler
 from edm_ray.errors import InputError
 from edm_ray.seeding import image_noise
 
@@ -24,7 +24,7 @@ from edm_ray.seeding import image_noise
 def test_inversion_finds_the_exact_latent_and_its_error_falls_with_order_2(gaussian, latents) -> None:
     steps, errors = [64, 128, 256], []
     for n in steps:
-        settings = SamplerSettings(num_steps=n, rho=3.0, sigma_min=0.02, sigma_max=10.0)
+        settings = sampler(num_steps=n, rho=3.0, sigma_min=0.02, sigma_max=10.0)
         images = gaussian.solve(latents * 10.0, 10.0, 0.02)
         errors.append((invert(gaussian, images, settings) - latents).abs().max().item())
     assert errors[-1] < 1e-3
@@ -32,17 +32,17 @@ def test_inversion_finds_the_exact_latent_and_its_error_falls_with_order_2(gauss
 
 
 def test_round_trip_error_falls_with_the_number_of_steps(gaussian, latents) -> None:
-    errors = round_trip_errors(gaussian, latents, SamplerSettings(rho=3.0, schedule="ve"), [16, 32, 64, 128])
+    errors = round_trip_errors(gaussian, latents, sampler(rho=3.0, schedule="ve"), [16, 32, 64, 128])
     values = list(errors.values())
     assert values == sorted(values, reverse=True) and values[-1] < values[0] / 16
-    euler = round_trip_errors(gaussian, latents, SamplerSettings(rho=3.0, solver="euler"), [64])
+    euler = round_trip_errors(gaussian, latents, sampler(rho=3.0, solver="euler"), [64])
     assert errors[64] < euler[64]
 
 
 def test_inversion_refuses_solvers_that_do_not_follow_the_ode(gaussian, latents) -> None:
     for function in (invert, reconstruct):
         with pytest.raises(InputError, match=r"sampler\.solver='dpmpp_2m'"):
-            function(gaussian, latents, SamplerSettings(solver="dpmpp_2m"))
+            function(gaussian, latents, sampler(solver="dpmpp_2m"))
 
 
 def test_langevin_iteration_has_the_variance_of_its_recursion(gaussian) -> None:
@@ -99,7 +99,7 @@ def test_the_ideal_denoiser_is_a_mixture_of_points_whatever_the_chunk(latents) -
 def test_samples_of_the_ideal_denoiser_are_images_of_the_data() -> None:
     points = torch.randn(8, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).clamp(-1, 1)
     latents = image_noise(torch.arange(64), "latents", (3, 4, 4))(0)
-    x = sample(IdealDenoiser(points), latents, SamplerSettings(num_steps=40))
+    x = sample(IdealDenoiser(points), latents, sampler(num_steps=40))
     distance, nearest = torch.cdist(x.flatten(1), points.flatten(1)).min(1)
     assert distance.max() < 0.02
     assert len(nearest.unique()) == 8
@@ -107,19 +107,19 @@ def test_samples_of_the_ideal_denoiser_are_images_of_the_data() -> None:
 
 def test_guidance_extrapolates_inside_its_interval_only(gaussian, latents) -> None:
     other = type(gaussian)(mean=-0.2)
-    denoiser = guided(gaussian, other, GuidanceSettings(weight=2.5, sigma_min=0.5, sigma_max=3.0))
+    denoiser = Guided(gaussian, other, weight=2.5, interval=(0.5, 3.0))
     for level in (0.1, 0.5, 1.0, 3.0, 10.0):
         sigma = torch.full((2,), level, dtype=torch.float64)
         main, guide = gaussian(latents, sigma), other(latents, sigma)
         expected = guide + 2.5 * (main - guide) if 0.5 <= level <= 3.0 else main
         assert torch.allclose(denoiser(latents, sigma), expected)
-        assert torch.allclose(denoiser.at_level(latents, level), expected)
+        assert torch.allclose(AtLevel(denoiser)(latents, level), expected)
 
 
 def test_the_guide_is_called_in_its_interval_only(gaussian, latents) -> None:
-    other, settings = type(gaussian)(mean=-0.2), SamplerSettings(solver="euler")
-    sample(guided(gaussian, other, GuidanceSettings(weight=2, sigma_min=0.5, sigma_max=3)), latents, settings)
-    assert other.calls == sum(0.5 <= level <= 3 for level in noise_levels(settings, gaussian))
+    other, settings = type(gaussian)(mean=-0.2), sampler(solver="euler")
+    sample(Guided(gaussian, other, weight=2, interval=(0.5, 3)), latents, settings)
+    assert other.calls == sum(0.5 <= level <= 3 for level in settings.noise_levels(gaussian))
     assert gaussian.calls == 18
 
 
@@ -131,28 +131,28 @@ def test_a_classifier_free_guide_gets_no_labels_an_autoguide_the_same(latents) -
         return x
 
     labels = torch.eye(2)
-    for kind in ("classifier_free", "auto"):
-        guided(denoiser, denoiser, GuidanceSettings(weight=2, kind=kind)).at_level(latents, 1.0, labels)
+    for guide in (None, denoiser):
+        AtLevel(Guided(denoiser, guide, weight=2), labels)(latents, 1.0)
     assert [item is labels for item in seen] == [True, False, True, True]
 
 
 def test_bad_guidance_is_refused() -> None:
-    for wrong in ({"weight": math.nan}, {"sigma_min": 2.0, "sigma_max": 1.0}, {"kind": "x"}):
+    for wrong in ({"weight": math.nan}, {"interval": (2.0, 1.0)}, {"interval": (-1.0, 1.0)}):
         with pytest.raises(InputError, match=f"guidance.{next(iter(wrong))}="):
-            GuidanceSettings(**wrong)
+            Guided(lambda x, sigma, labels: x, **wrong)
 
 
 def test_truncation_error_is_the_distance_from_the_exact_trajectory(gaussian, latents) -> None:
     from edm_ray.diffusion.noise import Linear, Path
-    from edm_ray.diffusion.samplers.common import ode_step
+    from edm_ray.diffusion.samplers.heun import ode_step
 
-    settings = SamplerSettings(num_steps=10)
-    levels, x = noise_levels(settings, gaussian), latents * 80.0
+    settings = sampler(num_steps=10)
+    levels, x = settings.noise_levels(gaussian), latents * 80.0
     measured = truncation_errors(gaussian, latents, settings, substeps=40)
     assert [sigma for sigma, _ in measured] == levels[:-1]
     for (start, error), end in zip(measured, levels[1:], strict=True):
         state = gaussian.solve(x, 80.0, start)
-        step = ode_step(gaussian, state, start, end, Path(Linear()), None)
+        step = ode_step(AtLevel(as_denoiser(gaussian)), state, start, end, Path(Linear()))
         exact = (step - gaussian.solve(x, 80.0, end)).square().mean().sqrt().item()
         assert error == pytest.approx(exact, rel=0.02, abs=1e-6)
 
@@ -177,7 +177,7 @@ def test_truncation_errors_of_every_solver_fall_with_the_power_of_its_order(late
     mixture = GaussianMixture(means, torch.tensor([0.3, 0.5]), torch.tensor([0.4, 0.6]))
     errors = []
     for steps in (41, 81, 161):
-        settings = SamplerSettings(num_steps=steps, solver=solver, discretization="ve", sigma_min=0.1, sigma_max=10.0)
+        settings = sampler(num_steps=steps, solver=solver, discretization="ve", sigma_min=0.1, sigma_max=10.0)
         measured = truncation_errors(mixture, latents, settings, substeps=4)
         assert len(measured) == steps - 1
         errors.append({round(math.log10(sigma), 9): error for sigma, error in measured}[0.0])
@@ -187,20 +187,20 @@ def test_truncation_errors_of_every_solver_fall_with_the_power_of_its_order(late
 
 def test_with_churn_the_step_that_is_measured_is_longer(gaussian, latents) -> None:
     plain, churned = (
-        truncation_errors(gaussian, latents, SamplerSettings(num_steps=20, s_churn=churn)) for churn in (0.0, 99.0)
+        truncation_errors(gaussian, latents, sampler(num_steps=20, s_churn=churn)) for churn in (0.0, 99.0)
     )
-    levels = noise_levels(SamplerSettings(num_steps=20), gaussian)[:-1]
+    levels = sampler(num_steps=20).noise_levels(gaussian)[:-1]
     assert [sigma for sigma, _ in churned] == pytest.approx([level * math.sqrt(2) for level in levels])
     assert all(more > less for (_, more), (_, less) in zip(churned[3:], plain[3:], strict=True))
 
 
 def test_steps_of_restarts_are_measured_and_what_has_no_fixed_steps_is_refused(gaussian, latents) -> None:
-    restarted = truncation_errors(gaussian, latents, SamplerSettings(num_steps=9, restarts=((0.3, 5.0, 3, 2),)))
+    restarted = truncation_errors(gaussian, latents, sampler(num_steps=9, restarts=((0.3, 5.0, 3, 2),)))
     assert len(restarted) == 8 + 3
     with pytest.raises(InputError, match="rk45"):
-        truncation_errors(gaussian, latents, SamplerSettings(solver="rk45"))
+        truncation_errors(gaussian, latents, sampler(solver="rk45"))
     with pytest.raises(InputError, match="substeps=1 "):
-        truncation_errors(gaussian, latents, SamplerSettings(), substeps=1)
+        truncation_errors(gaussian, latents, sampler(), substeps=1)
 
 
 _FULL_SIZE = """

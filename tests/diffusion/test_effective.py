@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS
-from edm_ray.diffusion.samplers import SamplerSettings, sample
+from edm_ray.diffusion.samplers import SOLVERS, Sampler, sample, sampler
+from edm_ray.diffusion.samplers.base import settings as settings_of
 from edm_ray.errors import InputError
 from edm_ray.seeding import image_noise
 
@@ -44,7 +45,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def some_settings(count: int, seed: int) -> list[tuple[SamplerSettings, SamplerSettings]]:
+def some_settings(count: int, seed: int) -> list[tuple[Sampler, Sampler]]:
     """Pairs that differ in one to three fields, from a fixed seed; a pair that is refused is drawn again."""
     draw, pairs = random.Random(seed), []
     while len(pairs) < count:
@@ -59,31 +60,42 @@ def some_settings(count: int, seed: int) -> list[tuple[SamplerSettings, SamplerS
         for name in draw.sample(sorted(VALUES), draw.choice((1, 1, 2, 3))):
             other[name] = draw.choice(VALUES[name])
         try:
-            pair = SamplerSettings(**base), SamplerSettings(**other)
-            if not any(each.guidance != 1 and (each.solver == "rk45" or each.alpha != 1) for each in pair):
+            pair = own(base), own(other)
+            if not any(
+                each.guidance != 1 and (each.solver == "rk45" or getattr(each, "alpha", 1) != 1) for each in pair
+            ):
                 pairs.append(pair)
         except InputError:
             continue
     return pairs
 
 
-def images(denoiser, settings: SamplerSettings) -> torch.Tensor:
+def own(flat: dict[str, Any]) -> Sampler:
+    """A sampler of those settings that its solver has. Churn of a solver without is refused, so it is drawn again."""
+    names = {"solver", *(each.name for each in settings_of(SOLVERS[flat["solver"]]))}
+    if not names >= {"s_churn"} and (flat["s_churn"] or flat["churn_bins"] or flat["restarts"]):
+        raise InputError("churn")
+    return sampler(**{name: value for name, value in flat.items() if name in names})
+
+
+def images(denoiser, settings: Sampler, guide: Any = None) -> torch.Tensor:
     seeds = torch.arange(2)
-    return sample(denoiser, image_noise(seeds, "latents", SHAPE)(0), settings, noise=image_noise(seeds, "churn", SHAPE))
+    noise = image_noise(seeds, "churn", SHAPE)
+    return sample(denoiser, image_noise(seeds, "latents", SHAPE)(0), settings, noise=noise, guide=guide)
 
 
 def test_effective_forms_are_equal_if_and_only_if_the_images_are(gaussian) -> None:
-    gaussian.guide = type(gaussian)(mean=-0.2)
+    guide = type(gaussian)(mean=-0.2)
     same = different = 0
     for a, b in some_settings(250, seed=0):
         try:
             forms = a.effective(gaussian), b.effective(gaussian)
         except InputError:  # no vp schedule with this range and epsilon_s
             continue
-        made = images(gaussian, a), images(gaussian, b)
+        made = images(gaussian, a, guide), images(gaussian, b, guide)
         assert torch.equal(*made) == (forms[0] == forms[1]), (a, b)
         for form, image in zip(forms, made, strict=True):
-            assert torch.equal(images(gaussian, form), image), form
+            assert torch.equal(images(gaussian, form, guide), image), form
             assert form.effective(gaussian) == form
         same, different = same + (a != b and forms[0] == forms[1]), different + (forms[0] != forms[1])
     assert same > 40 and different > 40, (same, different)
@@ -91,7 +103,7 @@ def test_effective_forms_are_equal_if_and_only_if_the_images_are(gaussian) -> No
 
 def test_on_a_network_with_a_grid_equal_forms_give_equal_images() -> None:
     network = PRECONDITIONERS["iddpm"](lambda_network())
-    network.guide = PRECONDITIONERS["edm"](lambda_network())
+    guide = PRECONDITIONERS["edm"](lambda_network())
     equal = 0
     for a, b in some_settings(60, seed=1):
         if "rk45" in (a.solver, b.solver):
@@ -101,11 +113,11 @@ def test_on_a_network_with_a_grid_equal_forms_give_equal_images() -> None:
         except InputError:
             continue
         for settings, form in zip((a, b), forms, strict=True):
-            assert torch.equal(images(network, settings), images(network, form)), settings
+            assert torch.equal(images(network, settings, guide), images(network, form, guide)), settings
             assert form.effective(network) == form
         if a != b and forms[0] == forms[1]:
             equal += 1
-            assert torch.equal(images(network, a), images(network, b))
+            assert torch.equal(images(network, a, guide), images(network, b, guide))
     assert equal > 5
 
 
@@ -120,26 +132,26 @@ def lambda_network() -> torch.nn.Module:
 
 
 def test_one_bin_is_the_window_and_neighbours_alike_are_one(gaussian) -> None:
-    window = SamplerSettings(s_churn=7, s_tmin=0.1, s_tmax=5.0).effective(gaussian)
+    window = sampler(s_churn=7, s_tmin=0.1, s_tmax=5.0).effective(gaussian)
     for bins in (((0.1, 5.0, 7.0),), ((0.0, 0.1, 0.0), (0.1, 1.0, 7), (1.0, 5.0, 7), (90.0, 99.0, 3))):
-        assert SamplerSettings(churn_bins=bins).effective(gaussian) == window
-    two = SamplerSettings(churn_bins=((0.1, 1.0, 3.0), (2.0, 5.0, 7.0))).effective(gaussian)
+        assert sampler(churn_bins=bins).effective(gaussian) == window
+    two = sampler(churn_bins=((0.1, 1.0, 3.0), (2.0, 5.0, 7.0))).effective(gaussian)
     assert [churn for _, _, churn in two.churn_bins] == [3.0, 7.0] and two.s_churn == 0
 
 
 def test_restarts_are_named_by_their_time_step_and_idle_ones_are_left_out(gaussian) -> None:
-    one = SamplerSettings(restarts=((0.30, 5.0, 4, 3),))
+    one = sampler(restarts=((0.30, 5.0, 4, 3),))
     for other in (((0.29, 5.0, 4, 3),), ((0.3, 5.0, 4, 1), (0.31, 5.0, 4, 2)), ((0.3, 5.0, 4, 3), (8.3, 8.35, 4, 1))):
-        assert SamplerSettings(restarts=other).effective(gaussian) == one.effective(gaussian)
-    idle = SamplerSettings(restarts=((8.3, 8.35, 4, 1),), s_noise=2.0)
-    assert idle.effective(gaussian) == SamplerSettings().effective(gaussian)
+        assert sampler(restarts=other).effective(gaussian) == one.effective(gaussian)
+    idle = sampler(restarts=((8.3, 8.35, 4, 1),), s_noise=2.0)
+    assert idle.effective(gaussian) == sampler().effective(gaussian)
     images(gaussian, idle)
     sample(gaussian, torch.zeros(1, *SHAPE), idle)  # and needs no noise
 
 
 def test_a_capped_s_churn_is_any_above_it_for_every_number_of_steps(gaussian) -> None:
     for steps in range(2, 60):
-        cap, above = (SamplerSettings(num_steps=steps, s_churn=churn) for churn in (steps * (math.sqrt(2) - 1), 1e3))
+        cap, above = (sampler(num_steps=steps, s_churn=churn) for churn in (steps * (math.sqrt(2) - 1), 1e3))
         assert cap.gamma(1.0) == above.gamma(1.0) == math.sqrt(2) - 1
         assert cap.effective(gaussian) == above.effective(gaussian)
 
@@ -147,7 +159,7 @@ def test_a_capped_s_churn_is_any_above_it_for_every_number_of_steps(gaussian) ->
 @pytest.mark.parametrize("schedule", ["linear", "vp", "ve"])
 def test_churn_at_a_window_edge_that_is_a_time_step_acts_whatever_the_schedule(gaussian, schedule) -> None:
     """Time and back changes the last bits of a noise level; that must not decide."""
-    levels = SamplerSettings(schedule=schedule)
+    levels = sampler(schedule=schedule)
     at = dataclasses.replace(levels, s_churn=5, s_tmin=0.002, s_tmax=80.0)
     everywhere = dataclasses.replace(levels, s_churn=5)
     window = at.effective(gaussian)

@@ -15,22 +15,22 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edm_ray.diffusion.analysis.langevin import langevin
-from edm_ray.diffusion.guidance import GuidanceSettings, guided
+from edm_ray.diffusion.denoiser import Guided
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS
-from edm_ray.diffusion.samplers import SamplerSettings, sample
+from edm_ray.diffusion.samplers import sample, sampler
 from edm_ray.seeding import image_noise
 
 SETTINGS = {
-    "heun": SamplerSettings(num_steps=6),
-    "euler": SamplerSettings(num_steps=6, solver="euler"),
-    "churn": SamplerSettings(num_steps=6, s_churn=3.0, s_tmin=0.05),
-    "bins": SamplerSettings(num_steps=6, churn_bins=((0.0, 1.0, 1.0), (1.0, 90.0, 2.0))),
-    "restarts": SamplerSettings(num_steps=6, restarts=((0.3, 5.0, 3, 2),)),
-    "vp": SamplerSettings(num_steps=6, s_churn=3.0, discretization="vp", schedule="vp", scaling="vp"),
-    "dpmpp_2m": SamplerSettings(num_steps=6, solver="dpmpp_2m"),
-    "dpmpp_3m_sde": SamplerSettings(num_steps=6, solver="dpmpp_3m_sde"),
-    "euler_maruyama": SamplerSettings(num_steps=6, solver="euler_maruyama"),
-    "predictor_corrector": SamplerSettings(num_steps=6, solver="predictor_corrector"),
+    "heun": sampler(num_steps=6),
+    "euler": sampler(num_steps=6, solver="euler"),
+    "churn": sampler(num_steps=6, s_churn=3.0, s_tmin=0.05),
+    "bins": sampler(num_steps=6, churn_bins=((0.0, 1.0, 1.0), (1.0, 90.0, 2.0))),
+    "restarts": sampler(num_steps=6, restarts=((0.3, 5.0, 3, 2),)),
+    "vp": sampler(num_steps=6, s_churn=3.0, discretization="vp", schedule="vp", scaling="vp"),
+    "dpmpp_2m": sampler(num_steps=6, solver="dpmpp_2m"),
+    "dpmpp_3m_sde": sampler(num_steps=6, solver="dpmpp_3m_sde"),
+    "euler_maruyama": sampler(num_steps=6, solver="euler_maruyama"),
+    "predictor_corrector": sampler(num_steps=6, solver="predictor_corrector"),
 }
 
 
@@ -79,7 +79,7 @@ def test_no_step_reads_from_the_device_or_copies_to_it(name) -> None:
     latents = torch.empty(2, 3, 4, 4, device="meta")
     noise = image_noise(torch.arange(2, device="meta"), "churn", (3, 4, 4))
     denoiser = PRECONDITIONERS["edm"](Network())
-    weak = guided(denoiser, denoiser, GuidanceSettings(weight=2.0, sigma_min=0.1, sigma_max=5.0))
+    weak = Guided(denoiser, weight=2.0, interval=(0.1, 5.0))
     with NoHostNumbers(), NoCopies():
         for each in (denoiser, weak):
             images = sample(each, latents, SETTINGS[name], noise=noise)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS
-from edm_ray.diffusion.samplers import SamplerSettings, noise_levels, sample, time_steps
+from edm_ray.diffusion.samplers import sample, sampler
 from edm_ray.errors import InputError
 from edm_ray.seeding import image_noise
 
@@ -20,7 +20,7 @@ def keyed(count: int, shape: tuple[int, ...] = (3, 2, 2)):
 
 
 def test_edm_choices_are_algorithm_2(gaussian, latents) -> None:
-    settings = SamplerSettings(num_steps=18, s_churn=30, s_tmin=0.01, s_tmax=1, s_noise=1.007)
+    settings = sampler(num_steps=18, s_churn=30, s_tmin=0.01, s_tmax=1, s_noise=1.007)
     t = [(80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)] + [0.0]
     noise, x = keyed(2), latents * t[0]
     for i in range(18):
@@ -40,7 +40,7 @@ def test_edm_choices_are_algorithm_2(gaussian, latents) -> None:
 def test_order_of_convergence(gaussian, latents, solver, order) -> None:
     steps, errors = [64, 128, 256], []
     for n in steps:
-        settings = SamplerSettings(num_steps=n, solver=solver, sigma_min=0.1, sigma_max=10.0)
+        settings = sampler(num_steps=n, solver=solver, sigma_min=0.1, sigma_max=10.0)
         x = sample(gaussian, latents, settings)
         exact = gaussian.solve(latents * 10.0, 10.0, 0.1)
         last = gaussian(exact, torch.tensor([0.1], dtype=torch.float64))
@@ -50,7 +50,7 @@ def test_order_of_convergence(gaussian, latents, solver, order) -> None:
 
 
 def test_a_third_order_multistep_without_noise_errs_by_the_fourth_power_of_the_step(gaussian, latents) -> None:
-    from edm_ray.diffusion.samplers.dpmpp_3m_sde import multistep
+    from edm_ray.diffusion.samplers.multistep import exponential_step
 
     widths, errors = [0.2, 0.1, 0.05], []
     for h in widths:
@@ -59,14 +59,14 @@ def test_a_third_order_multistep_without_noise_errs_by_the_fourth_power_of_the_s
         before = [start, start * math.exp(1.3 * h), start * math.exp(2.1 * h)]
         states = [gaussian.solve(latents, 1.0, level) for level in before]
         values = [gaussian(x, torch.tensor([v], dtype=torch.float64)) for x, v in zip(states, before)]
-        x = multistep(states[0], values, [1.3 * h, 0.8 * h], h, eta=0.0)
+        x = exponential_step(states[0], values, [1.3 * h, 0.8 * h], h, eta=0.0)
         errors.append((x - gaussian.solve(latents, 1.0, start * math.exp(-h))).abs().max().item())
     assert abs(np.polyfit(np.log(widths), np.log(errors), 1)[0] - 4) < 0.25
 
 
 @pytest.mark.parametrize("schedule,scaling", [("linear", "none"), ("vp", "vp"), ("ve", "none")])
 def test_rk45_follows_the_exact_trajectory(gaussian, latents, schedule, scaling) -> None:
-    settings = SamplerSettings(solver="rk45", schedule=schedule, scaling=scaling, tolerance=1e-8, sigma_min=0.02)
+    settings = sampler(solver="rk45", schedule=schedule, scaling=scaling, tolerance=1e-8, sigma_min=0.02)
     exact = gaussian.solve(latents * 80.0, 80.0, 0.02)
     last = exact / 1.0
     last = gaussian(last, torch.tensor([0.02], dtype=torch.float64))
@@ -79,8 +79,8 @@ def test_rk45_follows_the_exact_trajectory(gaussian, latents, schedule, scaling)
 def test_variance_obeys_the_exact_discrete_recursion(gaussian, solver, churn) -> None:
     """Steps are affine in x for Gaussian data, so the variance after each is known exactly for this N and S_churn."""
     n, sd = 12, 0.5
-    settings = SamplerSettings(num_steps=n, s_churn=churn, solver=solver)
-    t = time_steps(settings, gaussian).tolist()
+    settings = sampler(num_steps=n, s_churn=churn, solver=solver)
+    t = settings.time_steps(gaussian).tolist()
     variance = t[0] ** 2
     for i in range(n):
         hat = t[i] * (1 + min(churn / n, math.sqrt(2) - 1))
@@ -115,7 +115,7 @@ def test_variance_obeys_the_exact_discrete_recursion(gaussian, solver, churn) ->
     ],
 )
 def test_samplers_reproduce_mean_and_spread_of_the_data_with_many_steps(gaussian, change) -> None:
-    settings = SamplerSettings(**{"num_steps": 128, **change})
+    settings = sampler(**{"num_steps": 128, **change})
     seeds = torch.arange(64)
     noise = image_noise(seeds, "churn", (1, 8, 8))
     x = sample(gaussian, image_noise(seeds, "latents", (1, 8, 8))(0), settings, noise=noise)
@@ -124,8 +124,8 @@ def test_samplers_reproduce_mean_and_spread_of_the_data_with_many_steps(gaussian
 
 
 def test_churn_bins_with_one_bin_are_the_churn_window(gaussian, latents) -> None:
-    window = SamplerSettings(s_churn=10, s_tmin=0.1, s_tmax=5.0)
-    bins = SamplerSettings(churn_bins=((0.1, 5.0, 10.0),))
+    window = sampler(s_churn=10, s_tmin=0.1, s_tmax=5.0)
+    bins = sampler(churn_bins=((0.1, 5.0, 10.0),))
     assert torch.equal(*(sample(gaussian, latents, s, noise=keyed(2)) for s in (window, bins)))
 
 
@@ -136,9 +136,9 @@ def test_no_noise_is_drawn_at_gamma_zero(gaussian, latents) -> None:
         asked.append(step)
         return torch.zeros_like(latents)
 
-    settings = SamplerSettings(s_churn=10, s_tmin=0.1, s_tmax=5.0)
+    settings = sampler(s_churn=10, s_tmin=0.1, s_tmax=5.0)
     sample(gaussian, latents, settings, noise=noise)
-    assert asked == [i for i, level in enumerate(noise_levels(settings, gaussian)) if 0.1 <= level <= 5.0]
+    assert asked == [i for i, level in enumerate(settings.noise_levels(gaussian)) if 0.1 <= level <= 5.0]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_no_noise_is_drawn_at_gamma_zero(gaussian, latents) -> None:
 )
 def test_nfe_is_the_number_of_calls(gaussian, latents, solver) -> None:
     restarts = ((0.3, 5.0, 3, 2),) if solver in ("heun", "euler") else ()
-    settings = SamplerSettings(solver=solver, restarts=restarts)
+    settings = sampler(solver=solver, restarts=restarts)
     sample(gaussian, latents, settings, noise=keyed(2))
     assert gaussian.calls == settings.nfe
 
@@ -155,24 +155,24 @@ def test_nfe_is_the_number_of_calls(gaussian, latents, solver) -> None:
     "solver", ["heun", "dpmpp_2m", "dpmpp_3m_sde", "euler_maruyama", "predictor_corrector", "rk45"]
 )
 def test_an_image_does_not_depend_on_its_batch(gaussian, latents, solver) -> None:
-    settings = SamplerSettings(solver=solver, s_churn=5.0 if solver == "heun" else 0.0)
+    settings = sampler(solver=solver, s_churn=5.0 if solver == "heun" else 0.0)
     both = sample(gaussian, latents, settings, noise=keyed(2))
     assert torch.equal(sample(gaussian, latents[:1], settings, noise=keyed(1)), both[:1])
 
 
 def test_effective_settings_that_are_equal_give_equal_images(gaussian, latents) -> None:
-    base = SamplerSettings(s_churn=1e3, s_tmin=0.05, s_tmax=2.0)
-    same = dataclasses.replace(base, s_churn=base.churn_cap, s_tmin=0.0501, c_1=0.5, epsilon_s=0.1, snr=3.0)
+    base = sampler(s_churn=1e3, s_tmin=0.05, s_tmax=2.0)
+    same = dataclasses.replace(base, s_churn=base.churn_cap, s_tmin=0.0501, c_1=0.5, epsilon_s=0.1)
     assert base.effective(gaussian) == same.effective(gaussian)
     assert base.effective(gaussian).effective(gaussian) == base.effective(gaussian)
     assert torch.equal(*(sample(gaussian, latents, s, noise=keyed(2)) for s in (base, base.effective(gaussian))))
-    outside = SamplerSettings(s_churn=10, s_tmin=500, s_tmax=600)
-    assert outside.effective(gaussian) == SamplerSettings().effective(gaussian)
+    outside = sampler(s_churn=10, s_tmin=500, s_tmax=600)
+    assert outside.effective(gaussian) == sampler().effective(gaussian)
 
 
 def test_steps_are_on_the_grid_of_an_iddpm_network() -> None:
     network = PRECONDITIONERS["iddpm"](torch.nn.Identity())
-    levels = noise_levels(SamplerSettings(), network)
+    levels = sampler().noise_levels(network)
     assert set(levels) <= set(network.u.double().tolist())
     assert levels[0] == pytest.approx(80.2, abs=0.1)
 
@@ -207,20 +207,18 @@ def test_steps_are_on_the_grid_of_an_iddpm_network() -> None:
 )
 def test_bad_settings_are_refused_by_field_and_value(wrong, field) -> None:
     with pytest.raises(InputError, match=rf"sampler\.{field}=.* is not allowed: "):
-        SamplerSettings(**wrong)
+        sampler(**wrong)
 
 
 def test_numbers_of_other_libraries_and_lists_are_taken_as_plain_ones() -> None:
-    plain = SamplerSettings(num_steps=20, s_noise=1.5, churn_bins=((0.0, 1.0, 3.0),), restarts=((0.5, 5.0, 3, 1),))
-    given = SamplerSettings(
-        num_steps=np.int64(20), s_noise=np.float32(1.5), churn_bins=[[0, 1, 3]], restarts=[(0.5, 5, 3, 1)]
-    )
+    plain = sampler(num_steps=20, s_noise=1.5, churn_bins=((0.0, 1.0, 3.0),), restarts=((0.5, 5.0, 3, 1),))
+    given = sampler(num_steps=np.int64(20), s_noise=np.float32(1.5), churn_bins=[[0, 1, 3]], restarts=[(0.5, 5, 3, 1)])
     assert given == plain and repr(given) == repr(plain) and hash(given) == hash(plain)
 
 
 def test_the_default_range_of_vp_begins_at_epsilon_s(gaussian) -> None:
     for epsilon_s in (1e-3, 1e-2):
-        low, high = SamplerSettings(discretization="vp", epsilon_s=epsilon_s).sigma_range(gaussian)
+        low, high = sampler(discretization="vp", epsilon_s=epsilon_s).sigma_range(gaussian)
         assert low == pytest.approx(math.sqrt(math.exp(9.95 * epsilon_s**2 + 0.1 * epsilon_s) - 1), rel=1e-9)
         assert high == pytest.approx(152.167, rel=1e-5)
 
@@ -228,22 +226,22 @@ def test_the_default_range_of_vp_begins_at_epsilon_s(gaussian) -> None:
 def test_what_a_network_does_not_know_is_refused(gaussian) -> None:
     gaussian.sigma_min, gaussian.sigma_max = 0.01, 50.0
     with pytest.raises(InputError, match=r"sampler\.sigma_min=60\.0 is not allowed: less than sigma_max=50\.0"):
-        SamplerSettings(sigma_min=60.0).effective(gaussian)
+        sampler(sigma_min=60.0).effective(gaussian)
     with pytest.raises(InputError, match=r"sampler\.restarts=.* is not allowed: high at most 50\.0"):
-        SamplerSettings(restarts=((0.3, 60.0, 3, 1),)).effective(gaussian)
+        sampler(restarts=((0.3, 60.0, 3, 1),)).effective(gaussian)
 
 
 def test_bad_calls_are_refused(gaussian, latents) -> None:
     with pytest.raises(InputError, match=r"noise=\(1, 3, 2, 2\) is not allowed"):  # it would be that of all images
-        sample(gaussian, latents, SamplerSettings(s_churn=5), noise=keyed(1))
+        sample(gaussian, latents, sampler(s_churn=5), noise=keyed(1))
     with pytest.raises(InputError, match=r"the denoiser gave \(2, 1, 2, 2\)"):
-        sample(lambda x, sigma, labels: gaussian(x, sigma)[:, :1], latents, SamplerSettings())
+        sample(lambda x, sigma, labels: gaussian(x, sigma)[:, :1], latents, sampler())
     with pytest.raises(InputError, match="latents"):
-        sample(gaussian, latents[0], SamplerSettings())
+        sample(gaussian, latents[0], sampler())
     with pytest.raises(InputError, match="class_labels"):
-        sample(gaussian, latents, SamplerSettings(), class_labels=torch.zeros(3, 2))
-    for settings in (SamplerSettings(s_churn=1), SamplerSettings(solver="dpmpp_3m_sde")):
+        sample(gaussian, latents, sampler(), class_labels=torch.zeros(3, 2))
+    for settings in (sampler(s_churn=1), sampler(solver="dpmpp_3m_sde")):
         with pytest.raises(InputError, match="pass noise="):
             sample(gaussian, latents, settings)
     with pytest.raises(InputError, match="num_steps=1000"):
-        time_steps(SamplerSettings(num_steps=1000, discretization="iddpm"), gaussian)
+        sampler(num_steps=1000, discretization="iddpm").time_steps(gaussian)

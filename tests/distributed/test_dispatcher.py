@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed import dispatcher as dispatching
 from edm_ray.distributed.cluster.preflight import Ask
 from edm_ray.distributed.dispatcher import MAX_DEATHS, Dispatcher, ItemFailed, PoolSpec
@@ -52,7 +52,7 @@ class World:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_chunks_over_which_workers_die_take_no_other_with_them(monkeypatch, in_hand, workers):
     monkeypatch.setattr(dispatching, "_end", lambda worker: None)
-    chunks = chunks_of(GENERATOR, SamplerSettings(num_steps=4), "search", 20, 50)
+    chunks = chunks_of(GENERATOR, sampler(num_steps=4), "search", 20, 50)
     world = World({key_of(chunks[3]), key_of(chunks[11])})
 
     async def play() -> tuple[list[object], Dispatcher]:

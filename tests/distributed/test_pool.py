@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 
 from edm_ray.cli import main
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.distributed.executor import Ray
 from edm_ray.distributed.pool import ask_for, check, start_pool
 from edm_ray.errors import InputError, IntegrityError
@@ -74,11 +74,11 @@ def _bench(parts, store, workers=2, least=None, **more) -> Bench:
     return Bench(GenerateFeatures(**fields), Ray(workers=workers, least=least), reference)
 
 
-def _settings(bench: Bench, churn: float = 1.0, steps: int = STEPS) -> SamplerSettings:
-    return SamplerSettings(num_steps=steps, s_churn=churn).effective(bench.recipe.model.denoiser())
+def _settings(bench: Bench, churn: float = 1.0, steps: int = STEPS) -> Sampler:
+    return sampler(num_steps=steps, s_churn=churn).effective(bench.recipe.model.denoiser())
 
 
-def _calm(bench: Bench, settings: SamplerSettings, chunks, extractor: ExtractorSpec | None = None) -> np.ndarray:
+def _calm(bench: Bench, settings: Sampler, chunks, extractor: ExtractorSpec | None = None) -> np.ndarray:
     """The features of these chunks without Ray, pool or store."""
     denoiser, taken = bench.recipe.model.denoiser(), (extractor or bench.recipe.extractors[0]).load()
     return np.concatenate([taken.extract(generate(denoiser, chunk.seeds, settings)) for chunk in chunks])
@@ -227,7 +227,7 @@ def test_images_by_many_have_the_bytes_of_one_process(parts, tmp_path):
 
 @pytest.mark.parametrize("executor", [Local(), Ray(workers=1)], ids=["here", "on Ray"])
 def test_images_go_on_from_the_chunks_that_are_there(parts, tmp_path, executor):
-    settings, made = SamplerSettings(num_steps=3), []
+    settings, made = sampler(num_steps=3), []
     spec = EvaluationSpec(model=open_model(str(parts[0])), extractors=(), store=str(tmp_path / "store"))
     stream = sample_images(spec, settings, range(200), executor, on_chunk=lambda done, total: made.append(done))
     next(stream)

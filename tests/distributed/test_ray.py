@@ -16,7 +16,7 @@ import torch
 from edm_ray.cli import main
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.evaluation.reference import open_reference
@@ -173,7 +173,7 @@ def test_a_chunk_whose_actor_is_killed_is_computed_by_another(root, bench_dirs):
     from edm_ray.evaluation.chunks import read_chunk
 
     recipe = _recipe(bench_dirs, root / "kill")
-    chunks = _chunks(bench_dirs, SamplerSettings(num_steps=10), 6, 100)
+    chunks = _chunks(bench_dirs, sampler(num_steps=10), 6, 100)
     pool = start_pool(Ray(workers=2), recipe)
     pids = ray.get(pool.dispatcher.worker_pids.remote())
     waiting = [pool.dispatcher.ensure.remote(chunk) for chunk in [*chunks, chunks[0]]]
@@ -197,7 +197,7 @@ def test_a_damaged_chunk_or_one_of_other_settings_never_enters_a_sum(root, bench
     from edm_ray.storage.artifacts import key_of, path_of
 
     store = str(root / "bad")
-    one, two = (_chunks(bench_dirs, SamplerSettings(num_steps=n), 1, 4)[0] for n in (4, 5))
+    one, two = (_chunks(bench_dirs, sampler(num_steps=n), 1, 4)[0] for n in (4, 5))
     assert key_of(one) != key_of(two)
     write_chunk(store, one, np.arange(8, dtype=np.int32).reshape(4, 2))
     assert read_chunk(store, one).tolist() == np.arange(8).reshape(4, 2).tolist()

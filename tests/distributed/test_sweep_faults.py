@@ -17,7 +17,7 @@ import yaml
 from ray.exceptions import ActorDiedError
 
 from edm_ray.cli import main
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.distributed.cluster.preflight import Ask
 from edm_ray.distributed.dispatcher import MAX_DEATHS, Dispatcher, ItemFailed, Job, PoolSpec
 from edm_ray.distributed.sweep import StrategySearcher, concurrency
@@ -78,7 +78,7 @@ def test_a_setting_that_gives_no_numbers_is_listed_and_the_sweep_goes_on(parts, 
 def test_a_chunk_whose_workers_always_die_is_given_up_and_named():
     """What running out of memory looks like to the queue: the process is gone, again and again."""
     generator = Generator(model="m", extractor="e", labels="random", micro_batch=50, device="cpu")
-    chunk = chunks_of(generator, SamplerSettings(), "search", 1, 50)[0]
+    chunk = chunks_of(generator, sampler(), "search", 1, 50)[0]
 
     async def play() -> None:
         queue = Dispatcher(b"", PoolSpec(ask=Ask(what="sampling", count=1), device="cpu", slots=1))
@@ -137,11 +137,11 @@ search:
 """
 
 
-def _settings(fields: dict) -> SamplerSettings:
+def _settings(fields: dict) -> Sampler:
     """As sweep.json has them: infinity is a word there, tuples are lists."""
     kinds = {"inf": math.inf}
     values = {name: kinds.get(value, value) if isinstance(value, str) else value for name, value in fields.items()}
-    return SamplerSettings(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
+    return sampler(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
 
 
 @pytest.mark.usefixtures("ray_session")

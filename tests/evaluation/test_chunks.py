@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.evaluation.chunks import POOL_START, Generator, chunks_for, chunks_of, gather, read_chunk, write_chunk
 from edm_ray.storage.artifacts import is_stored, key_of, path_of
@@ -21,7 +21,7 @@ GENERATOR = Generator(model="m", extractor="e", labels="random", micro_batch=50,
 @pytest.fixture
 def stored(tmp_path):
     """Four chunks of three images; feature values name their seed."""
-    chunks = chunks_of(GENERATOR, SamplerSettings(num_steps=4), "search", 4, 3)
+    chunks = chunks_of(GENERATOR, sampler(num_steps=4), "search", 4, 3)
     for chunk in chunks:
         write_chunk(str(tmp_path), chunk, chunk.seeds.numpy().astype(np.int32)[:, None].repeat(2, axis=1))
     return str(tmp_path), chunks
@@ -30,7 +30,7 @@ def stored(tmp_path):
 @pytest.mark.parametrize("pool", POOL_START)
 def test_evaluations_of_any_size_share_their_chunks(pool):
     """Once 150 and 200 images, or 5,000 and 10,000, had no chunk in common."""
-    start, settings = POOL_START[pool], SamplerSettings(num_steps=4)
+    start, settings = POOL_START[pool], sampler(num_steps=4)
     for first, num in ((0, 100), (0, 150), (150, 150), (0, 5000), (5000, 10000), (7, 1)):
         chunks = chunks_for(GENERATOR, settings, start + first, num)
         assert all((chunk.first - start) % 100 == 0 and chunk.size == 100 for chunk in chunks)
@@ -58,7 +58,7 @@ def test_chunks_that_share_seeds_or_are_of_two_samplers_are_refused(stored):
     store, chunks = stored
     with pytest.raises(InputError, match="share seeds; an image counts once"):
         gather(store, [chunks[0], dataclasses.replace(chunks[1], first=2)])
-    other = dataclasses.replace(chunks[1], settings=SamplerSettings(num_steps=5))
+    other = dataclasses.replace(chunks[1], settings=sampler(num_steps=5))
     with pytest.raises(InputError, match="of two samplers"):
         gather(store, [chunks[0], other])
 
@@ -105,7 +105,7 @@ def test_a_chunk_of_other_settings_under_this_name_is_refused(stored):
 )
 def test_whatever_decides_the_features_is_in_the_key(change):
     one, other = (
-        key_of(chunks_of(generator, SamplerSettings(num_steps=4), "search", 1, 3)[0])
+        key_of(chunks_of(generator, sampler(num_steps=4), "search", 1, 3)[0])
         for generator in (GENERATOR, dataclasses.replace(GENERATOR, **change))
     )
     assert one != other

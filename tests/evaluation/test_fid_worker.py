@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed.executor import Ray
 from edm_ray.evaluation.chunks import Generator, SampledImages, chunks_for, write_chunk
 from edm_ray.evaluation.fid_worker import FidWorker, Measurement, MeasureSets
@@ -36,7 +36,7 @@ def stored(tmp_path):
         Plan(metrics=("fid", "kid", "prc"), reference=reference, reference_features=rows),
     )
     made = Generator(model="m", extractor="e", labels="random", micro_batch=50, device="cpu")
-    chunks = tuple(chunks_for(made, SamplerSettings(num_steps=4), 30, 250))
+    chunks = tuple(chunks_for(made, sampler(num_steps=4), 30, 250))
     features = rng.integers(0, 1 << 15, (300, D), np.int32)
     for i, chunk in enumerate(chunks):
         write_chunk(str(tmp_path), chunk, features[100 * i : 100 * i + 100], ("this", "that", "this")[i])

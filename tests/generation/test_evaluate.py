@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edm_ray.cli import main
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.evaluation.measure import measure, plan_measurement
 from edm_ray.evaluation.reference import open_reference
 from edm_ray.generation.generate import generate
@@ -52,7 +52,7 @@ def test_the_papers_protocol_measures_three_sets_of_seeds_from_zero(
     plan = plan_measurement(("fid", "kid", "isc", "prc"), reference, known, spec)
     for first, entry in ((0, content["metrics"][0]), (200, content["metrics"][2])):
         seeds = torch.arange(first, first + 100)
-        images = generate(load_model(tiny_model), seeds, SamplerSettings(num_steps=3))
+        images = generate(load_model(tiny_model), seeds, sampler(num_steps=3))
         expected = measure(spec.load().extract(images), seeds.numpy(), plan).to_dict()
         assert {name: entry[name] for name in expected} == json.loads(json.dumps(expected))
     fids = [entry["fid"]["fid"] for entry in content["metrics"]]

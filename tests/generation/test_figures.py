@@ -10,7 +10,7 @@ from PIL import Image
 from edm_ray.cli import main
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import open_reader
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.errors import InputError
 from edm_ray.evaluation.grids import image_grid
 from edm_ray.evaluation.neighbours import nearest, pixel_rows
@@ -18,7 +18,7 @@ from edm_ray.generation.figures import interpolation_figure, inversion_figure, n
 from edm_ray.generation.generate import generate
 from edm_ray.models import load_model
 
-SETTINGS = SamplerSettings(num_steps=4)
+SETTINGS = sampler(num_steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +60,12 @@ def test_a_planted_copy_is_found_and_named(digits):
 
 def test_inversion_shows_image_latent_image_and_difference(denoiser, digits):
     images, labels = digits[0][:3], digits[1][:3]
-    few, many = (
-        inversion_figure(denoiser, images, labels, SamplerSettings(num_steps=steps, rho=3), 4) for steps in (4, 32)
-    )
+    few, many = (inversion_figure(denoiser, images, labels, sampler(num_steps=steps, rho=3), 4) for steps in (4, 32))
     assert few.columns == 4 and few.images.shape == (12, 1, 8, 8)
     assert np.array_equal(few.images[[0, 4, 8]], images)
     errors = [float(figure.text["inversion error"]) for figure in (few, many)]
     assert errors[1] < errors[0] / 2  # a finer way there and back is nearer
-    other_batch = inversion_figure(denoiser, images, labels, SamplerSettings(num_steps=4, rho=3), 2)
+    other_batch = inversion_figure(denoiser, images, labels, sampler(num_steps=4, rho=3), 2)
     assert np.abs(other_batch.images.astype(int) - few.images).max() <= 1
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from edm_ray.cli import main
 from edm_ray.config.schema import DenoiserConfig, NetworkConfig
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed.shipping import ShippedModel
 from edm_ray.errors import InputError
 from edm_ray.generation.generate import generate
@@ -40,9 +40,9 @@ def models(tmp_path_factory):
 def test_images_are_guided_and_the_hash_names_the_guide(models):
     plain, model = open_model(models[0]), open_model(*models)
     assert len({plain.hash, model.hash, open_model(models[1]).hash}) == 3
-    seeds, settings = torch.arange(4), SamplerSettings(num_steps=4, guidance=2.0, guidance_max=5.0)
+    seeds, settings = torch.arange(4), sampler(num_steps=4, guidance=2.0, guidance_max=5.0)
     images = generate(model.denoiser(), seeds, settings)
-    assert not torch.equal(images, generate(model.denoiser(), seeds, SamplerSettings(num_steps=4)))
+    assert not torch.equal(images, generate(model.denoiser(), seeds, sampler(num_steps=4)))
     assert torch.equal(images, generate(ShippedModel.of(model).denoiser("cpu"), seeds, settings))
     with pytest.raises(InputError, match="--guide MODEL"):
         generate(plain.denoiser(), seeds, settings)
@@ -76,6 +76,6 @@ def test_the_interval_of_guidance_can_be_searched(models):
     point = {"guidance": 2.0, "guidance_min": 0.5, "guidance_max": 3.0}
     settings = space.settings(point)
     assert (settings.guidance, settings.guidance_min, settings.guidance_max) == (2.0, 0.5, 3.0)
-    assert space.point_of(settings) == point and settings.nfe > SamplerSettings().nfe
+    assert space.point_of(settings) == point and settings.nfe > sampler().nfe
     crossed = space.settings({**point, "guidance_min": 5.0})
-    assert crossed.effective(denoiser) == SamplerSettings().effective(denoiser)
+    assert crossed.effective(denoiser) == sampler().effective(denoiser)

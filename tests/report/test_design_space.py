@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edm_ray.diffusion.samplers import SamplerSettings, noise_levels
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.report import design_space as drawn
 from edm_ray.seeding import image_noise
 
@@ -20,7 +20,7 @@ def lines_of(axes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def test_schedules_are_those_of_table_1() -> None:
     steps, by_rho, sigmas, scales = drawn.draw_schedules(12).axes
     for name in ("edm", "vp", "ve", "iddpm"):
-        expected = noise_levels(SamplerSettings(num_steps=12, discretization=name), None)
+        expected = sampler(num_steps=12, discretization=name).noise_levels()
         assert lines_of(steps)[name][1].tolist() == expected
     assert set(lines_of(by_rho)) == {"rho = 1", "rho = 3", "rho = 5", "rho = 7", "rho = 10"}
     share, sigma = lines_of(sigmas)["VP"]
@@ -57,7 +57,7 @@ def test_truncation_is_drawn_and_told_for_every_rho() -> None:
     (axes,) = drawn.draw_truncation(measured).axes
     for rho in (3.0, 5.0, 7.0, 10.0):
         sigma, error = lines_of(axes)[f"rho = {rho:g}"]
-        assert sigma.tolist() == noise_levels(SamplerSettings(num_steps=10, rho=rho), None)[:-1]
+        assert sigma.tolist() == sampler(num_steps=10, rho=rho).noise_levels()[:-1]
         assert (error > 0).all() and error.tolist() == [value for _, value in measured[rho]]
     made = {3.0: [(80.0, 0.1), (1.0, 0.5)], 7.0: [(80.0, 0.4), (1.0, 0.2)]}
     said = drawn.say_truncation(made)

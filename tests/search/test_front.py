@@ -8,7 +8,7 @@ import json
 import pytest
 import yaml
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.search.result import best_sampler_yaml, result_of, settings_from_yaml
 from edm_ray.search.strategies import STRATEGIES, make_strategy
 from edm_ray.search.strategy import front
@@ -25,13 +25,13 @@ sampler: {num_steps: 18}
 PLAN = dataclasses.replace(PLAN, objective=("fid", "nfe"), within=5.0, num_line=0, grid_points=6, num_finalists=8)
 
 
-def fid(settings: SamplerSettings) -> float:
+def fid(settings: Sampler) -> float:
     """Falls with the steps, levels off; best rho is 7 for each."""
     return 3.0 + 40.0 / settings.num_steps**2 + 0.05 * (settings.rho - 7) ** 2
 
 
 def test_the_front_leaves_out_what_something_cheaper_beats():
-    settings = {f"{n}": SamplerSettings(num_steps=n) for n in (4, 8, 12, 16)}
+    settings = {f"{n}": sampler(num_steps=n) for n in (4, 8, 12, 16)}
     found = {"12": estimate([1.0] * 4), "16": estimate([1.1] * 4), "8": estimate([1.2] * 4), "4": estimate([9.0] * 4)}
     assert front(found, settings) == ["4", "8", "12"]
 

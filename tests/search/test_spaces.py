@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.errors import InputError
 from edm_ray.search.dimensions import Choice, Grid, Range
 from edm_ray.search.plan import SweepPlan
@@ -115,7 +115,7 @@ def test_churn_by_bins_restarts_and_solvers_can_be_searched():
     settings = space.settings({"churn_bins.0": 0.25, "churn_bins.1": 1.0})
     assert [churn / settings.churn_cap for _, _, churn in settings.churn_bins] == pytest.approx([0.25, 1.0])
     assert space.point_of(settings) == {"churn_bins.0": pytest.approx(0.25), "churn_bins.1": pytest.approx(1.0)}
-    assert space.sampler.effective(None) == SamplerSettings().effective(None)
+    assert space.sampler.effective(None) == sampler().effective(None)
     space = space_from(
         HEAD + "{restarts: {choices: [[], [[0.14, 0.3, 3, 2]]]}, solver: {choices: [heun, dpmpp_2m]}, "
         "churn_fraction: {low: 0, high: 1}}"
@@ -123,7 +123,7 @@ def test_churn_by_bins_restarts_and_solvers_can_be_searched():
     restarts = space.search["restarts"].values()
     assert restarts == [(), ((0.14, 0.3, 3, 2),)]
     point = {"restarts": restarts[1], "solver": "dpmpp_2m", "churn_fraction": 1.0}
-    assert space.settings(point) == SamplerSettings(solver="dpmpp_2m"), "what a solver does not take is left out"
+    assert space.settings(point) == sampler(solver="dpmpp_2m"), "what a solver does not take is left out"
     assert space.settings({**point, "solver": "heun"}).restarts == restarts[1]
 
 

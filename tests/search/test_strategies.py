@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.errors import InputError
 from edm_ray.search.plan import SweepPlan
 from edm_ray.search.race import Race
@@ -68,7 +68,7 @@ def test_every_strategy_confirms_its_winner_and_deterministic_sampling_on_fresh_
     assert {result.found, DETERMINISTIC} <= {entry.label for entry in result.confirmed}
     assert all(entry.estimate.n == n for entry in result.confirmed) and f"on {n} fresh images" in result.summary()[0]
     assert [e.seeds for e in asked] == sorted((e.seeds for e in asked), reverse=True)  # search first, then confirm
-    assert truth(result.of(result.found).settings) < truth(SamplerSettings())
+    assert truth(result.of(result.found).settings) < truth(sampler())
 
 
 @pytest.mark.parametrize("name", ALL)

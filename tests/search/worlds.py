@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from edm_ray.config.load import parse_yaml
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import Sampler
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.plan import SweepPlan
 from edm_ray.search.space import Space, space_of
@@ -31,7 +31,7 @@ def space_from(text: str) -> Space:
     return space_of(parse_yaml(text, "space.yaml"), "space.yaml")
 
 
-def truth(settings: SamplerSettings) -> float:
+def truth(settings: Sampler) -> float:
     """Best near S_churn = 4."""
     return 5.0 + 0.1 * (settings.s_churn - 4.0) ** 2 + 20 * abs(settings.s_noise - 1.0)
 

@@ -20,7 +20,7 @@ from edm_ray.cli import main
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
-from edm_ray.diffusion.samplers import SamplerSettings
+from edm_ray.diffusion.samplers import sampler as sampler_of
 from edm_ray.distributed.snapshot_runners import ProcessRunner, RayRunner
 from edm_ray.distributed.snapshots import Follower, SnapshotPlan, parse_place
 from edm_ray.distributed.train import ask_of, keep_to_share, scaling_of
@@ -74,7 +74,7 @@ def calm(dataset, tmp_path_factory) -> str:
 
 
 def _plan(**more) -> SnapshotPlan:
-    fields = {"kimg": KIMG, "settings": SamplerSettings(num_steps=3), "reference": None, "reference_hash": None}
+    fields = {"kimg": KIMG, "settings": sampler_of(num_steps=3), "reference": None, "reference_hash": None}
     return SnapshotPlan(**{**fields, "num": 100, "device": "cpu", "share": 1.0, "after": False, **more})
 
 
@@ -164,7 +164,7 @@ def test_other_weights_or_another_sampler_are_drawn_anew_and_other_weights_repla
     _follow(uri, again)
     assert again.jobs == [96] and len(read_log(uri)) == 3
     again = Here()
-    _follow(uri, again, _plan(settings=SamplerSettings(num_steps=2)))
+    _follow(uri, again, _plan(settings=sampler_of(num_steps=2)))
     assert again.jobs == MOMENTS and len(read_log(uri)) == 6
 
 
@@ -303,7 +303,7 @@ def test_the_fid_is_that_of_the_chunks_that_evaluate_makes(calm, reference):
     bench = EvaluationSpec(model=model, extractors=(spec,), store="")
     denoiser, extractor = model.denoiser(), spec.load()
     chunks = chunks_for(
-        bench.generator(extractor.identity, "cpu"), SamplerSettings(num_steps=3).effective(denoiser), 1 << 31, 150
+        bench.generator(extractor.identity, "cpu"), sampler_of(num_steps=3).effective(denoiser), 1 << 31, 150
     )
     made = [generate(denoiser, chunk.seeds, chunk.settings, "random") for chunk in chunks]
     features = np.concatenate([extractor.extract(images) for images in made])[:150]  # of whole chunks

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from edm_ray.diffusion.denoiser import EveryLevel
 from edm_ray.errors import InputError
 
 
-class GaussianMixture:
+class GaussianMixture(EveryLevel):
     """D of sum_k w_k N(mean_k, sd_k^2 I). means: [K, C, H, W]; sds, weights: [K]."""
 
     def __init__(self, means: torch.Tensor, sds: torch.Tensor, weights: torch.Tensor) -> None:
@@ -32,7 +33,7 @@ class GaussianMixture:
         return (share[..., None] * posterior).sum(1).reshape(x.shape)
 
 
-class IdealDenoiser:
+class IdealDenoiser(EveryLevel):
     """D of the empirical distribution of a finite data set: a softmax-weighted mean of its images.
 
     images: [n, C, H, W], any dtype, kept as they are. They are taken ``chunk`` at a time in float64, with a running

@@ -2,72 +2,77 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from edm_ray.diffusion.guidance import guided_by_settings
-from edm_ray.diffusion.samplers.common import Denoiser, ode_step
-from edm_ray.diffusion.samplers.settings import SamplerSettings
-from edm_ray.diffusion.samplers.time_steps import path_of, time_steps
+from edm_ray.diffusion.denoiser import AtLevel
+from edm_ray.diffusion.samplers import Euler, Sampler
 from edm_ray.errors import InputError
 
 
-def _integrate(
-    denoiser: Denoiser,
-    x: torch.Tensor,
-    settings: SamplerSettings,
-    class_labels: torch.Tensor | None,
-    upward: bool,
-) -> torch.Tensor:
+def _integrate(D: AtLevel, x: torch.Tensor, sampler: Euler, upward: bool) -> torch.Tensor:
     """Without noise between sigma_{N-1} and sigma_0, float64; both ends are in units of x / s."""
-    if settings.solver not in ("euler", "heun"):
-        raise InputError(f"sampler.solver={settings.solver!r} is not allowed to invert: euler or heun")
-    denoiser = guided_by_settings(denoiser, settings, class_labels)
-    path = path_of(settings, denoiser)
-    times = time_steps(settings, denoiser).tolist()[:-1]
+    path = sampler.path(D)
+    times = [path.sigma_inv(level) for level in sampler.noise_levels(D)]
     times = times[::-1] if upward else times
-    alpha = settings.alpha if settings.solver == "heun" else None
     x = x.to(torch.float64) * path.s(times[0])
     for start, end in itertools.pairwise(times):
-        x = ode_step(denoiser, x, start, end, path, class_labels, alpha)
+        x = sampler.step(D, x, start, end, path)
     return x / path.s(times[-1])
 
 
+def _prepare(
+    denoiser: Any, sampler: Sampler, class_labels: torch.Tensor | None, guide: Any
+) -> tuple[AtLevel, Euler, float]:
+    """The denoiser with its labels, the sampler checked, and the highest noise level as the path gives it back."""
+    if not isinstance(sampler, Euler):
+        raise InputError(f"sampler.solver={sampler.solver!r} is not allowed to invert: euler or heun")
+    D = AtLevel(sampler.guided(denoiser, class_labels, guide), class_labels)
+    path = sampler.path(D)
+    return D, sampler, path.sigma(path.sigma_inv(sampler.noise_levels(D)[0]))
+
+
 def invert(
-    denoiser: Denoiser, images: torch.Tensor, settings: SamplerSettings, class_labels: torch.Tensor | None = None
+    denoiser: Any,
+    images: torch.Tensor,
+    sampler: Sampler,
+    class_labels: torch.Tensor | None = None,
+    guide: Any = None,
 ) -> torch.Tensor:
     """Images [B, C, H, W] -> latents of unit scale, float64. rho = 3 suits Heun (appendix D.1).
 
     Guidance acts, churn does not. An image is taken for the state at sigma_min, the lowest level, where the ODE starts.
     """
-    path = path_of(settings, denoiser)
-    top = path.sigma(float(time_steps(settings, denoiser)[0]))
-    return _integrate(denoiser, images, settings, class_labels, upward=True) / top
+    D, solver, top = _prepare(denoiser, sampler, class_labels, guide)
+    return _integrate(D, images, solver, upward=True) / top
 
 
 def reconstruct(
-    denoiser: Denoiser, latents: torch.Tensor, settings: SamplerSettings, class_labels: torch.Tensor | None = None
+    denoiser: Any,
+    latents: torch.Tensor,
+    sampler: Sampler,
+    class_labels: torch.Tensor | None = None,
+    guide: Any = None,
 ) -> torch.Tensor:
     """The way back: latents -> images at sigma_min, float64, without the last step to noise level 0."""
-    path = path_of(settings, denoiser)
-    top = path.sigma(float(time_steps(settings, denoiser)[0]))
-    return _integrate(denoiser, latents.to(torch.float64) * top, settings, class_labels, upward=False)
+    D, solver, top = _prepare(denoiser, sampler, class_labels, guide)
+    return _integrate(D, latents.to(torch.float64) * top, solver, upward=False)
 
 
 def round_trip_errors(
-    denoiser: Denoiser,
+    denoiser: Any,
     images: torch.Tensor,
-    settings: SamplerSettings,
+    sampler: Sampler,
     steps: Sequence[int],
     class_labels: torch.Tensor | None = None,
 ) -> dict[int, float]:
     """Root mean square of reconstruct(invert(images)) - images for each number of steps."""
     errors = {}
     for count in steps:
-        chosen = dataclasses.replace(settings, num_steps=count)
+        chosen = sampler.replace(num_steps=count)
         back = reconstruct(denoiser, invert(denoiser, images, chosen, class_labels), chosen, class_labels)
         errors[count] = float((back - images).square().mean().sqrt())
     return errors

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
+from edm_ray.diffusion.denoiser import AtLevel, as_denoiser
 from edm_ray.diffusion.noise import Linear, Path
-from edm_ray.diffusion.samplers.common import Denoiser, NoiseSource, ode_step
+from edm_ray.diffusion.samplers.base import Noise
+from edm_ray.diffusion.samplers.heun import ode_step
 from edm_ray.errors import InputError
 
 
 def langevin(
-    denoiser: Denoiser,
+    denoiser: Any,
     x: torch.Tensor,
     sigma: float,
     steps: int,
-    noise: NoiseSource,
+    noise: Noise,
     gamma: float = math.sqrt(2.0) - 1.0,
     s_noise: float = 1.0,
     class_labels: torch.Tensor | None = None,
@@ -35,9 +38,10 @@ def langevin(
         if not fits:
             allowed = "greater than 0, finite" if name in ("sigma", "gamma") else "0 or more, finite"
             raise InputError(f"langevin.{name}={value!r} is not allowed: {allowed}")
+    D = AtLevel(as_denoiser(denoiser), class_labels)
     path, raised = Path(Linear()), sigma * (1 + gamma)
     spread = math.sqrt(raised**2 - sigma**2) * s_noise
     x = x.to(torch.float64)
     for i in range(steps):
-        x = ode_step(denoiser, x + noise(i).to(x) * spread, raised, sigma, path, class_labels)
+        x = ode_step(D, x + noise(i).to(x) * spread, raised, sigma, path)
     return x

@@ -1,7 +1,25 @@
-"""Samplers: settings, time steps, and one function that samples."""
+"""Samplers: one frozen class a solver, the flat form of files, and one function that samples."""
 
-from edm_ray.diffusion.samplers.sample import sample
-from edm_ray.diffusion.samplers.settings import SamplerSettings
-from edm_ray.diffusion.samplers.time_steps import noise_levels, time_steps
+from edm_ray.diffusion.samplers.base import SOLVERS, Sampler, sample
+from edm_ray.diffusion.samplers.flat import read_sampler, sampler, setting_names, with_changes
+from edm_ray.diffusion.samplers.heun import Euler, Heun
+from edm_ray.diffusion.samplers.multistep import DPMpp2M, DPMpp3MSDE
+from edm_ray.diffusion.samplers.rk45 import RK45
+from edm_ray.diffusion.samplers.song import EulerMaruyama, PredictorCorrector
 
-__all__ = ["SamplerSettings", "noise_levels", "sample", "time_steps"]
+__all__ = [
+    "RK45",
+    "SOLVERS",
+    "DPMpp2M",
+    "DPMpp3MSDE",
+    "Euler",
+    "EulerMaruyama",
+    "Heun",
+    "PredictorCorrector",
+    "Sampler",
+    "read_sampler",
+    "sample",
+    "sampler",
+    "setting_names",
+    "with_changes",
+]

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
 import numpy as np
 import scipy.integrate
 import torch
 
-from edm_ray.diffusion.samplers.common import Denoiser, ode_step, slope
-from edm_ray.diffusion.samplers.settings import SamplerSettings
-from edm_ray.diffusion.samplers.time_steps import path_of, rounded
+from edm_ray.diffusion.denoiser import AtLevel
+from edm_ray.diffusion.noise import Path
+from edm_ray.diffusion.samplers.base import Noise, Sampler, require, rounded
+from edm_ray.diffusion.samplers.heun import ode_step, slope
 from edm_ray.errors import InputError
 
 
-def sample_rk45(
-    denoiser: Denoiser, latents: torch.Tensor, settings: SamplerSettings, class_labels: torch.Tensor | None
-) -> torch.Tensor:
-    """Latents -> images, float64 [B, C, H, W].
+@dataclass(frozen=True, kw_only=True)
+class RK45(Sampler):
+    """From sigma_max to sigma_min the steps adapt to ``tolerance``, so neither the discretization nor num_steps acts.
 
-    Each image is solved by itself, so that its step sizes do not depend on the batch. From sigma_max to sigma_min the
-    steps adapt to ``settings.tolerance``, so neither the discretization nor num_steps acts; the last step, to 0, is an
-    Euler step. A grid of noise levels is not respected between the ends.
+    The last step, to 0, is an Euler step. A grid of noise levels is not respected between the ends.
     """
-    path = path_of(settings, denoiser)
-    low, high = settings.sigma_range(denoiser)
-    first, last = (path.sigma_inv(level) for level in rounded([high, low], denoiser))
-    images = []
-    for k in range(len(latents)):
-        x = latents[k : k + 1].to(torch.float64) * (path.sigma(first) * path.s(first))
-        label = None if class_labels is None else class_labels[k : k + 1]
 
-        def rate(
-            time: float,
-            state: np.ndarray,
-            like: torch.Tensor = x,
-            label: torch.Tensor | None = label,
-        ) -> np.ndarray:
-            value = torch.from_numpy(state).to(like).reshape(like.shape)
-            result: np.ndarray = slope(denoiser, value, float(time), path, label).flatten().cpu().numpy()
+    solver = "rk45"
+
+    tolerance: float = 1e-5
+    """Relative and absolute tolerance."""
+
+    def run(self, D: AtLevel, x: torch.Tensor, levels: list[float], path: Path, noise: Noise) -> torch.Tensor:
+        """Each image is solved by itself, so that its step sizes do not depend on the batch."""
+        return torch.cat([self._solve(D.of_image(k), x[k : k + 1], levels, path) for k in range(len(x))])
+
+    def _solve(self, D: AtLevel, x: torch.Tensor, levels: list[float], path: Path) -> torch.Tensor:
+        first, last = (path.sigma_inv(level) for level in levels[:2])
+
+        def rate(time: float, state: np.ndarray) -> np.ndarray:
+            value = torch.from_numpy(state).to(x).reshape(x.shape)
+            result: np.ndarray = slope(D, value, float(time), path).flatten().cpu().numpy()
             return result
 
         solution = scipy.integrate.solve_ivp(
@@ -44,12 +46,35 @@ def sample_rk45(
             (first, last),
             x.flatten().cpu().numpy(),
             method="RK45",
-            rtol=settings.tolerance,
-            atol=settings.tolerance,
+            rtol=self.tolerance,
+            atol=self.tolerance,
             t_eval=[last],
         )
         if not solution.success:
-            raise InputError(f"sampler.tolerance={settings.tolerance}: rk45 stopped: {solution.message}")
-        x = torch.from_numpy(solution.y[:, -1].copy()).to(x).reshape(x.shape)
-        images.append(ode_step(denoiser, x, last, 0.0, path, label, None))
-    return torch.cat(images)
+            raise InputError(f"sampler.tolerance={self.tolerance}: rk45 stopped: {solution.message}")
+        end = torch.from_numpy(solution.y[:, -1].copy()).to(x).reshape(x.shape)
+        return ode_step(D, end, last, 0.0, path, None)
+
+    def noise_levels(self, denoiser: Any = None) -> list[float]:
+        """The two ends; nobody knows beforehand what lies between."""
+        low, high = self.sigma_range(denoiser)
+        return rounded([high, low], denoiser)
+
+    @property
+    def nfe(self) -> int:
+        """0: the steps adapt, so nobody knows."""
+        return 0
+
+    def mean_steps(self, denoiser: Any = None) -> list[tuple[float, float, list[float]]]:
+        raise InputError("sampler.solver='rk45' is not allowed here: its steps adapt to sampler.tolerance")
+
+    def _acting(self, denoiser: Any) -> Self:
+        return super()._acting(denoiser)._with_defaults({"num_steps", "rho", "discretization"})
+
+    def _acting_levels(self, denoiser: Any) -> list[float] | None:
+        return None
+
+    def _check(self) -> None:
+        super()._check()
+        require(0 < self.tolerance < math.inf, "tolerance", self.tolerance, "greater than 0, finite")
+        require(not self.sigmas, "sigmas", list(self.sigmas), "none with solver rk45, which chooses its own levels")
