@@ -24,12 +24,12 @@ import torch
 from PIL import Image
 
 from edm_ray.diffusion.samplers import sampler
-from edm_ray.distributed.chunks import Chunk, Generator, read_parts, write_chunk
+from edm_ray.evaluation.chunks import Chunk, Generator, read_rows, write_chunk
 from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.extractors.registry import load_extractor
 from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision
 from edm_ray.evaluation.fid import FidReference
-from edm_ray.evaluation.measure import Plan, measure_parts
+from edm_ray.evaluation.measure import Plan, measure_rows
 from edm_ray.evaluation.moments import GroupSums, Moments
 from edm_ray.evaluation.reference import Reference
 from edm_ray.seeding import normal, stream_key
@@ -162,10 +162,10 @@ def run_ours(folder: Path, images: np.ndarray, extractor: Extractor, name: str) 
         chunks.append(chunk)
         write_chunk(store, chunk, features)
     moments = Moments.from_bytes((folder / "moments").read_bytes(), "moments")
-    parts = ((part.features, part.seeds) for part in read_parts(store, chunks))
+    parts = ((part.features, part.seeds) for part in read_rows(store, chunks))
     if name == "edm_ray":
         known = Reference(moments=moments, dataset="d", dataset_hash="h", extractor_name="x", weights_sha256="w")
-        return measure_parts(parts, Plan(metrics=("fid",), reference=known)).fid.fid
+        return measure_rows(parts, Plan(metrics=("fid",), reference=known)).fid.fid
     sums = GroupSums(1, extractor.identity, extractor.scale_bits)
     for features, seeds in parts:
         sums.add(features, seeds)

@@ -16,11 +16,12 @@ import ray
 
 from edm_ray.cli import main as edm_ray
 from edm_ray.diffusion.samplers import sampler
-from edm_ray.distributed.dispatcher import Crew
-from edm_ray.distributed.evaluate import Bench, chunks_for, made_in_turn
+from edm_ray.distributed.executor import Ray
 from edm_ray.distributed.pool import start_pool
 from edm_ray.distributed.session import session
+from edm_ray.evaluation.chunks import chunks_for
 from edm_ray.evaluation.reference import open_reference
+from edm_ray.generation.evaluate import EvaluationSpec
 from edm_ray.models import open_model
 
 SEEDS = 1 << 20
@@ -43,7 +44,6 @@ def prepare(folder: str) -> tuple[str, str]:
 def measure(chunk_count: int, repeats: int) -> str:
     """Table of images a second; every turn samples other seeds."""
     os.environ["EDM_RAY_LOCAL_CPUS"] = "2"
-    assert Crew.in_hand == 1
     rows: dict[str, list[tuple[float, float]]] = {name: [] for name, _, _ in CREWS}
     dispatch: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -53,26 +53,21 @@ def measure(chunk_count: int, repeats: int) -> str:
         with session():
             for turn in range(repeats):
                 for name, samplers, in_hand in CREWS if turn % 2 == 0 else CREWS[::-1]:
-                    bench = Bench(
-                        model=model,
-                        extractor=extractor,
-                        reference=reference,
-                        store=str(Path(folder) / f"{name} {turn}"),
-                        labels="random",
-                        workers=samplers,
-                        device="cpu",
+                    spec = EvaluationSpec(
+                        model=model, extractors=(extractor,), store=str(Path(folder) / f"{name} {turn}")
                     )
-                    chunks = chunks_for(bench.generator(), settings, SEEDS, 100 * (chunk_count + samplers * in_hand))
+                    made = spec.generator(reference.moments.extractor, "cpu")
+                    chunks = chunks_for(made, settings, SEEDS, 100 * (chunk_count + samplers * in_hand))
                     started = time.monotonic()
-                    pool = start_pool(model, [extractor], bench.store, samplers, "cpu", in_hand=in_hand)
-                    while ray.get(pool.queue.status.remote())["alive"] < samplers:
-                        ray.get(pool.queue.begin.remote())
+                    pool = start_pool(Ray(workers=samplers), spec.recipe(), in_hand=in_hand)
+                    while ray.get(pool.dispatcher.status.remote())["alive"] < samplers:
+                        ray.get(pool.dispatcher.begin.remote())
                         time.sleep(0.05)
                     ready, ends = time.monotonic(), []
-                    for _ in made_in_turn(pool.queue, [(chunk,) for chunk in chunks]):
+                    for _ in pool.make([(chunk,) for chunk in chunks]):
                         ends.append(time.monotonic())
                     stored = time.monotonic()
-                    ray.get([pool.queue.ensure.remote(chunk) for chunk in chunks])
+                    ray.get([pool.dispatcher.ensure.remote(chunk) for chunk in chunks])
                     dispatch.append((time.monotonic() - stored) / len(chunks))
                     pool.stop()
                     # The first chunks warm up; the last ones may find idle samplers.
@@ -90,6 +85,6 @@ def measure(chunk_count: int, repeats: int) -> str:
             f"| {name} | {statistics.median(speeds):.0f}{spread} | {relative:.2f} | {statistics.median(starts):.1f} |"
         )
     each = 1000 * statistics.median(dispatch)
-    lines.append(f"\nThe queue answers for {1000 / each:.0f} chunks a second that are there ({each:.1f} ms each).")
+    lines.append(f"\nThe dispatcher answers for {1000 / each:.0f} chunks a second that are there ({each:.1f} ms each).")
     lines.append(f"{chunk_count} chunks of 100 images each, {settings.nfe} network calls an image.")
     return "\n".join(lines)

@@ -10,7 +10,8 @@ import torch
 
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.evaluation.fid import paired_difference
-from edm_ray.evaluation.reference import estimate_fid, open_reference
+from edm_ray.evaluation.measure import estimate_fid
+from edm_ray.evaluation.reference import open_reference
 from edm_ray.generation.generate import generate
 from edm_ray.models import open_model
 

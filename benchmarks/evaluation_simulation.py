@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from edm_ray.diffusion.samplers import sampler
-from edm_ray.distributed.chunks import Chunk, Generator, read_chunk, write_chunk
+from edm_ray.evaluation.chunks import Chunk, Generator, read_chunk, write_chunk
 from edm_ray.seeding import normal, stream_key
 
 COSTS_FILE = Path(__file__).with_suffix(".json")

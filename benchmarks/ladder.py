@@ -33,7 +33,10 @@ from edm_ray.diffusion.objectives import loss_by_sigma, objective
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.evaluation.extractors.digits import DigitsClassifier, train_digits_classifier
 from edm_ray.evaluation.grids import image_grid
-from edm_ray.evaluation.reference import estimate_fid, estimate_real, open_reference
+from edm_ray.evaluation.measure import Plan, estimate_fid
+from edm_ray.evaluation.parts import measure_real
+from edm_ray.evaluation.reference import open_reference
+from edm_ray.execution.local import Local
 from edm_ray.generation.generate import generate
 from edm_ray.models import load_model
 from edm_ray.seeding import image_noise
@@ -194,7 +197,9 @@ def main() -> None:
             results.setdefault(letter, []).append(entry)
             print(f"seed {seed} {letter.upper()}  FID {entry['fid']:.2f}  upright {entry['views'][0]:.1%}", flush=True)
     ref, spec = open_reference(str(data / "reference"))
-    real = estimate_real(open_dataset(str(data / "heldout")), NUM, ref, spec, GROUPS)
+    plan = Plan(metrics=("fid",), reference=ref, groups=GROUPS)
+    held_out, store = open_dataset(str(data / "heldout")), str(data / "measured")
+    real = measure_real(held_out, NUM, [plan], [spec], store, Local())[0].measured.fid
     held = orientations(classifier, torch.from_numpy(split_digits()["heldout"][0]))
     print(f"\n{args.column.upper()} column, {args.kimg:g} kimg, {len(seeds)} seeds, n={NUM}, digits extractor\n")
     print("| configuration | FID, each seed | mean | upright samples | loss at sigma 0.1, 1, 10 |")

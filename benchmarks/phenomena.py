@@ -29,7 +29,8 @@ from edm_ray.diffusion.labels import one_hot_labels
 from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.evaluation.grids import image_grid
-from edm_ray.evaluation.reference import estimate_fid, open_reference
+from edm_ray.evaluation.measure import estimate_fid
+from edm_ray.evaluation.reference import open_reference
 from edm_ray.generation.generate import generate
 from edm_ray.models import load_model
 from edm_ray.search.statistics import difference

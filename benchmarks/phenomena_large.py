@@ -27,7 +27,7 @@ from edm_ray.diffusion.objectives import objective as make_objective
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS, Preconditioned
 from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.evaluation.fid import FidEstimate, fid_reference, group_moments, jackknife_fid
-from edm_ray.evaluation.published import GivenMoments
+from edm_ray.evaluation.published import PublishedMoments
 from edm_ray.generation.generate import generate
 from edm_ray.seeding import image_noise, normal, stream_key, uniform
 
@@ -59,7 +59,7 @@ class Bench:
         self.sigma_data = float(self.images.std())
         self.extract, mean, covariance = train_features(SPEC, self.images, labels)
         self.reference = fid_reference(
-            GivenMoments(mean=mean, covariance=covariance, extractor="features of crops", scale_bits=BITS)
+            PublishedMoments(mean=mean, covariance=covariance, extractor="features of crops", scale_bits=BITS)
         )
         self.kept: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.models: dict[str, Preconditioned] = {}

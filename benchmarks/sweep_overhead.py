@@ -2,27 +2,31 @@
 
     python benchmarks/sweep_overhead.py MODEL REFERENCE [--trials 64] [--concurrent 8] [--repeats 5]
 
-The first run fills the chunk store; the others sample nothing: what they take is Tune, the queue, and reading chunks
-and working out an FID on a judge (with its 11 eigenvalue problems: the reference's feature count says how large).
+The first run fills the chunk store; the others sample nothing: what they take is Tune, the dispatchers, reading chunks
+and working out FIDs (with 11 eigenvalue problems each: the reference's feature count says how large).
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
+from edm_ray.search.strategies import make_strategy
+
 from edm_ray.diffusion.samplers import sampler
-from edm_ray.distributed.evaluate import Bench
+from edm_ray.distributed.executor import Ray
 from edm_ray.distributed.session import session
 from edm_ray.distributed.sweep import sweep_on_ray
+from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.reference import open_reference
+from edm_ray.generation.evaluate import EvaluationSpec
 from edm_ray.models import open_model
 from edm_ray.search.dimensions import Range
-from edm_ray.search.driver import Driver
-from edm_ray.search.plan import sweep_plan
+from edm_ray.search.plan import SweepPlan
 from edm_ray.search.space import Space
 
 
@@ -41,7 +45,7 @@ def main() -> None:
         sampler=sampler(num_steps=4),
         search={"churn_fraction": Range(low=0.01, high=1.0), "s_noise": Range(low=0.99, high=1.01)},
     )
-    plan = sweep_plan(
+    plan = SweepPlan(
         strategy="random",
         chunk_size=50,
         initial_chunks=1,
@@ -51,25 +55,20 @@ def main() -> None:
         num_global=args.trials,
     )
     with tempfile.TemporaryDirectory() as folder, session():
-        bench = Bench(
-            model=model,
-            extractor=extractor,
-            reference=reference,
-            store=f"{folder}/chunks",
-            labels="random",
-            workers=1,
-            device="cpu",
-        )
+        spec = EvaluationSpec(model=model, extractors=(extractor,), store=f"{folder}/chunks")
+        measured = Plan(metrics=("fid",), reference=reference)
         each: list[float] = []
         for turn in range(args.repeats + 1):
             ends: list[float] = []
-            driver = Driver(space, plan)
+            strategy = make_strategy(space, plan, 0, None)
             began = time.monotonic()
             sweep_on_ray(
-                bench,
-                driver,
+                spec,
+                measured,
+                strategy,
                 f"{folder}/{turn}",
                 lambda answer, ends=ends: ends.append(time.monotonic()),
+                Ray(workers=1),
                 concurrent=args.concurrent,
             )
             # From the first trial's end, so that the start of Tune, once a sweep, is told apart.
@@ -79,6 +78,7 @@ def main() -> None:
                 f"{trial:.3f} s a trial",
                 flush=True,
             )
+            shutil.rmtree(f"{folder}/chunks/measurement")  # so that the next sweep works its FIDs out again
             if turn:
                 each.append(trial)
     print(

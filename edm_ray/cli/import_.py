@@ -81,7 +81,7 @@ def check_free(out: str) -> None:
 def import_reference(args: Args, out: str) -> None:
     """A published mean and covariance -> a reference directory with the extractor's weights."""
     from edm_ray.evaluation.extractors.registry import load_extractor
-    from edm_ray.evaluation.reference import commit_given
+    from edm_ray.evaluation.reference import commit_published
     from edm_ray.models.interop.fid_reference import MAX_BYTES, read_fid_npz
     from edm_ray.models.interop.source import fetch
 
@@ -94,7 +94,9 @@ def import_reference(args: Args, out: str) -> None:
         path = Path(folder) / "weights"
         path.write_bytes(uris.read_bytes(args.weights))
         extractor = load_extractor(args.extractor, path)
-        commit_given(out, mean, covariance, file.name.removesuffix(".npz"), file.sha256, extractor, path.read_bytes())
+        commit_published(
+            out, mean, covariance, file.name.removesuffix(".npz"), file.sha256, extractor, path.read_bytes()
+        )
     say(f"{out}: {len(mean)} features of {file.name}, extractor {args.extractor}")
     say("  FIDs against it are as good as the agreement of this extractor with the one that made the file")
 

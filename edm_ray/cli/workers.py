@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from edm_ray.cli.device import check_device
+from edm_ray.distributed.executor import Ray
 from edm_ray.errors import InputError
+from edm_ray.execution.local import Local
 
 
 def parse_workers(text: str) -> tuple[int, int]:
     """ "4" -> (4, 4); "2:8" -> (2, 8)."""
     least, colon, most = text.partition(":")
     if not least.isdecimal() or (colon and not most.isdecimal()):
-        raise InputError(f"--workers {text}: give a number, or LEAST:MOST such as 2:8")
+        raise InputError(f"--workers {text}: give 1 or more, or LEAST:MOST such as 2:8")
     numbers = int(least), int(most if colon else least)
     if numbers[0] < 1 or numbers[1] < numbers[0]:
         raise InputError(f"--workers {text}: give 1 or more, and MOST not below LEAST")
     return numbers
+
+
+def choose_executor(workers: str, device: str, actors_per_gpu: int = 1) -> Local | Ray:
+    """ "0": this process; "4": so many actors of Ray; "2:8": two to begin with, at most eight."""
+    check_device(device, here=workers == "0")
+    if workers == "0":
+        return Local(device)
+    least, most = parse_workers(workers)
+    return Ray(workers=most, device=device, least=least, actors_per_gpu=actors_per_gpu)

@@ -37,8 +37,10 @@ from edm_ray.data.write import (
     shard_name,
 )
 from edm_ray.errors import InputError, nearest
-from edm_ray.storage import uris
-from edm_ray.storage.commit import sha256
+from edm_ray.execution.executor import Executor, Item, Needs, OnProgress, no_progress
+from edm_ray.storage import artifacts, uris
+from edm_ray.storage.artifacts import Artifact, plain
+from edm_ray.storage.commit import canonical_json, sha256
 
 SIDECAR = ".prepare"
 PROBED = 32
@@ -212,34 +214,79 @@ def _probe(
     return (shape[0], shape[1], shape[2]), first, float(np.mean(sizes))
 
 
-def prepare_shard(dest: str, plan: Plan, index: int) -> ShardEntry:
-    """Shard ``index`` of the plan: taken as it is when its entry and file agree, written otherwise."""
-    entry_path = uris.join(dest, SIDECAR, f"{index:05d}.json")
-    if (done := _finished(dest, entry_path)) is not None:
-        return done
-    source = _opened(plan)
-    edges = shard_edges(plan.records, plan.num_shards)
-    skipped: list[str] = []
-    rows = _rows(source, plan, edges[index], edges[index + 1], skipped)
-    name = shard_name(plan.source.split, index, plan.num_shards)
-    content, entry = build_shard(name, rows, plan.class_names, plan.shape, plan.encoding, plan.dtype)
-    entry = dataclasses.replace(entry, skipped=len(skipped), skipped_first=skipped[:FIRST_SKIPPED])
-    save_shard(dest, content, entry)
-    with disk_full_is_said(entry_path, "free some and run the same command again: finished shards are kept"):
-        uris.write_bytes(entry_path, json.dumps(dataclasses.asdict(entry)).encode())
-    return entry
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A shard of a plan, as an artefact: its entry. The Parquet file that it is of lies beside."""
+
+    kind = "shard"
+    plan: str
+    """Hash of the plan."""
+    index: int
+    num_shards: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"plan": self.plan, "index": self.index}
+
+    def __str__(self) -> str:
+        return f"shard {self.index} of {self.num_shards}"
 
 
-def _finished(dest: str, entry_path: str) -> ShardEntry | None:
-    """The entry of a shard that is done and whose file is still what was written; else None."""
-    if not uris.exists(entry_path):
-        return None
-    try:
-        entry = validate(ShardEntry, json.loads(uris.read_bytes(entry_path)), entry_path)
-        content = uris.read_bytes(uris.join(dest, entry.name)) if entry.rows else b""
-    except (InputError, ValueError):
-        return None
-    return entry if len(content) == entry.bytes and sha256(content) == entry.sha256 else None
+@dataclass(frozen=True, kw_only=True)
+class PrepareShards:
+    """The recipe of a data set's shards. Shard i depends on (plan, i) alone, so neither the number of workers nor a
+    retry changes a byte."""
+
+    dest: str
+    plan: Plan
+
+    @property
+    def store(self) -> str:
+        return uris.join(self.dest, SIDECAR)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(what="prepare", memory=0)
+
+    def shards(self) -> list[Shard]:
+        plan = sha256(canonical_json(plain(self.plan.to_json())).encode())
+        return [Shard(plan=plan, index=i, num_shards=self.plan.num_shards) for i in range(self.plan.num_shards)]
+
+    def setup(self, device: str) -> PrepareShards:
+        return self
+
+    def make(self, item: Item) -> None:
+        for shard in item:
+            self._prepare(shard)
+
+    def is_stored(self, artifact: Artifact) -> bool:
+        """Its entry is there, and its file is still what was written."""
+        if not artifacts.is_stored(self.store, artifact):
+            return False
+        entry = self.entry(artifact)
+        try:
+            content = uris.read_bytes(uris.join(self.dest, entry.name)) if entry.rows else b""
+        except uris.NotFound:
+            return False
+        return len(content) == entry.bytes and sha256(content) == entry.sha256
+
+    def entry(self, artifact: Artifact) -> ShardEntry:
+        """Of a shard that is stored."""
+        text = artifacts.read(self.store, artifact).notes["entry"]
+        return validate(ShardEntry, json.loads(text), artifacts.path_of(self.store, artifact))
+
+    def _prepare(self, shard: Shard) -> None:
+        plan, index = self.plan, shard.index
+        source = _opened(plan)
+        edges = shard_edges(plan.records, plan.num_shards)
+        skipped: list[str] = []
+        rows = _rows(source, plan, edges[index], edges[index + 1], skipped)
+        name = shard_name(plan.source.split, index, plan.num_shards)
+        content, entry = build_shard(name, rows, plan.class_names, plan.shape, plan.encoding, plan.dtype)
+        entry = dataclasses.replace(entry, skipped=len(skipped), skipped_first=skipped[:FIRST_SKIPPED])
+        save_shard(self.dest, content, entry)
+        with disk_full_is_said(self.store, "free some and run the same command again: finished shards are kept"):
+            artifacts.write(self.store, shard, {}, entry=json.dumps(dataclasses.asdict(entry)))
 
 
 def _rows(source: Source, plan: Plan, start: int, stop: int, skipped: list[str]) -> Iterator[tuple[str, int, Pixels]]:
@@ -282,11 +329,26 @@ def _check_shape(pixels: Pixels, name: str, shape: tuple[int, ...], first: str) 
         raise RecordError(f"{name}: {pixels.shape} (channels, height, width), {first} has {shape}; give {fix}")
 
 
-def finish(dest: str, plan: Plan, entries: list[ShardEntry]) -> DataSet:
+def prepare(dest: str, plan: Plan, executor: Executor, on_shard: OnProgress = no_progress) -> DataSet:
+    """All shards where the executor works, then the manifest over them; ``on_shard(records done, records)``.
+
+    The first InputError ends it; shards that are done stay.
+    """
+    recipe = PrepareShards(dest=dest, plan=plan)
+    shards, edges, done = recipe.shards(), shard_edges(plan.records, plan.num_shards), 0
+    with executor.open(recipe) as (preparing,):
+        for index in preparing.make([(shard,) for shard in shards]):
+            done += edges[index + 1] - edges[index]
+            on_shard(done, plan.records)
+    return finish(recipe)
+
+
+def finish(recipe: PrepareShards) -> DataSet:
     """The manifest, over all entries in the order of their shards; then the sidecar goes."""
+    dest, plan = recipe.dest, recipe.plan
     dataset = publish_dataset(
         dest,
-        entries,
+        [recipe.entry(shard) for shard in recipe.shards()],
         plan.class_names,
         plan.shape,
         name=plan.name,
@@ -295,16 +357,6 @@ def finish(dest: str, plan: Plan, entries: list[ShardEntry]) -> DataSet:
         source=plan.to_json(),
         latents=plan.latents,
     )
-    uris.delete_directory(uris.join(dest, SIDECAR))
+    uris.delete_directory(recipe.store)
     uris.clear_unfinished(dest)
     return dataset
-
-
-def prepare_here(dest: str, plan: Plan, on_shard: Callable[[int, int], None]) -> DataSet:
-    """All shards in this process, one after the other; ``on_shard(records done, records)``."""
-    entries = []
-    edges = shard_edges(plan.records, plan.num_shards)
-    for index in range(plan.num_shards):
-        entries.append(prepare_shard(dest, plan, index))
-        on_shard(edges[index + 1], plan.records)
-    return finish(dest, plan, entries)

@@ -1,6 +1,6 @@
-"""The queue of a pool: one asyncio actor that hands chunks to samplers, and starts samplers.
+"""The dispatcher of a pool: one asyncio actor that hands items to workers, and starts workers.
 
-A chunk that raises is tried MAX_RAISES times, then it alone is refused; one whose sampler dies goes back to the queue.
+An item that raises is tried MAX_RAISES times, then it alone is refused; one whose worker dies is handed out again.
 """
 
 from __future__ import annotations
@@ -10,58 +10,64 @@ import collections
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from edm_ray.distributed.chunks import Chunk, Generator, first_chunks, is_stored
 from edm_ray.distributed.cluster.preflight import Ask, in_use, nodes_free, nodes_there, refusal
 from edm_ray.distributed.ray_private import run_in_actor
-from edm_ray.distributed.sampler import Sampler
+from edm_ray.distributed.worker import Worker
 from edm_ray.errors import InputError
+from edm_ray.execution.executor import Item, Recipe, is_made
+from edm_ray.storage.artifacts import key_of
 
 logger = logging.getLogger(__name__)
 MAX_RAISES = 3
-"""A chunk that raises so often (each time in a new process) is refused; wrong input is refused at once."""
+"""An item that raises so often (each time in a new process) is refused; wrong input is refused at once."""
 MAX_DEATHS = 12
-"""A chunk whose sampler dies so often is taken for the cause."""
+"""An item whose worker dies so often is taken for the cause."""
 MAX_BAD_STARTS = 10
-"""So many samplers in a row that end before they are ready, with none at work, are taken for a fault of the pool."""
+"""So many workers in a row that end before they are ready, with none at work, are taken for a fault of the pool."""
 PATIENCE_S = 300.0
-"""How long chunks wait while not one sampler is at work (a start takes a minute at most, an autoscaler more)."""
+"""How long items wait while not one worker is at work (a start takes a minute at most, an autoscaler more)."""
 _CHECKS_AT_ONCE = 16
 
 
-class ChunkFailed(InputError):
-    """One chunk could not be made, however often it was tried; others can."""
+class ItemFailed(InputError):
+    """One item could not be made, however often it was tried; others can."""
 
 
 @dataclass(eq=False)
 class Job:
-    """A chunk that is wanted, and who waits for it: True when it was generated, False when it was there."""
+    """An item that is wanted, and who waits for it: True when it was made, False when it was there."""
 
-    chunk: Chunk
+    item: Item
     done: asyncio.Future[bool]
     raised: int = 0
     deaths: int = 0
 
     @property
+    def name(self) -> str:
+        return str(self.item[0])
+
+    @property
     def alone(self) -> bool:
-        """Whether it is to be made by itself: when a sampler dies over two chunks, one of them may be innocent."""
+        """Whether it is to be made by itself: when a worker dies over two items, one of them may be innocent."""
         return self.deaths > 0
 
 
 class InHand:
-    """The jobs that one sampler has in hand."""
+    """The jobs that one worker has in hand."""
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
         self.wait_alone = 0
         self.lost = False
-        """Whether the sampler has died."""
+        """Whether the worker has died."""
         self.changed = asyncio.Condition()
 
     async def take(self, job: Job) -> None:
@@ -84,26 +90,30 @@ class InHand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crew:
-    """How many samplers, and what each takes."""
+class PoolSpec:
+    """How many workers, and what each takes."""
 
     ask: Ask
     device: str
+    slots: int
+    """Workers, at most."""
     patience: float = PATIENCE_S
     environment: dict[str, Any] = field(default_factory=dict)
     in_hand: int = 1
-    """Chunks that one sampler has at once."""
+    """Items that one worker has at once."""
+    spread: bool = False
+    """Over the nodes."""
 
 
-class Queue:
-    """One asyncio actor: hands chunks to idle samplers, resubmits those whose sampler died."""
+class Dispatcher:
+    """Hands items to idle workers, and those whose worker died to others."""
 
-    def __init__(self, parts: bytes, store: str, crew: Crew) -> None:
-        """parts: the pickled references to model and extractors that the pool's owner holds."""
-        self.parts, self.store, self.crew = parts, store, crew
+    def __init__(self, recipe: bytes, spec: PoolSpec) -> None:
+        """recipe: the pickled reference to it that the pool's owner holds."""
+        self.reference, self.spec = recipe, spec
         self.jobs: asyncio.Queue[Job] = asyncio.Queue()
-        self.under_way: dict[str, Job] = {}
-        self.refused: dict[str, InputError] = {}
+        self.under_way: dict[tuple[str, ...], Job] = {}
+        self.refused: dict[tuple[str, ...], InputError] = {}
         self.broken: InputError | None = None
         self.counts: collections.Counter[str] = collections.Counter()
         self.alive: list[Any] = []
@@ -112,31 +122,37 @@ class Queue:
         self.checks = asyncio.Semaphore(_CHECKS_AT_ONCE)
         self.running: list[asyncio.Task[None]] = []
 
+    @cached_property
+    def recipe(self) -> Recipe:
+        found: Recipe = ray.get(ray.cloudpickle.loads(self.reference))
+        return found
+
     async def begin(self) -> None:
-        """Ask for the samplers; nothing when that was done."""
+        """Ask for the workers; nothing when that was done."""
         if not self.running:
             self.last_alive = time.monotonic()
-            slots = [asyncio.create_task(self._slot()) for _ in range(self.crew.ask.count)]
+            slots = [asyncio.create_task(self._slot()) for _ in range(self.spec.slots)]
             self.running = [*slots, asyncio.create_task(self._watch())]
 
-    async def ensure(self, chunk: Chunk) -> bool:
-        """Return when the chunk is in the store: True if it was generated for this call, False if not.
+    async def ensure(self, *item: Any) -> bool:
+        """Return when the item is in the store: True if it was made for this call, False if not.
 
-        Raises InputError for a chunk or a pool that cannot work, ChunkFailed for a chunk that failed too often.
+        Raises InputError for an item or a pool that cannot work, ItemFailed for an item that failed too often.
         """
         await self.begin()
-        if (known := self.broken or self.refused.get(chunk.key)) is not None:
+        key = tuple(key_of(artifact) for artifact in item)
+        if (known := self.broken or self.refused.get(key)) is not None:
             raise known
-        if (job := self.under_way.get(chunk.key)) is not None:
+        if (job := self.under_way.get(key)) is not None:
             await asyncio.shield(job.done)
             return False
-        job = self.under_way[chunk.key] = Job(chunk, asyncio.get_running_loop().create_future())
-        job.done.add_done_callback(lambda done: self._ended(chunk.key, done))
+        job = self.under_way[key] = Job(item, asyncio.get_running_loop().create_future())
+        job.done.add_done_callback(lambda done: self._ended(key, done))
         try:
             async with self.checks:
-                there = await asyncio.to_thread(is_stored, self.store, chunk)
+                there = await asyncio.to_thread(lambda: is_made(self.recipe, item))
         except BaseException as error:
-            _fail(job, error if isinstance(error, Exception) else ChunkFailed(f"{chunk}: given up"))
+            _fail(job, error if isinstance(error, Exception) else ItemFailed(f"{job.name}: given up"))
             raise
         if there:
             job.done.set_result(False)
@@ -144,67 +160,71 @@ class Queue:
             self.jobs.put_nowait(job)
         return await asyncio.shield(job.done)
 
-    async def ensure_first(
-        self, generator: Generator, settings: Mapping[str, Any], pool: str, count: int, size: int
-    ) -> int:
-        """Return when the first ``count`` chunks of a pool of seeds are in the store: images made for this call."""
-        chunks = first_chunks(generator, settings, pool, count, size)
-        made = await asyncio.gather(*[self.ensure(chunk) for chunk in chunks])
-        return sum(chunk.size for chunk, new in zip(chunks, made, strict=True) if new)
+    async def ensure_from(self, request: Any, *wanted: Any) -> Any:
+        """Have the items that ``request.items(*wanted)`` names in the store: for callers who know plain values only.
+        Returns ``request.answer(items, made)``, where ``made`` says of each whether it was made for this call."""
+        items: Sequence[Item] = request.items(*wanted)
+        made = await asyncio.gather(*[self.ensure(*item) for item in items])
+        answer: Callable[..., Any] = request.answer
+        return await asyncio.to_thread(answer, items, made)
 
-    def _ended(self, key: str, done: asyncio.Future[bool]) -> None:
+    def _ended(self, key: tuple[str, ...], done: asyncio.Future[bool]) -> None:
         del self.under_way[key]
         # Read, so that asyncio does not report it as lost when nobody waits any more.
         if not done.cancelled() and isinstance(error := done.exception(), InputError) and self.broken is None:
             self.refused[key] = error
 
     async def _slot(self) -> None:
-        """One place in the pool: a sampler, and after it another, for ever."""
+        """One place in the pool: a worker, and after it another, for ever."""
         while self.broken is None:
-            sampler = self._start()
+            worker = self._start()
             try:
-                await sampler.load.remote()
+                await worker.load.remote()
             except RayError as error:
                 self._bad_start(error)
-                _end(sampler)
+                _end(worker)
                 await asyncio.sleep(min(5.0, 0.1 * 2**self.bad_starts))
                 continue
             self.bad_starts = 0
-            self.alive.append(sampler)
+            self.alive.append(worker)
             try:
-                await self._serve(sampler)
+                await self._serve(worker)
             finally:
-                self.alive.remove(sampler)
+                self.alive.remove(worker)
                 self.last_alive = time.monotonic()
-                _end(sampler)
+                _end(worker)
 
     def _start(self) -> Any:
-        ask = self.crew.ask
-        actor = ray.remote(Sampler).options(
+        ask, spec = self.spec.ask, self.spec
+        actor = ray.remote(Worker).options(
             num_cpus=ask.cpus,
             num_gpus=ask.gpus,
-            max_concurrency=self.crew.in_hand,
-            runtime_env=self.crew.environment or None,
+            max_concurrency=spec.in_hand,
+            runtime_env=spec.environment or None,
+            scheduling_strategy="SPREAD" if spec.spread else "DEFAULT",
         )
-        return actor.remote(*ray.cloudpickle.loads(self.parts), self.store, self.crew.device)
+        return actor.remote(ray.cloudpickle.loads(self.reference), spec.device)
 
     def _bad_start(self, error: RayError) -> None:
-        """A sampler ended before it was ready. Wrong input, or failing for ever, ends the pool."""
+        """A worker ended before it was ready. Wrong input, or failing for ever, ends the pool."""
         self.counts["starts failed"] += 1
         self.bad_starts += 1
         cause = cause_of(error)
         if not isinstance(cause, InputError):
             if self.bad_starts < MAX_BAD_STARTS or self.alive:
                 return
-            cause = InputError(f"samplers end before they are ready ({self.bad_starts} in a row); the last: {cause}")
+            what = self.spec.ask.what
+            cause = InputError(
+                f"workers of {what} end before they are ready ({self.bad_starts} in a row); the last: {cause}"
+            )
         self.broken = cause
         for job in list(self.under_way.values()):
             _fail(job, cause)
 
-    async def _serve(self, sampler: Any) -> None:
-        """Hand chunks to this sampler until it must be replaced; what it has in hand then goes back to the queue."""
+    async def _serve(self, worker: Any) -> None:
+        """Hand items to this worker until it must be replaced; what it has in hand then goes back."""
         in_hand = InHand()
-        hands = [asyncio.create_task(self._hand(sampler, in_hand)) for _ in range(self.crew.in_hand)]
+        hands = [asyncio.create_task(self._hand(worker, in_hand)) for _ in range(self.spec.in_hand)]
         try:
             await asyncio.wait(hands, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -214,8 +234,8 @@ class Queue:
             if isinstance(end, Exception):
                 raise end
 
-    async def _hand(self, sampler: Any, in_hand: InHand) -> None:
-        """One chunk after another, until the sampler must be replaced."""
+    async def _hand(self, worker: Any, in_hand: InHand) -> None:
+        """One item after another, until the worker must be replaced."""
         while True:
             job = await self.jobs.get()
             if job.done.done():
@@ -226,7 +246,7 @@ class Queue:
                 self.jobs.put_nowait(job)
                 raise
             try:
-                await sampler.run.remote(job.chunk)
+                await worker.make.remote(job.item)
             except RayTaskError as error:
                 cause = cause_of(error)
                 if not isinstance(cause, InputError):
@@ -242,7 +262,7 @@ class Queue:
                 self.jobs.put_nowait(job)
                 raise
             else:
-                self.counts["generated"] += 1
+                self.counts["made"] += 1
                 if not job.done.done():
                     job.done.set_result(True)
             await in_hand.drop(job)
@@ -250,12 +270,12 @@ class Queue:
     def _raised(self, job: Job, error: Exception) -> None:
         self.counts["raised"] += 1
         job.raised += 1
-        logger.warning("%s raised %s: %s", job.chunk, type(error).__name__, error)
+        logger.warning("%s raised %s: %s", job.name, type(error).__name__, error)
         if job.raised < MAX_RAISES:
             self.jobs.put_nowait(job)
         else:
             text = f"{type(error).__name__}: {error}".strip().splitlines()
-            _fail(job, ChunkFailed(f"{job.chunk}: failed {job.raised} times, each in a new process; last: {text[0]}"))
+            _fail(job, ItemFailed(f"{job.name}: failed {job.raised} times, each in a new process; last: {text[0]}"))
 
     def _lost(self, job: Job, error: RayError) -> None:
         self.counts["actors lost"] += 1
@@ -264,30 +284,30 @@ class Queue:
             self.jobs.put_nowait(job)
         else:
             text = str(error).strip().splitlines()[0]
-            _fail(job, ChunkFailed(f"{job.chunk}: {job.deaths} samplers died over it; last: {text}"))
+            _fail(job, ItemFailed(f"{job.name}: {job.deaths} workers died over it; last: {text}"))
 
     async def _watch(self) -> None:
-        """Chunks do not wait for ever when there is nobody to make them."""
+        """Items do not wait for ever when there is nobody to make them."""
         while self.broken is None:
-            await asyncio.sleep(min(1.0, self.crew.patience / 4))
+            await asyncio.sleep(min(1.0, self.spec.patience / 4))
             if self.alive or not self.under_way:
                 self.last_alive = time.monotonic()
-            elif time.monotonic() - self.last_alive > self.crew.patience:
-                ask = self.crew.ask
+            elif time.monotonic() - self.last_alive > self.spec.patience:
+                ask = self.spec.ask
                 there, free = await asyncio.to_thread(lambda: (nodes_there(), nodes_free()))
                 why = refusal(ask, there) or in_use(ask, there, free)
-                error = InputError(f"not one sampler could start in {self.crew.patience:g} s: {why}")
+                error = InputError(f"not one worker of {ask.what} could start in {self.spec.patience:g} s: {why}")
                 for job in list(self.under_way.values()):
                     _fail(job, error)
                 self.refused.clear()
                 self.last_alive = time.monotonic()
 
     async def status(self) -> dict[str, int]:
-        """What was counted since this queue began."""
+        """What was counted since this dispatcher began."""
         return {**self.counts, "alive": len(self.alive)}
 
-    async def sampler_pids(self) -> list[int]:
-        """Process ids of the samplers that are ready (for fault tests); waits for the first."""
+    async def worker_pids(self) -> list[int]:
+        """Process ids of the workers that are ready (for fault tests); waits for the first."""
         await self.begin()
         while not self.alive:
             await asyncio.sleep(0.05)
@@ -304,9 +324,9 @@ def _fail(job: Job, error: Exception) -> None:
         job.done.set_exception(error)
 
 
-def _end(sampler: Any) -> None:
+def _end(worker: Any) -> None:
     """Whatever is left of it: one that was only out of reach would hold its resources."""
-    ray.kill(sampler)
+    ray.kill(worker)
 
 
 def cause_of(error: RayError) -> Exception:

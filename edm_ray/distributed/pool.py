@@ -1,127 +1,178 @@
-"""The pool: samplers that hold the denoiser and the extractors once, fed with chunks from one queue (`queue.py`).
+"""A pool: workers that have set a recipe up once, fed with items by one dispatcher (`dispatcher.py`).
 
 What happens when something is lost:
-- a sampler (killed, out of memory, its node gone): its chunk goes back to the queue; a new sampler is asked for, and
+- a worker (killed, out of memory, its node gone): its item goes back to the dispatcher; a new worker is asked for, and
   starts when there is room, so the pool shrinks and grows with the cluster;
-- the queue: Ray starts it again with new samplers, and calls that were under way are made again. Its state is the chunk
+- the dispatcher: Ray starts it again with new workers, and calls that were under way are made again. Its state is the
   store: what is there is not made again, what was under way is;
-- the driver: the pool ends with it; the same command goes on from the store.
-FID is worked out by others (`judge.py`), so that slow algebra never holds a sampler.
+- the driver: the pool ends with it; the same command resumes from the store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from edm_ray.distributed.cluster.preflight import Ask
-from edm_ray.distributed.dispatcher import PATIENCE_S, Crew, Queue, cause_of
-from edm_ray.distributed.shipping import environment, put
+from edm_ray.distributed.cluster.node_check import require_nodes
+from edm_ray.distributed.cluster.preflight import Ask, preflight, preflight_here
+from edm_ray.distributed.dispatcher import PATIENCE_S, Dispatcher, ItemFailed, PoolSpec, cause_of
+from edm_ray.distributed.shipping import ShippedModel, environment
 from edm_ray.errors import InputError
 from edm_ray.evaluation.reference import ExtractorSpec
+from edm_ray.execution.executor import Item, Recipe
 from edm_ray.models.directory import Model
 
-QUEUE_RESTARTS = 10
+DISPATCHER_RESTARTS = 10
 MOST_CALLS = 1_000_000
-"""Chunks that may be asked for at once: waiting ones must not keep those from being asked for that samplers need."""
-# Samplers leave a little of each CPU for trials, the queue and judges, which mostly wait.
-SAMPLER_CPUS = 0.9
+"""Items that may be asked for at once: waiting ones must not keep those from being asked for that workers need."""
+MAX_FAILED = 3
+"""So many items that cannot be made end the work; with fewer, the others are made first and kept."""
 
 
-def unwrapped(error: RayError) -> Exception:
-    """The InputError behind what a call to the queue raised, or an error for people when the queue is gone."""
-    cause = cause_of(error)
-    if isinstance(cause, RayError) and not isinstance(error, RayTaskError):
-        first = str(cause).strip().splitlines()[0]
-        return InputError(
-            f"the pool's queue was lost more than {QUEUE_RESTARTS} times ({first}); run again: chunks are kept"
-        )
-    return cause
+class ClusterShare(Protocol):
+    """What may be taken of a cluster, as `edm_ray.distributed.executor.Ray` says it."""
+
+    @property
+    def workers(self) -> int: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def least(self) -> int | None: ...
+
+    @property
+    def actors_per_gpu(self) -> int: ...
 
 
-def ask_for(
-    model: Model,
-    extractors: Sequence[ExtractorSpec],
-    size: int,
-    device: str,
-    *,
-    actors_per_gpu: int = 1,
-    least: int | None = None,
-) -> Ask:
-    """What a pool of ``size`` samplers takes. ``least``: with so many it is worth starting (default all)."""
-    if size < 1 or actors_per_gpu < 1 or not 1 <= (least or 1) <= size:
-        raise InputError(
-            f"workers {least or size} to {size}, {actors_per_gpu} a GPU: give 1 or more, least not above most"
-        )
-    tensors = len(model.weights) + (0 if model.guide is None else len(model.guide.weights))
+def ask_for(on: ClusterShare, recipe: Recipe) -> Ask:
+    """What the workers of a recipe take of a cluster."""
+    needs = recipe.needs
+    cpu = needs.light or on.device == "cpu"
+    count = on.workers
+    if needs.light:
+        count = min(needs.most or on.workers, max(1, int(ray.cluster_resources().get("CPU", 1)) // 2))
     return Ask(
-        what="sampling",
-        count=size,
-        least=least,
-        cpus=SAMPLER_CPUS if device == "cpu" else 0.0,
-        gpus=0.0 if device == "cpu" else 1.0 / actors_per_gpu,
-        # Tensors in the store and in the network, extractors, and half a GiB of Python and torch.
-        memory=2 * tensors + 3 * sum(len(spec.weights) for spec in extractors) + (1 << 29),
+        what=needs.what,
+        count=count,
+        least=1 if needs.light else on.least,
+        cpus=needs.cpus if cpu else 0.0,
+        gpus=0.0 if cpu else 1.0 / on.actors_per_gpu,
+        memory=needs.memory,
         share=True,
     )
 
 
+def check_here(on: ClusterShare, recipes: Iterable[Recipe]) -> None:
+    """Before Ray starts, refuse what this machine cannot hold, where this machine is all there will be."""
+    for recipe in recipes:
+        if not recipe.needs.light:
+            preflight_here(ask_for(on, recipe))
+
+
+def check(on: ClusterShare, recipes: Iterable[Recipe]) -> None:
+    """Refuse at once what the cluster cannot hold, and nodes that cannot do the work."""
+    for recipe in recipes:
+        ask = ask_for(on, recipe)
+        preflight(ask)
+        if not recipe.needs.light:
+            require_nodes(ask, recipe.store, recipe.needs.reads)
+
+
+def unwrapped(error: RayError) -> Exception:
+    """The InputError behind what a call to the dispatcher raised, or an error for people when it is gone."""
+    cause = cause_of(error)
+    if isinstance(cause, RayError) and not isinstance(error, RayTaskError):
+        first = str(cause).strip().splitlines()[0]
+        return InputError(
+            f"the pool's dispatcher was lost more than {DISPATCHER_RESTARTS} times ({first}); run again: what was made "
+            "is kept"
+        )
+    return cause
+
+
 @dataclass(frozen=True)
 class Pool:
-    """A pool as its owner holds it. The owner must: a queue that is started again takes the weights from the object
-    store, and they are there as long as this process refers to them."""
+    """A pool as its owner holds it. The owner must: a dispatcher that is started again takes the recipe from the object
+    store, and it is there as long as this process refers to it."""
 
-    queue: Any
-    """The actor handle (`Queue.ensure`); it may be handed on."""
-    parts: tuple[Any, Any]
-    """Model and extractors."""
+    dispatcher: Any
+    """The actor handle (`Dispatcher.ensure`); it may be handed on."""
+    recipe: Any
+
+    def make(self, items: Sequence[Item]) -> Iterator[int]:
+        """As `Maker.make`: an item that cannot be made is named at the end, after the others are made; wrong input, or
+        MAX_FAILED of them, ends it at once."""
+        waiting = {self.dispatcher.ensure.remote(*item): number for number, item in enumerate(items)}
+        failed: list[ItemFailed] = []
+        while waiting and len(failed) < MAX_FAILED:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            number = waiting.pop(done)
+            try:
+                ray.get(done)
+            except RayError as error:
+                cause = unwrapped(error)
+                if not isinstance(cause, ItemFailed):
+                    raise cause from None
+                failed.append(cause)
+            else:
+                yield number
+        if failed:
+            raise InputError("; ".join(str(error) for error in failed) + "; what was made is kept: run again to resume")
 
     def stop(self) -> None:
-        ray.kill(self.queue)
+        ray.kill(self.dispatcher)
 
 
-def start_pool(
-    model: Model,
-    extractors: Sequence[ExtractorSpec],
-    store: str,
-    size: int,
-    device: str,
-    *,
-    ask: Ask | None = None,
-    patience: float = PATIENCE_S,
-    in_hand: int | None = None,
-) -> Pool:
-    """Samplers begin to start at once; the pool lives as long as this process and the `Pool`.
+def start_pool(on: ClusterShare, recipe: Recipe, *, patience: float = PATIENCE_S, in_hand: int | None = None) -> Pool:
+    """Workers begin to start at once; the pool lives as long as this process and the `Pool`.
 
-    in_hand: chunks that a sampler has at once; by default two on a GPU, and one on a CPU, where taking features beside
-    sampling would take another core than the one it asked for.
+    in_hand: items that a worker has at once; by default two on a GPU where the recipe overlaps them, else one.
     """
-    ask = ask or ask_for(model, extractors, size, device)
-    crew = Crew(
+    ask, needs = ask_for(on, recipe), recipe.needs
+    spec = PoolSpec(
         ask=ask,
-        device=device,
+        device="cpu" if ask.gpus == 0 else on.device,
+        slots=min(ask.count, needs.most or ask.count),
         patience=patience,
         environment=environment(),
-        in_hand=in_hand or (1 if device == "cpu" else 2),
+        in_hand=in_hand or (2 if needs.overlap and ask.gpus else 1),
+        spread=needs.light,
     )
-    # Beside the driver: on a node of its own the queue could be lost without the driver, and the sweep with it.
+    # Beside the driver: on a node of its own the dispatcher could be lost without the driver, and the work with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(Queue).options(
+    actor = ray.remote(Dispatcher).options(
         num_cpus=0,
         max_concurrency=MOST_CALLS,
         scheduling_strategy=here,
-        max_restarts=QUEUE_RESTARTS,
+        max_restarts=DISPATCHER_RESTARTS,
         max_task_retries=-1,
-        runtime_env=crew.environment or None,
+        runtime_env=spec.environment or None,
     )
-    parts = put(model, extractors)
+    shared = ray.put(shipped(recipe))
     # As bytes: Ray warns of references among the arguments of an actor that it may start again, since they must be kept
-    # alive for that; the `Pool` keeps them.
-    queue = actor.remote(ray.cloudpickle.dumps(parts), store, crew)
-    queue.begin.remote()
-    return Pool(queue, parts)
+    # alive for that; the `Pool` keeps it.
+    dispatcher = actor.remote(ray.cloudpickle.dumps(shared), spec)
+    dispatcher.begin.remote()
+    return Pool(dispatcher, shared)
+
+
+def shipped(recipe: Any) -> Any:
+    """The recipe with its weights as NumPy arrays, which workers read where Ray's object store holds them."""
+    fields = [field.name for field in dataclasses.fields(recipe) if field.init]
+    return dataclasses.replace(recipe, **{name: _shipped(getattr(recipe, name)) for name in fields})
+
+
+def _shipped(value: Any) -> Any:
+    if isinstance(value, Model):
+        return ShippedModel.of(value)
+    if isinstance(value, ExtractorSpec):
+        return dataclasses.replace(value, weights=np.frombuffer(value.weights, np.uint8))
+    return tuple(_shipped(each) for each in value) if isinstance(value, tuple) else value

@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
 import safetensors.torch
 import torch
 
 from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.denoiser import DenoiserConfig
-from edm_ray.evaluation.extractors import pixels
-from edm_ray.evaluation.extractors.base import Extractor
-from edm_ray.evaluation.extractors.pixels import Pixels
-from edm_ray.evaluation.reference import ExtractorSpec
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model, network_with
 
@@ -62,7 +56,7 @@ class ShippedModel:
             state[name] = view.view(dtype).reshape(shape)
         module = network_with(self.config, state, self.uri, self.network).to(device)
         guide = None if self.guide is None else self.guide.denoiser(device)
-        return ModelDenoiser(module, self.config.network, self.codec, guide, self.uri)
+        return ModelDenoiser(module, self.config.network, self.codec, guide)
 
 
 def _read_only(content: np.ndarray) -> torch.Tensor:
@@ -71,31 +65,7 @@ def _read_only(content: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(content)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShippedExtractor:
-    """An extractor's weights file and its hash, which is checked wherever it is loaded."""
-
-    name: str
-    weights: np.ndarray
-    """uint8."""
-    sha256: str
-
-    @classmethod
-    def of(cls, spec: ExtractorSpec) -> ShippedExtractor:
-        return cls(name=spec.name, weights=np.frombuffer(spec.weights, np.uint8), sha256=spec.sha256)
-
-    def load(self, device: str) -> Extractor | Pixels:
-        if self.name == pixels.NAME:
-            return Pixels()
-        return ExtractorSpec(name=self.name, weights=self.weights.tobytes(), sha256=self.sha256).load(device)
-
-
 def environment() -> dict[str, Any]:
     """The S3 endpoint goes with actors and tasks; credentials never do (nodes have their own)."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     return {"env_vars": {"AWS_ENDPOINT_URL": endpoint}} if endpoint else {}
-
-
-def put(model: Model, extractors: Sequence[ExtractorSpec]) -> tuple[Any, Any]:
-    """The model, and the extractors, in the object store: references, owned by this process."""
-    return ray.put(ShippedModel.of(model)), ray.put([ShippedExtractor.of(spec) for spec in extractors])

@@ -18,18 +18,20 @@ from ray.exceptions import RayTaskError
 from edm_ray.errors import InputError
 
 
-def evaluate(config: dict[str, Any], queue: Any, judges: Sequence[Any], generator: Sequence[Any]) -> dict[str, Any]:
-    """One evaluation: its chunks on the pool, then its FID on a judge, each a remote call of its own.
+def evaluate(config: dict[str, Any], dispatchers: Sequence[Any], requests: Sequence[Any]) -> dict[str, Any]:
+    """One evaluation: its chunks, then its FID, each asked of a dispatcher of its own.
 
-    ``generator`` holds one reference, so that the generator itself goes to those who use it. What fails for good is
-    the result (``failure``): run again it would fail again. A lost process or node is raised, and Tune runs the trial
-    again.
+    ``requests`` are references (`edm_ray.distributed.requests`), so that what they hold goes to those who use it. What
+    fails for good is the result (``failure``): run again it would fail again. A lost process or node is raised, and
+    Tune runs the trial again.
     """
     started = time.monotonic()
     wanted = (config["settings"], config["pool"], config["chunks"], config["chunk_size"])
     try:
-        generated = ray.get(queue.ensure_first.remote(generator[0], *wanted))
-        estimate = ray.get(judges[config["judge"]].fid.remote(generator[0], *wanted))
+        generated, estimate = (
+            ray.get(dispatcher.ensure_from.remote(request, *wanted))
+            for dispatcher, request in zip(dispatchers, requests, strict=True)
+        )
     except RayTaskError as error:
         return {"fid": math.nan, "failure": _told(error)}
     return {

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edm_ray.errors import InputError
 from edm_ray.evaluation.moments import Array, GroupSums, Moments
-from edm_ray.evaluation.published import GivenMoments
+from edm_ray.evaluation.published import PublishedMoments
 
 
 class FidReference:
@@ -23,7 +23,7 @@ class FidReference:
     images has few.
     """
 
-    def __init__(self, moments: Moments | GivenMoments) -> None:
+    def __init__(self, moments: Moments | PublishedMoments) -> None:
         self.moments, self.hash = moments, moments.hash
         self.mean, covariance = moments.mean, moments.covariance
         values, vectors = np.linalg.eigh(covariance)
@@ -50,7 +50,7 @@ class FidReference:
 _recent: dict[str, FidReference] = {}
 
 
-def fid_reference(moments: Moments | GivenMoments) -> FidReference:
+def fid_reference(moments: Moments | PublishedMoments) -> FidReference:
     """FidReference of these moments; the last two are kept, since a process measures many samplers against one."""
     key = moments.hash
     if key not in _recent:

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edm_ray.errors import InputError, nearest
-from edm_ray.evaluation.fid import FidEstimate, fid_reference, interval_95, jackknife_fid
+from edm_ray.evaluation.fid import FidEstimate, FidReference, fid_reference, interval_95, jackknife_fid
 from edm_ray.evaluation.inception_score import InceptionScore, inception_score
 from edm_ray.evaluation.kid import KidEstimate, kid
 from edm_ray.evaluation.moments import GroupSums
 from edm_ray.evaluation.precision_recall import PrecisionRecall, precision_recall
 from edm_ray.evaluation.reference import ExtractorSpec, Reference, open_reference
-from edm_ray.evaluation.reference_features import KeptFeatures, open_kept
+from edm_ray.evaluation.reference_features import ReferenceFeatures, open_reference_features
+from edm_ray.storage.commit import sha256
 
 METRICS = ("fid", "kid", "isc", "prc")
 FRECHET_NAMES = {"dinov2": "FD-DINOv2", "clip": "FD-CLIP"}
@@ -39,10 +40,23 @@ class Plan:
 
     metrics: tuple[str, ...]
     reference: Reference
-    kept: KeptFeatures | None = None
+    reference_features: ReferenceFeatures | None = None
+    """For KID, precision and recall."""
     head: ExtractorSpec | None = None
     """For the Inception Score: the extractor, whose last layer turns features into logits."""
     groups: int = 10
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers, beside the images."""
+        rows = self.reference_features
+        return {
+            "metrics": list(self.metrics),
+            "reference": self.reference.moments.hash,
+            "reference_features": None if rows is None else sha256(rows.features.tobytes()),
+            "head": None if self.head is None else [self.head.name, self.head.sha256],
+            "groups": self.groups,
+        }
 
 
 def plan_measurement(metrics: tuple[str, ...], uri: str, reference: Reference, spec: ExtractorSpec) -> Plan:
@@ -53,7 +67,7 @@ def plan_measurement(metrics: tuple[str, ...], uri: str, reference: Reference, s
     return Plan(
         metrics=metrics,
         reference=reference,
-        kept=open_kept(uri, needs_rows[0]) if needs_rows else None,
+        reference_features=open_reference_features(uri, needs_rows[0]) if needs_rows else None,
         head=spec if "isc" in metrics else None,
     )
 
@@ -105,6 +119,17 @@ class Measured:
     def to_dict(self) -> dict[str, Any]:
         parts = {name: getattr(self, name) for name in METRICS}
         return {name: part.to_dict() for name, part in parts.items() if part is not None}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], plan: Plan) -> Measured:
+        """What `to_dict` gave, measured by this plan."""
+        kinds: dict[str, Any] = {"kid": KidEstimate, "isc": InceptionScore, "prc": PrecisionRecall}
+        return cls(
+            fid=FidEstimate.from_dict(content["fid"]),
+            n_reference=plan.reference.images,
+            frechet=FRECHET_NAMES.get(plan.reference.extractor_name, "FID"),
+            **{name: _fields(kinds[name], part) for name, part in content.items() if name != "fid"},
+        )
 
     def rows(self) -> list[Row]:
         """FID with its bias taken off, KID, Inception Score, precision and recall: those that were measured."""
@@ -172,60 +197,63 @@ class Measured:
         return rows
 
 
+def _fields(kind: Any, content: dict[str, Any]) -> Any:
+    """Of a metric's `to_dict`, which says more than its fields."""
+    return kind(**{field.name: content[field.name] for field in dataclasses.fields(kind)})
+
+
+Rows = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
+"""Features [n, d] of images, and their seeds [n]."""
+
+
 def measure(features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], plan: Plan) -> Measured:
     """The plan's metrics of int32 [n, d] features of the images with these seeds [n]."""
-    return measure_parts([(features, seeds)], plan)
+    return measure_rows([(features, seeds)], plan)
 
 
-def measure_parts(parts: Iterable[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]], plan: Plan) -> Measured:
+def measure_rows(parts: Iterable[Rows], plan: Plan, decomposed: FidReference | None = None) -> Measured:
     """The same of images that come in parts, each once. For FID alone memory does not grow with their number; the
-    other metrics look at all rows together."""
-    sums, scores = scores_of_parts(parts, plan)
-    return scores.with_fid(jackknife_fid(sums.groups(), fid_reference(plan.reference.moments)), plan)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """What is measured besides FID."""
-
-    n: int
-    others: dict[str, Any]
-
-    def with_fid(self, fid: FidEstimate, plan: Plan) -> Measured:
-        return Measured(
-            fid=fid,
-            n_reference=plan.reference.images,
-            frechet=FRECHET_NAMES.get(plan.reference.extractor_name, "FID"),
-            **self.others,
-        )
-
-
-def scores_of_parts(
-    parts: Iterable[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]], plan: Plan
-) -> tuple[GroupSums, Scores]:
-    """Sums for FID, and the plan's other metrics."""
+    other metrics look at all rows together. decomposed: the plan's reference, where the caller keeps it."""
     moments = plan.reference.moments
     sums = GroupSums(plan.groups, moments.extractor, moments.scale_bits)
-    kept: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] = []
-    count = 0
-    for rows, numbers in parts:
-        sums.add(rows, numbers)
-        count += len(rows)
+    together: list[Rows] = []
+    for features, seeds in parts:
+        sums.add(features, seeds)
         if plan.metrics != ("fid",):
-            kept.append((rows, numbers))
+            together.append((features, seeds))
     others: dict[str, Any] = {}
-    if kept:
-        features, seeds = (np.concatenate(pieces) for pieces in zip(*kept, strict=True))
+    if together:
+        features, seeds = (np.concatenate(pieces) for pieces in zip(*together, strict=True))
+        others = _others(features, seeds, plan)
+    return Measured(
+        fid=jackknife_fid(sums.groups(), decomposed or fid_reference(moments)),
+        n_reference=plan.reference.images,
+        frechet=FRECHET_NAMES.get(plan.reference.extractor_name, "FID"),
+        **others,
+    )
+
+
+def _others(features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], plan: Plan) -> dict[str, Any]:
+    """The plan's metrics that are no FID."""
+    found: dict[str, Any] = {}
+    real = plan.reference_features
     if "kid" in plan.metrics:
-        assert plan.kept is not None
-        others["kid"] = kid(features, seeds, plan.kept.features, moments.scale_bits, plan.groups)
+        assert real is not None
+        found["kid"] = kid(features, seeds, real.features, plan.reference.moments.scale_bits, plan.groups)
     if "prc" in plan.metrics:
-        assert plan.kept is not None
-        others["prc"] = precision_recall(features, plan.kept.features)
+        assert real is not None
+        found["prc"] = precision_recall(features, real.features)
     if "isc" in plan.metrics:
         assert plan.head is not None
-        others["isc"] = inception_score(plan.head.load().logits(features))
-    return sums, Scores(n=count, others=others)
+        found["isc"] = inception_score(plan.head.load().logits(features))
+    return found
+
+
+def estimate_fid(
+    features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], reference: Reference, num_groups: int
+) -> FidEstimate:
+    """FID alone of int32 [n, d] features of the images with these seeds, with ``num_groups`` jackknife groups."""
+    return measure(features, seeds, Plan(metrics=("fid",), reference=reference, groups=num_groups)).fid
 
 
 @dataclass(frozen=True, kw_only=True)

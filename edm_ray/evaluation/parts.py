@@ -1,29 +1,33 @@
-"""A reference is measured in parts: ranges of a data set's rows, each read, put through the extractor and kept apart.
+"""Features of real images in parts: ranges of a data set's rows, each read and put through the extractor.
 
 Parts are cut by the number of rows alone and moments are exact sums, so a reference has the same bits whoever measures
-which part, and in what order. Finished parts lie in OUT/parts until the reference is committed: a command that was
-killed goes on from there.
+which part, and in what order. Parts of a reference lie in OUT/parts until it is committed.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 import torch
 
-from edm_ray.data.format import Pixels
+from edm_ray.data.format import Labels, Pixels
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.verify import read_verified
-from edm_ray.errors import InputError, IntegrityError
-from edm_ray.evaluation.extractors.base import Extractor
+from edm_ray.errors import InputError
+from edm_ray.evaluation.chunks import FeatureRows
+from edm_ray.evaluation.device import kind_of
+from edm_ray.evaluation.fid_worker import Measurement, MeasureSets, SetResult
+from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.moments import Moments
-from edm_ray.evaluation.reference_features import KeptFeatures
-from edm_ray.storage import uris
-from edm_ray.storage.commit import canonical_json, sha256
+from edm_ray.evaluation.reference import ExtractorSpec
+from edm_ray.evaluation.reference_features import ReferenceFeatures
+from edm_ray.execution.executor import Executor, Item, Needs, OnProgress, make_all, no_progress
+from edm_ray.storage import artifacts
+from edm_ray.storage.artifacts import Artifact
+from edm_ray.storage.commit import sha256
 
 LEAST_ROWS = 500
 MOST_PARTS = 64
@@ -31,17 +35,36 @@ MOST_PARTS = 64
 FOLDER = "parts"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Part:
-    """Rows [first, stop) of a data set."""
+    """Features of rows [first, stop) of a data set."""
 
+    kind = "part"
+    dataset: str
+    """Hash of the data set."""
+    extractor: str
+    """Identity of the extractor."""
+    device: str
     first: int
     stop: int
+    chosen: str
+    """Hash of the numbers of those rows whose features are kept."""
+    moments: bool
+    """Whether it holds the moments of all its rows too."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        facts = {"dataset": self.dataset, "extractor": self.extractor, "device": self.device, "chosen": self.chosen}
+        return {**facts, "rows": [self.first, self.stop], "moments": self.moments, "torch": torch.__version__}
+
+    def __str__(self) -> str:
+        return f"features of rows {self.first}..{self.stop - 1} of the data set"
 
 
-def parts_of(rows: int) -> list[Part]:
+def ranges_of(rows: int) -> list[tuple[int, int]]:
+    """[first, stop) of the parts that ``rows`` rows are cut into."""
     size = max(LEAST_ROWS, -(-rows // MOST_PARTS))
-    return [Part(first, min(first + size, rows)) for first in range(0, rows, size)]
+    return [(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
 def require_pictures(dataset: DataSet) -> None:
@@ -51,82 +74,162 @@ def require_pictures(dataset: DataSet) -> None:
         )
 
 
-class PartMeter:
-    """Measures parts of one data set with one extractor; the shard read last is kept for the next part."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReferenceParts:
+    """The recipe of parts of one data set with one extractor."""
 
-    def __init__(self, dataset: DataSet, extractor: Extractor, chosen: np.ndarray, store: str, device: str) -> None:
-        """chosen: int64 rows, ascending, whose features are kept. device: where the parts are measured."""
-        self.dataset, self.extractor, self.chosen = dataset, extractor, chosen
-        self.store, self.device = store, device
-        self._shard: tuple[str, Pixels] = ("", np.empty(0, np.uint8))
+    dataset: DataSet
+    extractor: ExtractorSpec
+    chosen: np.ndarray
+    """int64 rows, ascending, whose features are kept."""
+    store: str
+    moments: bool = True
 
-    def finish(self, part: Part) -> None:
-        """The part is in the store: measured, unless a sound one is there."""
-        path, identity = self._path(part), self._identity(part)
-        if uris.exists(path):
-            try:
-                read_part(path, identity)
-                return
-            except IntegrityError:
-                pass  # half-written or of another reference: written over
-        features = self.extractor.extract(torch.from_numpy(self._pictures(part)))
-        moments = Moments.of(features, self.extractor.identity, self.extractor.scale_bits)
-        rows = self._rows(part)
-        tensors = {"total": moments.total, "outer": moments.outer, "features": features[rows - part.first]}
-        digest = sha256(b"".join(tensors[name].tobytes() for name in sorted(tensors)))
-        metadata = {"identity": identity, "sha256": digest}
-        uris.write_bytes(path, safetensors.numpy.save(tensors, metadata=metadata))
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            what="the reference" if self.moments else "features of real images",
+            memory=3 * len(self.extractor.weights) + (1 << 29),
+            reads=(self.dataset.uri,),
+        )
 
-    def collect(self, parts: list[Part]) -> tuple[Moments, KeptFeatures | None]:
-        """Finished parts together, one in memory at a time."""
+    def parts(self, ranges: Sequence[tuple[int, int]], extractor: str, device: str) -> list[Part]:
+        """extractor: its identity."""
+        return [
+            Part(
+                dataset=self.dataset.hash,
+                extractor=extractor,
+                device=device,
+                first=first,
+                stop=stop,
+                chosen=sha256(self.rows(first, stop).tobytes()),
+                moments=self.moments,
+            )
+            for first, stop in ranges
+        ]
+
+    def rows(self, first: int, stop: int) -> np.ndarray:
+        """The chosen ones among [first, stop)."""
+        rows: np.ndarray = self.chosen[(self.chosen >= first) & (self.chosen < stop)]
+        return rows
+
+    def setup(self, device: str) -> PartWorker:
+        return PartWorker(self, device)
+
+    def is_stored(self, artifact: Artifact) -> bool:
+        return artifacts.is_stored(self.store, artifact)
+
+    def collect(self, parts: Sequence[Part], scale_bits: int) -> tuple[Moments, ReferenceFeatures | None]:
+        """Parts that are stored together, one in memory at a time."""
         merged: Moments | None = None
         kept = []
         for part in parts:
-            tensors = read_part(self._path(part), self._identity(part))
+            arrays = artifacts.read(self.store, part).arrays
             moments = Moments(
                 n=part.stop - part.first,
-                total=tensors["total"],
-                outer=tensors["outer"],
-                scale_bits=self.extractor.scale_bits,
-                extractor=self.extractor.identity,
+                total=arrays["total"],
+                outer=arrays["outer"],
+                scale_bits=scale_bits,
+                extractor=part.extractor,
             )
             merged = moments if merged is None else Moments.merge(merged, moments)
-            kept.append(tensors["features"])
+            kept.append(arrays["features"])
         assert merged is not None, "a data set has one row or more"
-        chosen = KeptFeatures(features=np.concatenate(kept), rows=self.chosen) if len(self.chosen) else None
-        return merged, chosen
+        rows = ReferenceFeatures(features=np.concatenate(kept), rows=self.chosen) if len(self.chosen) else None
+        return merged, rows
 
-    def _rows(self, part: Part) -> np.ndarray:
-        return self.chosen[(self.chosen >= part.first) & (self.chosen < part.stop)]
 
-    def _path(self, part: Part) -> str:
-        return uris.join(self.store, f"{sha256(self._identity(part).encode())[:32]}.safetensors")
+class PartWorker:
+    """The extractor, loaded once; the shard read last is kept for the next part."""
 
-    def _identity(self, part: Part) -> str:
-        kept = sha256(self._rows(part).tobytes())
-        facts = {"dataset": self.dataset.hash, "extractor": self.extractor.identity, "device": self.device}
-        return canonical_json({**facts, "rows": [part.first, part.stop], "kept": kept, "torch": torch.__version__})
+    def __init__(self, recipe: ReferenceParts, device: str) -> None:
+        self.recipe, self.kind = recipe, kind_of(device)
+        self.extractor = recipe.extractor.load(device)
+        self._shard: tuple[str, Pixels, Labels] = ("", np.empty(0, np.uint8), np.empty(0, np.int64))
 
-    def _pictures(self, part: Part) -> Pixels:
-        pieces = []
-        for shard in self.dataset.shards:
+    def make(self, item: Item) -> None:
+        for part in item:
+            pixels, labels = self._read(part)
+            features = self.extractor.extract(torch.from_numpy(pixels))
+            rows = self.recipe.rows(part.first, part.stop) - part.first
+            arrays = {"features": features[rows], "labels": labels[rows]}
+            if part.moments:
+                moments = Moments.of(features, self.extractor.identity, self.extractor.scale_bits)
+                arrays |= {"total": moments.total, "outer": moments.outer}
+            artifacts.write(self.recipe.store, part, arrays, made_on=self.kind)
+
+    def _read(self, part: Part) -> tuple[Pixels, Labels]:
+        pixels, labels = [], []
+        for shard in self.recipe.dataset.shards:
             first, stop = max(part.first, shard.first_row), min(part.stop, shard.first_row + shard.rows)
             if first < stop:
                 if self._shard[0] != shard.name:
-                    self._shard = (shard.name, read_verified(self.dataset, shard)[0])
-                pieces.append(self._shard[1][first - shard.first_row : stop - shard.first_row])
-        return np.concatenate(pieces)
+                    self._shard = (shard.name, *read_verified(self.recipe.dataset, shard))
+                inside = slice(first - shard.first_row, stop - shard.first_row)
+                pixels.append(self._shard[1][inside])
+                labels.append(self._shard[2][inside])
+        return np.concatenate(pixels), np.concatenate(labels)
 
 
-def read_part(path: str, identity: str) -> dict[str, np.ndarray]:
-    """Arrays of a finished part. Raises IntegrityError when the file is damaged or of something else."""
-    content = uris.read_bytes(path)
-    try:
-        tensors: dict[str, np.ndarray] = safetensors.numpy.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        found = (header["identity"], header["sha256"])
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(f"{path}: not a whole part of a reference ({error}); delete it and run again") from error
-    if found != (identity, sha256(b"".join(tensors[name].tobytes() for name in sorted(tensors)))):
-        raise IntegrityError(f"{path}: a part of another reference, or damaged; delete it and run again")
-    return tensors
+@dataclass(frozen=True, kw_only=True)
+class RealImages:
+    """The first images of a data set as a set to be measured. Their places in an order class by class stand for seeds,
+    so that every jackknife group holds all classes alike."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"parts": [artifacts.key_of(part) for part in self.parts]}
+
+    def rows(self, store: str) -> Iterator[FeatureRows]:
+        stored = [artifacts.read(store, part) for part in self.parts]
+        labels = np.concatenate([content.arrays["labels"] for content in stored])
+        places = np.empty(len(labels), np.int64)
+        places[np.argsort(labels, kind="stable")] = np.arange(len(labels))
+        for part, content in zip(self.parts, stored, strict=True):
+            yield FeatureRows(
+                features=content.arrays["features"],
+                seeds=places[part.first : part.stop],
+                made_on=content.notes["made_on"],
+            )
+
+    def __str__(self) -> str:
+        return f"{self.parts[-1].stop} real images"
+
+
+def measure_real(
+    dataset: DataSet,
+    num: int,
+    plans: Sequence[Plan],
+    extractors: Sequence[ExtractorSpec],
+    store: str,
+    executor: Executor,
+    on_part: OnProgress = no_progress,
+) -> list[SetResult]:
+    """The first ``num`` images of a (held-out) data set by each plan, with the extractor beside it: what a perfect
+    generator would score at that n. Features are taken where the executor works. Raises InputError when there are
+    fewer images."""
+    require_pictures(dataset)
+    if dataset.rows < num:
+        raise InputError(f"{dataset.uri}: {dataset.rows} images, {num} are needed: FIDs are compared at equal n only")
+    rows, ranges = np.arange(num, dtype=np.int64), ranges_of(num)
+    recipes = [
+        ReferenceParts(dataset=dataset, extractor=spec, chosen=rows, store=store, moments=False) for spec in extractors
+    ]
+    parts = [
+        recipe.parts(ranges, plan.reference.moments.extractor, executor.device)
+        for recipe, plan in zip(recipes, plans, strict=True)
+    ]
+    measuring = MeasureSets(plans=tuple(plans), store=store, most=len(plans))
+    sets = [
+        Measurement(plan=key, images=RealImages(parts=tuple(own)))
+        for key, own in zip(measuring.keys, parts, strict=True)
+    ]
+    with executor.session():
+        for recipe, own in zip(recipes, parts, strict=True):
+            with executor.open(recipe) as (extracting,):
+                make_all(extracting, [(part,) for part in own], on_part)
+        with executor.open(measuring) as (fids,):
+            make_all(fids, [(one,) for one in sets])
+    return [measuring.result(one) for one in sets]

@@ -14,7 +14,7 @@ from edm_ray.evaluation.moments import Array, Moments
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class GivenMoments:
+class PublishedMoments:
     """As much of `Moments` as a reference needs. It can be measured against; nothing can be added or taken away."""
 
     mean: Array
@@ -50,7 +50,7 @@ class GivenMoments:
         return content
 
     @classmethod
-    def from_bytes(cls, content: bytes, where: str, extractor: str, scale_bits: int) -> GivenMoments:
+    def from_bytes(cls, content: bytes, where: str, extractor: str, scale_bits: int) -> PublishedMoments:
         try:
             arrays = safetensors.numpy.load(content)
             mean, covariance = arrays["mean"], arrays["covariance"]

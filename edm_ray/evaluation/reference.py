@@ -5,20 +5,16 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
-import torch
+from typing import cast
 
 from edm_ray.data.manifest import DataSet
-from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
+from edm_ray.evaluation.extractors import pixels
 from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.extractors.registry import load_extractor
-from edm_ray.evaluation.fid import FidEstimate, fid_reference, group_moments, jackknife_fid
 from edm_ray.evaluation.moments import Array, Moments
-from edm_ray.evaluation.published import GivenMoments
-from edm_ray.evaluation.reference_features import KEPT_FILE, KeptFeatures
+from edm_ray.evaluation.published import PublishedMoments
+from edm_ray.evaluation.reference_features import FEATURES_FILE, ReferenceFeatures
 from edm_ray.storage import uris
 from edm_ray.storage.commit import commit, read_file, read_manifest, sha256
 
@@ -30,7 +26,7 @@ _MOMENTS, _WEIGHTS = "moments.safetensors", "extractor-weights"
 class Reference:
     """What FIDs are measured against."""
 
-    moments: Moments | GivenMoments
+    moments: Moments | PublishedMoments
     dataset: str
     dataset_hash: str
     extractor_name: str
@@ -52,14 +48,21 @@ class ExtractorSpec:
 
     name: str
     weights: bytes
+    """Or a NumPy array of the bytes, as Ray's object store holds them."""
     sha256: str
 
     def load(self, device: str = "cpu") -> Extractor:
         """By way of a private temporary file, because extractors read files."""
+        if self.name == pixels.NAME:
+            return cast(Extractor, pixels.Pixels())
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "weights"
             path.write_bytes(self.weights)
             return load_extractor(self.name, path, self.sha256, device)
+
+
+PIXELS = ExtractorSpec(name=pixels.NAME, weights=b"", sha256="")
+"""Keeps pictures as they are."""
 
 
 def reference_key(dataset: DataSet, extractor: Extractor) -> str:
@@ -73,14 +76,14 @@ def commit_reference(
     dataset: DataSet,
     extractor: Extractor,
     weights: bytes,
-    kept: KeptFeatures | None = None,
+    rows: ReferenceFeatures | None = None,
 ) -> None:
     """Write a reference directory; the weights go with it, so that it is enough to evaluate on any node."""
-    features = [(KEPT_FILE, kept.to_bytes())] if kept is not None else []
+    features = [(FEATURES_FILE, rows.to_bytes())] if rows is not None else []
     commit(
         uri,
         [(_MOMENTS, moments.to_bytes()), (_WEIGHTS, weights), *features],
-        features=0 if kept is None else len(kept.rows),
+        features=0 if rows is None else len(rows.rows),
         kind=KIND,
         dataset=dataset.name,
         dataset_hash=dataset.hash,
@@ -90,13 +93,13 @@ def commit_reference(
     )
 
 
-def commit_given(
+def commit_published(
     uri: str, mean: Array, covariance: Array, name: str, file_sha256: str, extractor: Extractor, weights: bytes
 ) -> None:
     """Write a reference directory from a published mean [d] and covariance [d, d], said to be of this extractor."""
     if len(mean) != extractor.dim:
         raise InputError(f"{name}: {len(mean)} features, extractor {extractor.name} has {extractor.dim}")
-    moments = GivenMoments(
+    moments = PublishedMoments(
         mean=mean, covariance=covariance, extractor=extractor.identity, scale_bits=extractor.scale_bits
     )
     commit(
@@ -108,7 +111,7 @@ def commit_given(
         n=None,
         extractor=extractor.name,
         weights_sha256=extractor.weights_sha256,
-        given={"extractor": moments.extractor, "scale_bits": moments.scale_bits},
+        published={"extractor": moments.extractor, "scale_bits": moments.scale_bits},
     )
 
 
@@ -125,9 +128,9 @@ def open_reference(uri: str) -> tuple[Reference, ExtractorSpec]:
     if manifest.get("kind") != KIND:
         raise InputError(f"{uri}: holds {manifest.get('kind', 'something else')!r}, not a reference")
     content, where = read_file(uri, _MOMENTS, manifest), uris.join(uri, _MOMENTS)
-    moments: Moments | GivenMoments
-    if given := manifest.get("given"):
-        moments = GivenMoments.from_bytes(content, where, given["extractor"], given["scale_bits"])
+    moments: Moments | PublishedMoments
+    if published := manifest.get("published"):
+        moments = PublishedMoments.from_bytes(content, where, published["extractor"], published["scale_bits"])
     else:
         moments = Moments.from_bytes(content, where)
     reference = Reference(
@@ -144,32 +147,3 @@ def open_reference(uri: str) -> tuple[Reference, ExtractorSpec]:
             f"{uri}: its moments were made by another version of extractor {spec.name}; make the reference again"
         )
     return reference, spec
-
-
-def estimate_fid(
-    features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], reference: Reference, num_groups: int
-) -> FidEstimate:
-    """FID of int32 [n, d] features of the images with these seeds, with ``num_groups`` jackknife groups."""
-    moments = reference.moments
-    groups = group_moments(features, seeds, num_groups, moments.extractor, moments.scale_bits)
-    return jackknife_fid(groups, fid_reference(moments))
-
-
-def real_features(
-    dataset: DataSet, num: int, spec: ExtractorSpec
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Features [num, d] of the first ``num`` real images of a (held-out) data set, and what stands for their seeds."""
-    if dataset.rows < num:
-        raise InputError(f"{dataset.uri}: {dataset.rows} images, {num} are needed: FIDs are compared at equal n only")
-    pixels = open_reader(dataset)
-    features = spec.load().extract(torch.from_numpy(pixels.images[:num]))
-    # Dealt out class by class, so that every jackknife group holds all classes alike.
-    rank = np.empty(num, np.int64)
-    rank[np.argsort(pixels.labels[:num], kind="stable")] = np.arange(num)
-    return features, rank
-
-
-def estimate_real(dataset: DataSet, num: int, reference: Reference, spec: ExtractorSpec, groups: int) -> FidEstimate:
-    """FID of real images: what a perfect generator would score at that n."""
-    features, rank = real_features(dataset, num, spec)
-    return estimate_fid(features, rank, reference, groups)

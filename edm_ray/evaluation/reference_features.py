@@ -20,12 +20,12 @@ from edm_ray.seeding import stream_key, words
 from edm_ray.storage import uris
 from edm_ray.storage.commit import read_file, read_manifest
 
-KEPT_FILE = "features.safetensors"
-DEFAULT_KEPT = 10_000
+FEATURES_FILE = "features.safetensors"
+DEFAULT_FEATURES = 10_000
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class KeptFeatures:
+class ReferenceFeatures:
     features: npt.NDArray[np.int32]
     """[m, d] on the extractor's grid."""
     rows: npt.NDArray[np.int64]
@@ -36,7 +36,7 @@ class KeptFeatures:
         return content
 
     @classmethod
-    def from_bytes(cls, content: bytes, where: str) -> KeptFeatures:
+    def from_bytes(cls, content: bytes, where: str) -> ReferenceFeatures:
         try:
             arrays = safetensors.numpy.load(content)
             features, rows = arrays["features"], arrays["rows"]
@@ -63,17 +63,17 @@ def chosen_rows(total: int, count: int) -> npt.NDArray[np.int64]:
     return np.sort(np.argsort(draws, kind="stable")[:count])
 
 
-def open_kept(uri: str, metric: str) -> KeptFeatures:
+def open_reference_features(uri: str, metric: str) -> ReferenceFeatures:
     """The features kept by the reference directory at ``uri``, checked. ``metric`` is named when there are none."""
     manifest: dict[str, Any] = read_manifest(uri) or {"files": {}}
-    if KEPT_FILE not in manifest["files"]:
+    if FEATURES_FILE not in manifest["files"]:
         why = (
             "it was published as a mean and a covariance"
-            if manifest.get("given")
+            if manifest.get("published")
             else "make it again, elsewhere, with: edm-ray reference --features 10000"
         )
         raise InputError(
             f"--metrics {metric}: needs features of real images, and the reference {uri} keeps none: {why}; "
             "fid and isc need none"
         )
-    return KeptFeatures.from_bytes(read_file(uri, KEPT_FILE, manifest), uris.join(uri, KEPT_FILE))
+    return ReferenceFeatures.from_bytes(read_file(uri, FEATURES_FILE, manifest), uris.join(uri, FEATURES_FILE))

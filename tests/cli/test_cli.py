@@ -31,7 +31,7 @@ def test_an_unknown_command_names_the_nearest(capsys):
         (["--preset", "tiny", "--set", "optimizer.lrr=1"], "did you mean 'lr'"),
         (["--preset", "tiny", "--workers", "0"], "--workers 0: give 1 or more"),
         (["--preset", "tiny", "--workers", "3:2"], "--workers 3:2: give 1 or more, and MOST not below LEAST"),
-        (["--preset", "tiny", "--workers", "two"], "give a number, or LEAST:MOST"),
+        (["--preset", "tiny", "--workers", "two"], "give 1 or more, or LEAST:MOST"),
         (["--preset", "tiny", "--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
         (["--preset", "tiny", "--set", "denoiser.network.label_dim=7"], "has 10 classes"),
         (["--preset", "tiny", "--no-ray", "--workers", "2"], "give --workers 1"),

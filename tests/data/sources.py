@@ -19,7 +19,8 @@ from PIL import Image
 from edm_ray.data.importers.detect import detect_kind, open_source
 from edm_ray.data.importers.pictures import PictureOptions, to_pixels
 from edm_ray.data.importers.source import Source, SourceSpec
-from edm_ray.data.plan import Plan, make_plan
+from edm_ray.data.plan import Plan, PrepareShards, make_plan, prepare
+from edm_ray.execution.local import Local
 
 
 def pixels_of(count: int, channels: int = 3, side: int = 32, seed: int = 0) -> np.ndarray:
@@ -141,3 +142,16 @@ def plan_of(folder: Path, **options: object) -> Plan:
 
 def files_in(path: Path) -> dict[str, bytes]:
     return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def prepare_here(dest, plan):
+    return prepare(str(dest), plan, Local())
+
+
+def prepare_shard(dest, plan, index):
+    """One shard, unless it is there; its entry."""
+    recipe = PrepareShards(dest=str(dest), plan=plan)
+    shard = recipe.shards()[index]
+    if not recipe.is_stored(shard):
+        recipe.make((shard,))
+    return recipe.entry(shard)

@@ -22,7 +22,7 @@ from edm_ray.data.exact import channel_sums, exact_sum
 from edm_ray.data.importers.pictures import PictureOptions
 from edm_ray.data.importers.source import SourceSpec
 from edm_ray.data.manifest import open_dataset
-from edm_ray.data.plan import finish, make_plan, prepare_shard
+from edm_ray.data.plan import PrepareShards, finish, make_plan
 from edm_ray.data.reader import open_reader
 from edm_ray.data.verify import read_verified
 from edm_ray.diffusion.samplers import sampler
@@ -32,7 +32,7 @@ from edm_ray.models import load_model, open_model
 from edm_ray.training.loop import TrainingJob, train
 from edm_ray.training.run import claim_run, model_uri
 from edm_ray.training.step import TrainingStep
-from tests.data.sources import files_in
+from tests.data.sources import files_in, prepare_shard
 
 ROWS, LABELS = 24, np.arange(24) % 2
 
@@ -92,8 +92,9 @@ def test_moments_are_those_of_the_latents_however_shards_are_cut_and_in_any_orde
     for shards in (1, 5, 24):
         plan, _ = make_plan(spec, PictureOptions(), codec="latents", decoder="haar", shards=shards)
         dest = str(tmp_path / str(shards))
-        done = {index: prepare_shard(dest, plan, index) for index in reversed(range(shards))}
-        codecs.append(finish(dest, plan, [done[index] for index in range(shards)]).codec)
+        for index in reversed(range(shards)):
+            prepare_shard(dest, plan, index)
+        codecs.append(finish(PrepareShards(dest=dest, plan=plan)).codec)
     assert codecs[0] == codecs[1] == codecs[2]
     wide = latents.astype(np.float64)
     assert codecs[0].mean == pytest.approx(wide.mean((0, 2, 3)), rel=1e-14)

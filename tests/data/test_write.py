@@ -13,12 +13,12 @@ from edm_ray.cli import main
 from edm_ray.data import plan as planning
 from edm_ray.data.importers.source import RecordError
 from edm_ray.data.manifest import open_dataset
-from edm_ray.data.plan import finish, prepare_here, prepare_shard
+from edm_ray.data.plan import PrepareShards, finish
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
 from tests.data.sources import FOLDER_IMAGES as IMAGES
-from tests.data.sources import files_in, make_folder, make_parquet, picture, plan_of, put
+from tests.data.sources import files_in, make_folder, make_parquet, picture, plan_of, prepare_here, prepare_shard, put
 
 
 @pytest.fixture
@@ -64,9 +64,10 @@ def test_where_a_source_lies_is_not_part_of_the_identity(folder, tmp_path):
 
 def test_shards_written_in_any_order_give_the_same_bytes(folder, tmp_path):
     plan = plan_of(folder, shards=5)
-    prepare_here(str(tmp_path / "a"), plan, lambda done, total: None)
-    entries = {i: prepare_shard(str(tmp_path / "b"), plan, i) for i in (3, 0, 4, 2, 1)}
-    finish(str(tmp_path / "b"), plan, [entries[i] for i in range(5)])
+    prepare_here(str(tmp_path / "a"), plan)
+    for i in (3, 0, 4, 2, 1):
+        prepare_shard(str(tmp_path / "b"), plan, i)
+    finish(PrepareShards(dest=str(tmp_path / "b"), plan=plan))
     assert files_in(tmp_path / "a") == files_in(tmp_path / "b")
 
 

@@ -17,12 +17,24 @@ from edm_ray.cli import main
 from edm_ray.data import plan as planning
 from edm_ray.data.claim import claim
 from edm_ray.data.manifest import open_dataset
-from edm_ray.data.plan import prepare_here, prepare_shard
+from edm_ray.data.plan import PrepareShards
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
+from edm_ray.storage.artifacts import path_of
 from tests.data.sources import FOLDER_IMAGES as IMAGES
-from tests.data.sources import blank, files_in, make_folder, make_parquet, make_zip, picture, plan_of, put
+from tests.data.sources import (
+    blank,
+    files_in,
+    make_folder,
+    make_parquet,
+    make_zip,
+    picture,
+    plan_of,
+    prepare_here,
+    prepare_shard,
+    put,
+)
 
 
 @pytest.fixture
@@ -67,7 +79,7 @@ def test_a_shard_whose_worker_is_killed_is_written_by_another(tmp_path, ray_sess
     thread = threading.Thread(target=lambda: ended.append(main([*command, "--workers", "2"])))
     thread.start()
     deadline = time.monotonic() + 120
-    while not (victims := _own_workers(b"ray::prepare_shard")) and time.monotonic() < deadline:
+    while not (victims := _own_workers(b"ray::Worker.make")) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(victims[0], signal.SIGKILL)
     thread.join()
@@ -83,12 +95,12 @@ class _Killed(BaseException):
 @pytest.mark.parametrize("killed_at", [0, 2, 4])
 def test_after_a_kill_the_same_command_does_only_what_is_missing(folder, tmp_path, monkeypatch, killed_at):
     plan, dest = plan_of(folder, shards=5), str(tmp_path / "d")
-    prepare_here(str(tmp_path / "calm"), plan, lambda done, total: None)
+    prepare_here(str(tmp_path / "calm"), plan)
 
     real_write = uris.write_bytes
 
     def die(uri, content):
-        if uri.endswith(".json"):
+        if "/shard/" in uri:
             raise _Killed
         real_write(uri, content)
 
@@ -106,7 +118,7 @@ def test_after_a_kill_the_same_command_does_only_what_is_missing(folder, tmp_pat
     real = planning.build_shard
     monkeypatch.setattr(planning, "build_shard", lambda name, *rest: built.append(name) or real(name, *rest))
     claim(dest, plan)
-    prepare_here(dest, plan, lambda done, total: None)
+    prepare_here(dest, plan)
     assert len(built) == 5 - killed_at
     assert files_in(tmp_path / "d") == files_in(tmp_path / "calm")
 
@@ -116,12 +128,12 @@ def test_a_killed_process_is_taken_up_where_it_was(tmp_path):
     command = ["prepare", "photographs", str(tmp_path / "d"), "--resolution", "32", "--crops", "3000", "--shards", "60"]
     process = subprocess.Popen([sys.executable, "-c", f"from edm_ray.cli import main; main({command!r})"])
     sidecar, deadline = tmp_path / "d" / ".prepare", time.monotonic() + 120
-    while len(list(sidecar.glob("0*.json"))) < 3 and time.monotonic() < deadline:
+    while len(list(sidecar.rglob("*.safetensors"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "d").glob("*.parquet")}
-    entries = len(list(sidecar.glob("0*.json")))
+    entries = len(list(sidecar.rglob("*.safetensors")))
     assert 3 <= entries < 60 and not (tmp_path / "d" / "manifest.json").exists()
     assert main(command) == 0
     kept = [name for name, written in done.items() if (tmp_path / "d" / name).stat().st_mtime_ns == written]
@@ -137,7 +149,8 @@ def test_a_finished_shard_that_was_damaged_is_written_again(folder, tmp_path, da
     path = dest / entry.name
     whole = path.read_bytes()
     if damage == "entry":
-        (dest / ".prepare" / "00001.json").write_bytes(b'{"name"')
+        recipe = PrepareShards(dest=str(dest), plan=plan)
+        Path(path_of(recipe.store, recipe.shards()[1])).write_bytes(b'{"name"')
     elif damage == "remove":
         path.unlink()
     else:
@@ -145,7 +158,7 @@ def test_a_finished_shard_that_was_damaged_is_written_again(folder, tmp_path, da
     assert prepare_shard(str(dest), plan, 1) == entry and path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("fails_on", ["plan.json", "of-00004.parquet", "00002.json", "manifest.json"])
+@pytest.mark.parametrize("fails_on", ["plan.json", "of-00004.parquet", ".safetensors", "manifest.json"])
 def test_a_full_disk_is_said_and_nothing_is_half_published(folder, tmp_path, capsys, monkeypatch, fails_on):
     dest = tmp_path / "d"
     call = "create_bytes" if fails_on in ("manifest.json", "plan.json") else "write_bytes"
@@ -193,7 +206,7 @@ def test_what_killed_attempts_left_goes_when_the_data_set_is_there(folder, tmp_p
     claim(str(dest), plan)
     old, young = put(dest / ".train-00000-of-00004.parquet.abc.part", b"x"), put(dest / ".a.part", b"x")
     os.utime(old, (0, 0))
-    prepare_here(str(dest), plan, lambda done, total: None)
+    prepare_here(str(dest), plan)
     assert not old.exists() and young.exists()
 
 

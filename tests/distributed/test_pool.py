@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import random
@@ -12,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +22,21 @@ import torch
 
 from edm_ray.cli import main
 from edm_ray.diffusion.samplers import Sampler, sampler
-from edm_ray.distributed.chunks import Generator, _path, chunks_of, gather, read_chunk, read_parts
-from edm_ray.distributed.evaluate import Bench, make_chunks
-from edm_ray.distributed.generate import Crew, images_on_ray
-from edm_ray.distributed.pool import start_pool
+from edm_ray.distributed.executor import Ray
+from edm_ray.distributed.pool import ask_for, check, start_pool
 from edm_ray.errors import InputError, IntegrityError
+from edm_ray.evaluation.chunks import Generator, chunks_of, gather, read_chunk, read_rows
+from edm_ray.evaluation.device import kind_of
 from edm_ray.evaluation.extractors.digits import save_digits_classifier
-from edm_ray.evaluation.reference import ExtractorSpec, estimate_fid, open_reference
-from edm_ray.generation.device import kind_of
+from edm_ray.evaluation.measure import estimate_fid
+from edm_ray.evaluation.reference import ExtractorSpec, Reference, open_reference
+from edm_ray.execution.executor import make_all
+from edm_ray.execution.local import Local
+from edm_ray.generation.evaluate import EvaluationSpec, sample_images
+from edm_ray.generation.features import GenerateFeatures
 from edm_ray.generation.generate import generate
 from edm_ray.models import open_model
+from edm_ray.storage.artifacts import path_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 STEPS = 6
@@ -46,30 +51,47 @@ def parts(tmp_path_factory, digits_dir):
     return root / "run" / "model", root / "reference"
 
 
-def _bench(parts, store, workers=2, **more) -> Bench:
+@dataclass(frozen=True)
+class Bench:
+    """A recipe, who follows it, and what its features are measured against."""
+
+    recipe: GenerateFeatures
+    on: Ray
+    reference: Reference
+
+    @property
+    def store(self) -> str:
+        return self.recipe.store
+
+    def generator(self, extractor: str = "") -> Generator:
+        spec = EvaluationSpec(model=self.recipe.model, extractors=self.recipe.extractors, store=self.store)
+        return spec.generator(extractor or self.reference.moments.extractor, "cpu")
+
+
+def _bench(parts, store, workers=2, least=None, **more) -> Bench:
     reference, extractor = open_reference(str(parts[1]))
-    fields = {"model": open_model(str(parts[0])), "extractor": extractor, "reference": reference, "labels": "random"}
-    return Bench(**{**fields, "store": str(store), "workers": workers, "device": "cpu", **more})
+    fields = {"model": open_model(str(parts[0])), "extractors": (extractor,), "store": str(store), **more}
+    return Bench(GenerateFeatures(**fields), Ray(workers=workers, least=least), reference)
 
 
 def _settings(bench: Bench, churn: float = 1.0, steps: int = STEPS) -> Sampler:
-    return sampler(num_steps=steps, s_churn=churn).effective(bench.model.denoiser())
+    return sampler(num_steps=steps, s_churn=churn).effective(bench.recipe.model.denoiser())
 
 
-def _calm(bench: Bench, settings: Sampler, chunks) -> np.ndarray:
+def _calm(bench: Bench, settings: Sampler, chunks, extractor: ExtractorSpec | None = None) -> np.ndarray:
     """The features of these chunks without Ray, pool or store."""
-    denoiser, extractor = bench.model.denoiser(), bench.extractor.load()
-    return np.concatenate([extractor.extract(generate(denoiser, chunk.seeds, settings)) for chunk in chunks])
+    denoiser, taken = bench.recipe.model.denoiser(), (extractor or bench.recipe.extractors[0]).load()
+    return np.concatenate([taken.extract(generate(denoiser, chunk.seeds, settings)) for chunk in chunks])
 
 
 @pytest.fixture
-def queue_of():
+def pool_of():
     """Start pools; all of them end with the test, also when it fails."""
     pools = []
 
-    def start(bench: Bench):
-        pools.append(bench.start())
-        return pools[-1].queue
+    def start(bench: Bench, **more):
+        pools.append(start_pool(bench.on, bench.recipe, **more))
+        return pools[-1]
 
     yield start
     for pool in pools:
@@ -78,56 +100,56 @@ def queue_of():
 
 @pytest.fixture(scope="class")
 def shared(parts, tmp_path_factory):
-    """One pool of two samplers for the tests that leave it as it was."""
+    """One pool of two workers for the tests that leave it as it was."""
     bench = _bench(parts, tmp_path_factory.mktemp("shared"))
-    pool = bench.start()
-    yield bench, pool.queue
+    pool = start_pool(bench.on, bench.recipe)
+    yield bench, pool
     pool.stop()
 
 
 class TestOfOnePool:
     def test_chunks_asked_for_at_once_and_again_are_made_once(self, shared):
-        bench, queue = shared
+        bench, pool = shared
         settings = _settings(bench)
         chunks = chunks_of(bench.generator(), settings, "search", 3, 50)
         asked = [*chunks, *reversed(chunks), chunks[1]]
-        assert sum(ray.get([queue.ensure.remote(chunk) for chunk in asked])) == 3
-        assert sum(ray.get([queue.ensure.remote(chunk) for chunk in asked])) == 0
+        assert sum(ray.get([pool.dispatcher.ensure.remote(chunk) for chunk in asked])) == 3
+        assert sum(ray.get([pool.dispatcher.ensure.remote(chunk) for chunk in asked])) == 0
         features, _ = gather(bench.store, chunks)
         assert np.array_equal(features, _calm(bench, settings, chunks))
 
     def test_a_truncated_chunk_is_made_again_with_the_same_bits(self, shared):
-        bench, queue = shared
+        bench, pool = shared
         chunk = chunks_of(bench.generator(), _settings(bench, 2.0), "search", 1, 50)[0]
-        assert ray.get(queue.ensure.remote(chunk))
-        before, path = read_chunk(bench.store, chunk), Path(_path(bench.store, chunk.key))
+        assert ray.get(pool.dispatcher.ensure.remote(chunk))
+        before, path = read_chunk(bench.store, chunk), Path(path_of(bench.store, chunk))
         path.write_bytes(path.read_bytes()[:-9])
-        assert ray.get(queue.ensure.remote(chunk)), "what is damaged is not taken for there"
+        assert ray.get(pool.dispatcher.ensure.remote(chunk)), "what is damaged is not taken for there"
         assert np.array_equal(read_chunk(bench.store, chunk), before)
 
     def test_the_kind_of_device_that_made_a_chunk_is_kept_with_it(self, shared):
-        bench, queue = shared
+        bench, pool = shared
         chunk = chunks_of(bench.generator(), _settings(bench), "search", 1, 50)[0]
-        ray.get(queue.ensure.remote(chunk))
-        assert [part.made_on for part in read_parts(bench.store, [chunk])] == [kind_of("cpu")]
+        ray.get(pool.dispatcher.ensure.remote(chunk))
+        assert [rows.made_on for rows in read_rows(bench.store, [chunk])] == [kind_of("cpu")]
 
     def test_a_chunk_of_another_extractor_is_refused_by_name_and_the_pool_goes_on(self, shared):
-        bench, queue = shared
-        foreign: Generator = dataclasses.replace(bench.generator(), extractor="0" * 64)
+        bench, pool = shared
+        foreign, ours = (
+            [(chunk,) for chunk in chunks_of(bench.generator(extractor), _settings(bench), "search", 1, 50)]
+            for extractor in ("0" * 64, "")
+        )
         with pytest.raises(InputError, match="asks for another extractor"):
-            make_chunks(queue, chunks_of(foreign, _settings(bench), "search", 1, 50), lambda done, total: None)
-        make_chunks(queue, chunks_of(bench.generator(), _settings(bench), "search", 1, 50), lambda done, total: None)
+            make_all(pool, foreign)
+        make_all(pool, ours)
 
 
-def test_two_chunks_in_hand_of_one_sampler_have_the_same_bits(parts, tmp_path):
+def test_two_chunks_in_hand_of_one_worker_have_the_same_bits(parts, pool_of, tmp_path):
     """As on a GPU: one is sampled while the features of the other are taken."""
     bench = _bench(parts, tmp_path, 1)
-    pool = start_pool(bench.model, bench.extractors, bench.store, 1, "cpu", in_hand=2)
-    try:
-        chunks = chunks_of(bench.generator(), _settings(bench), "search", 6, 50)
-        assert sum(ray.get([pool.queue.ensure.remote(chunk) for chunk in chunks])) == 6
-    finally:
-        pool.stop()
+    pool = pool_of(bench, in_hand=2)
+    chunks = chunks_of(bench.generator(), _settings(bench), "search", 6, 50)
+    assert sum(ray.get([pool.dispatcher.ensure.remote(chunk) for chunk in chunks])) == 6
     features, _ = gather(bench.store, chunks)
     assert np.array_equal(features, _calm(bench, _settings(bench), chunks))
 
@@ -143,24 +165,20 @@ def other_reference(parts, digits_dir, tmp_path_factory):
     return root / "reference"
 
 
-def test_several_extractors_see_the_same_images_which_are_sampled_once(parts, other_reference, queue_of, tmp_path):
+def test_several_extractors_see_the_same_images_which_are_sampled_once(parts, other_reference, pool_of, tmp_path):
     reference, extractor = open_reference(str(other_reference))
-    bench = _bench(parts, tmp_path, 1, more_extractors=(extractor,))
-    queue, settings = queue_of(bench), _settings(bench)
+    bench = _bench(parts, tmp_path, 1, extractors=(open_reference(str(parts[1]))[1], extractor))
+    pool, settings = pool_of(bench), _settings(bench)
     chunks = chunks_of(bench.generator(), settings, "search", 2, 50)
-    others = [
-        dataclasses.replace(
-            chunk, generator=dataclasses.replace(chunk.generator, extractor=reference.moments.extractor)
-        )
-        for chunk in chunks
-    ]
-    assert ray.get([queue.ensure.remote(chunk) for chunk in chunks]) == [True, True]
-    assert ray.get([queue.ensure.remote(chunk) for chunk in others]) == [False, False]
-    for made, spec in ((chunks, bench.extractor), (others, extractor)):
+    others = [chunk.of_extractor(reference.moments.extractor) for chunk in chunks]
+    ensure = pool.dispatcher.ensure
+    assert ray.get([ensure.remote(*both) for both in zip(chunks, others, strict=True)]) == [True, True]
+    assert ray.get([ensure.remote(chunk) for chunk in (*chunks, *others)]) == [False] * 4
+    for made, spec in zip((chunks, others), bench.recipe.extractors, strict=True):
         features, _ = gather(bench.store, made)
-        assert np.array_equal(features, _calm(dataclasses.replace(bench, extractor=spec), settings, made))
-    Path(_path(bench.store, others[0].key)).unlink()
-    assert ray.get(queue.ensure.remote(others[0])), "what is missing of one extractor is made again"
+        assert np.array_equal(features, _calm(bench, settings, made, spec))
+    Path(path_of(bench.store, others[0])).unlink()
+    assert ray.get(ensure.remote(chunks[0], others[0])), "what is missing of one extractor is made again"
 
 
 def test_a_larger_evaluation_goes_on_from_the_chunks_of_a_smaller_one(parts, other_reference, tmp_path):
@@ -172,7 +190,7 @@ def test_a_larger_evaluation_goes_on_from_the_chunks_of_a_smaller_one(parts, oth
         return json.loads((tmp_path / out / "evaluation.json").read_text())
 
     def stored() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "chunk").rglob("*.safetensors")}
 
     evaluate("few", 150, parts[1])
     before = stored()
@@ -207,41 +225,42 @@ def test_images_by_many_have_the_bytes_of_one_process(parts, tmp_path):
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["x.zip"]
 
 
-def test_images_by_many_go_on_from_the_chunks_that_are_there(parts, tmp_path):
-    model, settings, made = open_model(str(parts[0])), sampler(num_steps=3), []
-    crew = Crew(workers=1, least=1, device="cpu", store=str(tmp_path / "store"))
-    stream = images_on_ray(model, settings, range(200), "random", "fp32", crew, lambda done, total: made.append(done))
+@pytest.mark.parametrize("executor", [Local(), Ray(workers=1)], ids=["here", "on Ray"])
+def test_images_go_on_from_the_chunks_that_are_there(parts, tmp_path, executor):
+    settings, made = sampler(num_steps=3), []
+    spec = EvaluationSpec(model=open_model(str(parts[0])), extractors=(), store=str(tmp_path / "store"))
+    stream = sample_images(spec, settings, range(200), executor, on_chunk=lambda done, total: made.append(done))
     next(stream)
     stream.close()  # as when the command is interrupted: the pool ends, the chunks stay
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
     assert 1 <= len(before) <= 4
-    parts_made = list(images_on_ray(model, settings, range(200), "random", "fp32", crew, lambda done, total: None))
+    rows = list(sample_images(spec, settings, range(200), executor))
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    seeds, images = (np.concatenate(pieces) for pieces in zip(*parts_made, strict=True))
+    seeds, images = (np.concatenate(pieces) for pieces in zip(*rows, strict=True))
     assert seeds.tolist() == list(range(200))
-    assert np.array_equal(images, generate(model.denoiser(), torch.arange(200), settings).numpy())
+    assert np.array_equal(images, generate(spec.model.denoiser(), torch.arange(200), settings).numpy())
 
 
 @pytest.mark.fault
-def test_a_killed_queue_starts_again_and_calls_under_way_end_well(parts, queue_of, tmp_path):
+def test_a_killed_dispatcher_starts_again_and_calls_under_way_end_well(parts, pool_of, tmp_path):
     bench = _bench(parts, tmp_path)
-    queue, settings = queue_of(bench), _settings(bench, steps=12)
+    pool, settings = pool_of(bench), _settings(bench, steps=12)
     chunks = chunks_of(bench.generator(), settings, "search", 6, 50)
-    waiting = [queue.ensure.remote(chunk) for chunk in chunks]
+    waiting = [pool.dispatcher.ensure.remote(chunk) for chunk in chunks]
     ray.wait(waiting, num_returns=1)
-    ray.kill(queue, no_restart=False)
+    ray.kill(pool.dispatcher, no_restart=False)
     ray.get(waiting, timeout=120)
     features, _ = gather(bench.store, chunks)
     assert np.array_equal(features, _calm(bench, settings, chunks))
 
 
-def test_extractor_weights_of_another_hash_are_refused_and_nothing_is_sampled(parts, queue_of, tmp_path):
+def test_extractor_weights_of_another_hash_are_refused_and_nothing_is_sampled(parts, pool_of, tmp_path):
     bench = _bench(parts, tmp_path, 1)
-    wrong = ExtractorSpec(name="digits", weights=bench.extractor.weights, sha256="0" * 64)
-    broken = _bench(parts, tmp_path, 1, extractor=wrong)
+    wrong = ExtractorSpec(name="digits", weights=bench.recipe.extractors[0].weights, sha256="0" * 64)
+    broken = _bench(parts, tmp_path, 1, extractors=(wrong,))
     chunk = chunks_of(bench.generator(), _settings(bench), "search", 1, 50)[0]
     with pytest.raises(IntegrityError, match="not the weights that were asked for"):
-        make_chunks(queue_of(broken), [chunk], lambda done, total: None)
+        make_all(pool_of(broken), [(chunk,)])
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -272,6 +291,8 @@ def test_a_pool_that_can_have_no_resources_is_refused_within_ten_seconds(parts, 
 def test_resources_that_others_hold_are_waited_for_a_stated_time_and_then_named(parts, tmp_path):
     from edm_ray.distributed.cluster.preflight import preflight
 
+    bench = _bench(parts, tmp_path)
+
     @ray.remote(num_cpus=4)
     class Holder:
         def ready(self):
@@ -281,13 +302,13 @@ def test_resources_that_others_hold_are_waited_for_a_stated_time_and_then_named(
     ray.get(holder.ready.remote())
     try:
         with pytest.raises(InputError, match="in use by others"):
-            preflight(_bench(parts, tmp_path).ask(), patience=1.0)
+            preflight(ask_for(bench.on, bench.recipe), patience=1.0)
     finally:
         ray.kill(holder)
 
 
 @pytest.mark.fault
-def test_a_pool_grows_when_room_comes(parts, queue_of, tmp_path):
+def test_a_pool_grows_when_room_comes(parts, pool_of, tmp_path):
     """Room for one of three samplers; when the others' CPUs are let go, there are three."""
 
     @ray.remote(num_cpus=3)
@@ -297,15 +318,15 @@ def test_a_pool_grows_when_room_comes(parts, queue_of, tmp_path):
 
     holder = Holder.remote()
     ray.get(holder.ready.remote())
-    bench = _bench(parts, tmp_path, 3, least_workers=1)
-    bench.require()
-    queue = queue_of(bench)
+    bench = _bench(parts, tmp_path, 3, least=1)
+    check(bench.on, [bench.recipe])
+    pool = pool_of(bench)
     chunks = chunks_of(bench.generator(), _settings(bench), "search", 2, 50)
-    assert sum(ray.get([queue.ensure.remote(chunk) for chunk in chunks])) == 2
-    assert ray.get(queue.status.remote())["alive"] == 1
+    assert sum(ray.get([pool.dispatcher.ensure.remote(chunk) for chunk in chunks])) == 2
+    assert ray.get(pool.dispatcher.status.remote())["alive"] == 1
     ray.kill(holder)
     deadline = time.monotonic() + 60
-    while ray.get(queue.status.remote())["alive"] < 3:
+    while ray.get(pool.dispatcher.status.remote())["alive"] < 3:
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
@@ -316,7 +337,7 @@ def test_a_reference_by_two_actors_one_of_them_killed_has_the_bits_of_one_made_h
     def kill_one() -> None:
         deadline = time.monotonic() + 60
         while not killed and time.monotonic() < deadline:
-            for pid, _title in _ray_processes("Meter"):
+            for pid, _title in _ray_processes("Worker"):
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
                 return
@@ -359,25 +380,25 @@ def _ray_processes(title: str) -> list[tuple[int, str]]:
 
 
 @pytest.mark.fault
-def test_twenty_evaluations_with_samplers_killed_at_random_have_the_fids_of_calm_ones(parts, queue_of, tmp_path):
+def test_twenty_evaluations_with_samplers_killed_at_random_have_the_fids_of_calm_ones(parts, pool_of, tmp_path):
     """Every four chunks a sampler is killed, and the queue twice; each FID has the bits of one without Ray."""
     bench = _bench(parts, tmp_path)
-    queue = queue_of(bench)
+    pool = pool_of(bench)
     settings = [_settings(bench, churn, 18) for churn in np.linspace(0, 7, 20)]
     sets = [chunks_of(bench.generator(), each, "search", 4, 50) for each in settings]
-    waiting = {queue.ensure.remote(chunk): chunk for chunks in sets for chunk in chunks}
+    waiting = {pool.dispatcher.ensure.remote(chunk): chunk for chunks in sets for chunk in chunks}
     over, kills, chance = threading.Event(), [], random.Random(0)
 
     def strike() -> None:
         """By what was made, not by the clock: on a busy machine a second is no time for a chunk."""
         while not over.wait(chance.uniform(0.01, 0.3)):
-            samplers = _ray_processes("Sampler.run")
+            samplers = _ray_processes("Worker.make")
             if samplers and len(list(tmp_path.rglob("*.safetensors"))) >= 4 * len(kills):
                 pid = chance.choice(samplers)[0]
                 os.kill(pid, signal.SIGKILL)
                 kills.append(pid)
             if len(kills) in (5, 12):
-                ray.kill(queue, no_restart=False)
+                ray.kill(pool.dispatcher, no_restart=False)
                 kills.append(0)
 
     thread = threading.Thread(target=strike)
@@ -408,7 +429,7 @@ def test_a_killed_driver_loses_no_chunk_and_the_same_command_ends_the_same(parts
     command += ["--num", "2000", "--set", "num_steps=18", "--workers", "2"]
     environment = {**os.environ, "EDM_RAY_LOCAL_CPUS": "2"}
     struck = subprocess.Popen([*command, "--out", str(tmp_path / "struck")], env=environment, start_new_session=True)
-    store = tmp_path / "struck" / "chunks"
+    store = tmp_path / "struck" / "chunks" / "chunk"
     deadline = time.monotonic() + 120
     while len(list(store.rglob("*.safetensors"))) < 3:
         assert struck.poll() is None and time.monotonic() < deadline

@@ -127,7 +127,7 @@ def test_training_goes_on_from_its_checkpoint_when_a_worker_is_killed(root, digi
 def test_evaluation_does_not_depend_on_the_number_of_actors_and_reuses_its_chunks(root, bench_dirs):
     model, reference = bench_dirs
     results = []
-    for workers, out in ((1, "e1"), (2, "e2"), (2, "e2")):
+    for workers, out in ((1, "e1"), (2, "e2"), (2, "e2"), (0, "e0")):
         arguments = [
             "evaluate",
             "--model",
@@ -146,46 +146,47 @@ def test_evaluation_does_not_depend_on_the_number_of_actors_and_reuses_its_chunk
         ]
         assert main(arguments) == 0
         results.append(json.loads((root / out / "evaluation.json").read_text())["samples"])
-    assert results[0] == results[1] == results[2] and results[0]["n"] == 250
+    assert results[0] == results[1] == results[2] == results[3] and results[0]["n"] == 250
 
 
-def _bench(bench_dirs, store, workers=2):
-    from edm_ray.distributed.evaluate import Bench
+def _recipe(bench_dirs, store):
+    from edm_ray.generation.features import GenerateFeatures
 
-    reference, extractor = open_reference(str(bench_dirs[1]))
-    return Bench(
-        model=open_model(str(bench_dirs[0])),
-        extractor=extractor,
-        reference=reference,
-        store=str(store),
-        labels="random",
-        workers=workers,
-        device="cpu",
-    )
+    _, extractor = open_reference(str(bench_dirs[1]))
+    return GenerateFeatures(model=open_model(str(bench_dirs[0])), extractors=(extractor,), store=str(store))
+
+
+def _chunks(bench_dirs, settings, count, size):
+    from edm_ray.evaluation.chunks import chunks_of
+    from edm_ray.generation.evaluate import EvaluationSpec
+
+    reference, _ = open_reference(str(bench_dirs[1]))
+    spec = EvaluationSpec(model=open_model(str(bench_dirs[0])), extractors=(), store="")
+    effective = settings.effective(spec.model.denoiser())
+    return chunks_of(spec.generator(reference.moments.extractor, "cpu"), effective, "search", count, size)
 
 
 def test_a_chunk_whose_actor_is_killed_is_computed_by_another(root, bench_dirs):
     import ray
 
-    from edm_ray.distributed.chunks import chunks_of, read_chunk
+    from edm_ray.distributed.executor import Ray
     from edm_ray.distributed.pool import start_pool
+    from edm_ray.evaluation.chunks import read_chunk
 
-    bench = _bench(bench_dirs, root / "kill")
-    settings = sampler(num_steps=10).effective(bench.model.denoiser())
-    chunks = chunks_of(bench.generator(), settings, "search", 6, 100)
-    pool = start_pool(bench.model, [bench.extractor], bench.store, 2, "cpu")
-    queue = pool.queue
-    pids = ray.get(queue.sampler_pids.remote())
-    waiting = [queue.ensure.remote(chunk) for chunk in [*chunks, chunks[0]]]
+    recipe = _recipe(bench_dirs, root / "kill")
+    chunks = _chunks(bench_dirs, sampler(num_steps=10), 6, 100)
+    pool = start_pool(Ray(workers=2), recipe)
+    pids = ray.get(pool.dispatcher.worker_pids.remote())
+    waiting = [pool.dispatcher.ensure.remote(chunk) for chunk in [*chunks, chunks[0]]]
     os.kill(pids[0], signal.SIGKILL)
-    assert sum(ray.get(waiting)) == 6  # asked for seven times, generated six
-    status = ray.get(queue.status.remote())
-    assert status["actors lost"] == 1 and status["generated"] == 6
-    calm = _bench(bench_dirs, root / "calm-chunks")
-    again = start_pool(calm.model, [calm.extractor], calm.store, 1, "cpu")
-    ray.get([again.queue.ensure.remote(chunk) for chunk in chunks])
+    assert sum(ray.get(waiting)) == 6  # asked for seven times, made six
+    status = ray.get(pool.dispatcher.status.remote())
+    assert status["actors lost"] == 1 and status["made"] == 6
+    calm = _recipe(bench_dirs, root / "calm-chunks")
+    again = start_pool(Ray(workers=1), calm)
+    ray.get([again.dispatcher.ensure.remote(chunk) for chunk in chunks])
     for chunk in chunks:
-        assert np.array_equal(read_chunk(bench.store, chunk), read_chunk(calm.store, chunk))
+        assert np.array_equal(read_chunk(recipe.store, chunk), read_chunk(calm.store, chunk))
     pool.stop()
     again.stop()
 
@@ -193,25 +194,26 @@ def test_a_chunk_whose_actor_is_killed_is_computed_by_another(root, bench_dirs):
 def test_a_damaged_chunk_or_one_of_other_settings_never_enters_a_sum(root, bench_dirs):
     import shutil
 
-    from edm_ray.distributed.chunks import _path, chunks_of, read_chunk, write_chunk
+    from edm_ray.evaluation.chunks import read_chunk, write_chunk
+    from edm_ray.storage.artifacts import key_of, path_of
 
-    bench, store = _bench(bench_dirs, "unused"), str(root / "bad")
-    one, two = (chunks_of(bench.generator(), sampler(num_steps=n), "search", 1, 4)[0] for n in (4, 5))
-    assert one.key != two.key
+    store = str(root / "bad")
+    one, two = (_chunks(bench_dirs, sampler(num_steps=n), 1, 4)[0] for n in (4, 5))
+    assert key_of(one) != key_of(two)
     write_chunk(store, one, np.arange(8, dtype=np.int32).reshape(4, 2))
     assert read_chunk(store, one).tolist() == np.arange(8).reshape(4, 2).tolist()
-    target = Path(_path(store, two.key))
+    target = Path(path_of(store, two))
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(_path(store, one.key), target)
+    shutil.copy(path_of(store, one), target)
     with pytest.raises(IntegrityError, match="other settings"):
         read_chunk(store, two)
-    path = Path(_path(store, one.key))
+    path = Path(path_of(store, one))
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(IntegrityError, match="whole chunk"):
         read_chunk(store, one)
 
 
-def _sweep(root, bench_dirs, out):
+def _sweep(root, bench_dirs, out, workers="2"):
     arguments = [
         "sweep",
         "--model",
@@ -223,7 +225,7 @@ def _sweep(root, bench_dirs, out):
         "--space",
         "tune_spaces/digits.yaml",
         "--workers",
-        "2",
+        workers,
         "--chunk-size",
         "50",
         "--initial-chunks",
@@ -250,19 +252,33 @@ def _sweep(root, bench_dirs, out):
 def test_every_evaluation_is_a_tune_trial_and_a_repeated_sweep_generates_nothing(root, bench_dirs, capsys):
     first = _sweep(root, bench_dirs, "sweep")
     chunks = {path: path.stat().st_mtime_ns for path in (root / "sweep" / "chunks").rglob("*.safetensors")}
-    trials = list((root / "sweep" / "log").glob("tune-*/eval_*/result.json"))
-    assert len(trials) == len(first["trials"]) >= 6
-    shown = [json.loads(path.read_text().splitlines()[-1]) for path in trials]
+    shown = [json.loads(line) for line in (root / "sweep" / "trials.jsonl").read_text().splitlines()]
+    assert len(shown) == len(first["trials"]) >= 6
     assert {round(row["fid"], 9) for row in shown} == {round(t["estimate"]["fid"], 9) for t in first["trials"]}
     assert all({"s_churn", "s_tmin", "s_tmax", "s_noise"} <= row["config"].keys() for row in shown)
     for name in ("report.html", "best-sampler.yaml"):
         assert (root / "sweep" / name).stat().st_size > 500
+    written = {path.suffix for path in (root / "sweep").rglob("*") if path.is_file()}
+    assert written <= {".html", ".json", ".jsonl", ".png", ".safetensors", ".yaml"}, "nothing that is pickled"
     second = _sweep(root, bench_dirs, "sweep")
     assert {path: path.stat().st_mtime_ns for path in (root / "sweep" / "chunks").rglob("*.safetensors")} == chunks
     assert second["best"] == first["best"] and second["decisions"] == first["decisions"]
     out = root / "best.png"
     sampler = str(root / "sweep" / "best-sampler.yaml")
     assert main(["generate", "--model", str(bench_dirs[0]), "--sampler", sampler, "--num", "5", "--out", str(out)]) == 0
+
+
+def test_a_sweep_here_decides_as_one_on_ray_and_makes_the_same_chunks(root, bench_dirs):
+    here, there = (_sweep(root, bench_dirs, f"sweep-{workers}", workers) for workers in ("0", "2"))
+    for result in (here, there):
+        for trial in result["trials"]:
+            trial.pop("seconds")
+    assert here == there
+    stores = [root / f"sweep-{workers}" / "chunks" for workers in ("0", "2")]
+    files = [{path.relative_to(store): path.read_bytes() for path in store.rglob("*.safetensors")} for store in stores]
+    assert files[0] == files[1]
+    names = ("best-sampler.yaml", "samples-1.png", "samples-2.png")
+    assert all((root / "sweep-0" / name).read_bytes() == (root / "sweep-2" / name).read_bytes() for name in names)
 
 
 def test_more_workers_than_cpus_are_refused_at_once(digits_dir, root, bench_dirs, capsys):

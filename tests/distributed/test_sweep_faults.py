@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import html
 import json
 import math
@@ -16,21 +15,22 @@ from pathlib import Path
 import pytest
 import yaml
 from ray.exceptions import ActorDiedError
-from ray.tune.search import Searcher
 
 from edm_ray.cli import main
 from edm_ray.diffusion.samplers import Sampler, sampler
-from edm_ray.distributed.chunks import Generator, chunks_of
 from edm_ray.distributed.cluster.preflight import Ask
-from edm_ray.distributed.dispatcher import MAX_DEATHS, ChunkFailed, Crew, Job, Queue
-from edm_ray.distributed.pool import ask_for
-from edm_ray.distributed.sweep import StrategySearcher, can_restore, concurrency
+from edm_ray.distributed.dispatcher import MAX_DEATHS, Dispatcher, ItemFailed, Job, PoolSpec
+from edm_ray.distributed.sweep import StrategySearcher, concurrency
+from edm_ray.evaluation.chunks import Generator, chunks_of
 from edm_ray.evaluation.reference import open_reference
+from edm_ray.generation.features import GenerateFeatures
 from edm_ray.generation.generate import MICRO_BATCH
 from edm_ray.models import open_model
+from edm_ray.search.race import Race
 from edm_ray.search.space import load_space
+from edm_ray.storage.artifacts import key_of
+from tests.search.worlds import PLAN, space_from
 from tests.search.worlds import SPACE as WORLD
-from tests.search.worlds import driver_of, simulate
 
 pytestmark = pytest.mark.ray
 SPACE = """
@@ -75,19 +75,19 @@ def test_a_setting_that_gives_no_numbers_is_listed_and_the_sweep_goes_on(parts, 
     assert (out / "best-sampler.yaml").exists()
 
 
-def test_a_chunk_whose_samplers_always_die_is_given_up_and_named():
+def test_a_chunk_whose_workers_always_die_is_given_up_and_named():
     """What running out of memory looks like to the queue: the process is gone, again and again."""
     generator = Generator(model="m", extractor="e", labels="random", micro_batch=50, device="cpu")
     chunk = chunks_of(generator, sampler(), "search", 1, 50)[0]
 
     async def play() -> None:
-        queue = Queue(b"", "store", Crew(ask=Ask(what="sampling", count=1), device="cpu"))
-        job = Job(chunk, asyncio.get_running_loop().create_future())
+        queue = Dispatcher(b"", PoolSpec(ask=Ask(what="sampling", count=1), device="cpu", slots=1))
+        job = Job((chunk,), asyncio.get_running_loop().create_future())
         for death in range(1, MAX_DEATHS + 1):
             assert not job.done.done()
             queue._lost(job, ActorDiedError())
             assert (queue.jobs.qsize() == death) == (death < MAX_DEATHS)
-        with pytest.raises(ChunkFailed, match=f"{MAX_DEATHS} samplers died over it"):
+        with pytest.raises(ItemFailed, match=f"{MAX_DEATHS} workers died over it"):
             await job.done
 
     asyncio.run(play())
@@ -107,8 +107,8 @@ def test_a_trial_that_raises_is_listed_with_its_reason_and_the_sweep_goes_on(par
         device="cpu",
     )
     barred = load_space(str(space)).starts["barred"].effective(model.denoiser())
-    key = chunks_of(generator, barred, "search", 1, 50)[0].key
-    (out / "chunks" / key[:2] / f"{key}.safetensors").mkdir(parents=True)
+    key = key_of(chunks_of(generator, barred, "search", 1, 50)[0])
+    (out / "chunks" / "chunk" / key[:2] / f"{key}.safetensors").mkdir(parents=True)
     assert main(["sweep", *parts, "--space", str(space), "--out", str(out), "--workers", "1", *FEW]) == 0
     trials = json.loads((out / "sweep.json").read_text())["trials"]
     failed = {trial["evaluation"]["label"]: trial["failure"] for trial in trials if trial["estimate"] is None}
@@ -125,7 +125,7 @@ def test_hours_that_confirm_nothing_are_refused_before_any_trial_and_the_speed_i
     assert main([*command, "--budget-gpu-hours", "1e-7"]) == 2
     assert "too little to confirm anything" in capsys.readouterr().err
     assert json.loads((out / "speed.json").read_text())["evaluations_per_worker_hour"] > 1000
-    assert not list(out.glob("log/*"))
+    assert not (out / "trials.jsonl").exists()
 
 
 GUIDED = """
@@ -153,7 +153,7 @@ def test_a_sweep_over_guidance_finds_a_sampler_that_names_its_guide_and_is_taken
     guide = f"{guide}/model"
     plain, guided = open_model(parts[1]), open_model(parts[1], guide)
     _, spec = open_reference(parts[3])
-    room = [ask_for(model, [spec], 1, "cpu").memory for model in (plain, guided)]
+    room = [GenerateFeatures(model=model, extractors=(spec,), store="").needs.memory for model in (plain, guided)]
     assert room[1] - room[0] == 2 * len(open_model(guide).weights)
     space, out = tmp_path / "space.yaml", tmp_path / "sweep"
     space.write_text(GUIDED)
@@ -178,41 +178,7 @@ def test_a_trial_imports_nothing_heavy():
 
 
 def _searcher(space: str = WORLD) -> StrategySearcher:
-    return StrategySearcher(driver_of(space), lambda answer: None)
-
-
-def _play(searcher: StrategySearcher, most: float = math.inf) -> int:
-    """Answer trials as Tune would, ``most`` of them; the last in flight stay unanswered."""
-    done = 0
-    while done < most and (config := searcher.suggest(f"trial {searcher.asked}")) != Searcher.FINISHED:
-        evaluation = searcher.running[f"trial {searcher.asked - 1}"]
-        assert config["evaluation"] == evaluation.id
-        if done % 7 == 6:
-            result = {"fid": math.nan, "failure": "no"}
-        else:
-            result = {"fid": 1.0, "estimate": json.dumps(simulate(evaluation).to_dict()), "seconds": 1.0}
-        searcher.on_trial_complete(f"trial {searcher.asked - 1}", result)
-        done += 1
-    return done
-
-
-@pytest.mark.parametrize("answered", [0, 1, 5, 30, 10_000])
-def test_a_restored_searcher_asks_only_what_was_not_answered_and_decides_the_same(tmp_path, answered):
-    calm = _searcher()
-    total = _play(calm)
-    struck = _searcher()
-    known = _play(struck, answered)
-    struck.suggest("in flight")
-    struck.save(str(tmp_path / "state"))
-    again = _searcher()
-    again.restore(str(tmp_path / "state"))
-    again.on_trial_complete("in flight", {"fid": 1.0})  # Tune's own word on it is not waited for, nor taken
-    assert len(again.told) == known == min(answered, total)
-    # Which of the answers are failures depends on how many came before, so the calm one's are told.
-    while (config := again.suggest("t")) != Searcher.FINISHED:
-        told = calm.told.get(config["evaluation"])
-        again.on_trial_complete("t", {"fid": 1.0, **told} if told else None)
-    assert again.told == calm.told and again.strategy.search.log.decisions == calm.strategy.search.log.decisions
+    return StrategySearcher(Race(space_from(space), PLAN), lambda answer: None)
 
 
 def test_no_more_trials_are_in_flight_than_the_pool_keeps_busy():
@@ -222,14 +188,14 @@ def test_no_more_trials_are_in_flight_than_the_pool_keeps_busy():
     assert [searcher.suggest(str(i)) is None for i in range(3)] == [False, False, True]
 
 
-@pytest.mark.parametrize("name", ["experiment_state-2.json", "searcher-state-2.pkl"])
-def test_state_that_was_cut_off_is_not_restored(tmp_path, name):
-    files = ("tuner.pkl", "experiment_state-1.json", "searcher-state-1.pkl", "search_gen_state-1.json")
-    for file in files:
-        (tmp_path / file).write_text("{}")
-    assert can_restore(str(tmp_path))
-    (tmp_path / name).write_text('{"a": 1')
-    assert not can_restore(str(tmp_path))
+def test_a_trial_that_is_lost_for_good_is_a_failure_and_the_sweep_goes_on():
+    searcher = _searcher()
+    assert searcher.suggest("a") and searcher.suggest("b")
+    lost, other = searcher.running["a"], searcher.running["b"]
+    searcher.on_trial_complete("a", error=True)
+    searcher.on_trial_complete("b", {"fid": math.nan, "failure": "no"})
+    told = {answer.evaluation.id: answer.failure for answer in searcher.strategy.trials}
+    assert "lost again and again" in told[lost.id] and told[other.id] == "no"
 
 
 @pytest.mark.fault
@@ -238,8 +204,7 @@ def test_a_sweep_killed_after_a_third_of_its_trials_decides_the_same_and_makes_n
     """SIGKILL of the driver; the same command goes on, and ends as a sweep that was left alone."""
     space = tmp_path / "space.yaml"
     space.write_text(SPACE.replace("num_steps: 4", "num_steps: 8"))
-    # Tune writes its state down every second instead of every ten, so that there is one after a few trials.
-    environment = {**os.environ, "EDM_RAY_LOCAL_CPUS": "3", "TUNE_GLOBAL_CHECKPOINT_S": "1"}
+    environment = {**os.environ, "EDM_RAY_LOCAL_CPUS": "3"}
 
     def command(out: Path) -> list[str]:
         edm_ray = str(Path(sys.executable).with_name("edm-ray"))
@@ -248,35 +213,20 @@ def test_a_sweep_killed_after_a_third_of_its_trials_decides_the_same_and_makes_n
     subprocess.run(command(tmp_path / "calm"), env=environment, check=True, timeout=800)
     calm = json.loads((tmp_path / "calm" / "sweep.json").read_text())
     struck = subprocess.Popen(command(tmp_path / "struck"), env=environment)
-    store, log = tmp_path / "struck" / "chunks", tmp_path / "struck" / "log"
+    store = tmp_path / "struck" / "chunks"
     deadline = time.monotonic() + 600
-    while len(list(log.glob("tune-*/eval_*/result.json"))) < len(calm["trials"]) // 3 or not _told(log):
+    while len(list((store / "measurement").rglob("*.safetensors"))) < len(calm["trials"]) // 3:
         assert struck.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     struck.kill()
     struck.wait()
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*.safetensors")}
-    told = _told(log)
-    assert before and told and not (tmp_path / "struck" / "sweep.json").exists()
+    assert before and not (tmp_path / "struck" / "sweep.json").exists()
     subprocess.run(command(tmp_path / "struck"), env=environment, check=True, timeout=800)
     assert {path: path.stat().st_mtime_ns for path in before} == before, "what was there was not made again"
-    assert len(list(log.glob("tune-*"))) == 1, "the experiment was restored, it is not a second one"
-    written = [path.read_text().splitlines() for path in log.glob("tune-*/eval_*/result.json")]
-    ended = [json.loads(lines[-1]) for lines in written if lines]  # none of those in flight when it was killed
-    counts = collections.Counter(row["config"]["evaluation"] for row in ended)
-    assert all(counts[name] == 1 for name in told), "what was answered was not run again"
     again = json.loads((tmp_path / "struck" / "sweep.json").read_text())
     for result in (calm, again):
         for trial in result["trials"]:
             trial.pop("seconds")
     assert again["trials"] == calm["trials"] and again["decisions"] == calm["decisions"]
     assert again["best"] == calm["best"] and again["confirmed"] == calm["confirmed"]
-
-
-def _told(log: Path) -> list[str]:
-    """Evaluations that the state on disk holds answers of."""
-    found = sorted(log.glob("tune-*/searcher-state-*.pkl"))
-    try:
-        return list(json.loads(found[-1].read_text())) if found else []
-    except ValueError:
-        return []

@@ -15,7 +15,7 @@ from edm_ray.evaluation.extractors.registry import load_extractor
 from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision
 from edm_ray.evaluation.measure import parse_metrics, plan_measurement
 from edm_ray.evaluation.reference import open_reference
-from edm_ray.evaluation.reference_features import KEPT_FILE, KeptFeatures, chosen_rows, open_kept
+from edm_ray.evaluation.reference_features import FEATURES_FILE, ReferenceFeatures, chosen_rows, open_reference_features
 from tests.evaluation.double import BITS, feature_bound
 
 
@@ -120,7 +120,7 @@ def test_a_reference_keeps_the_stated_number_of_features(reference_dir, digits_d
     from edm_ray.data.manifest import open_dataset
     from edm_ray.data.reader import open_reader
 
-    kept = open_kept(str(reference_dir), "kid")
+    kept = open_reference_features(str(reference_dir), "kid")
     assert json.loads((reference_dir / "manifest.json").read_text())["features"] == 200 == len(kept.rows)
     _, spec = open_reference(str(reference_dir))
     with open_reader(open_dataset(str(digits_dir / "train"))) as pixels:
@@ -141,16 +141,16 @@ def test_a_reference_without_features_refuses_kid_and_names_the_fix(digits_dir, 
 
 
 def test_a_changed_byte_in_the_kept_features_is_noticed(reference_dir, tmp_path):
-    path = reference_dir / KEPT_FILE
+    path = reference_dir / FEATURES_FILE
     content = path.read_bytes()
     try:
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(IntegrityError, match="sha256 differs"):
-            open_kept(str(reference_dir), "kid")
+            open_reference_features(str(reference_dir), "kid")
     finally:
         path.write_bytes(content)
     with pytest.raises(IntegrityError, match="not a file of features"):
-        KeptFeatures.from_bytes(b"nonsense", "f")
+        ReferenceFeatures.from_bytes(b"nonsense", "f")
 
 
 def test_metrics_are_named_in_one_order_and_unknown_ones_refused():

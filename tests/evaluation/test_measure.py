@@ -11,11 +11,11 @@ import pytest
 from edm_ray.cli.tables import measured_table, protocol_table, show
 from edm_ray.evaluation.fid import FidReference, fid_reference, interval_95
 from edm_ray.evaluation.kid import kid
-from edm_ray.evaluation.measure import Plan, measure, measure_parts, over_sets
+from edm_ray.evaluation.measure import Plan, estimate_fid, measure, measure_rows, over_sets
 from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.precision_recall import precision_recall
-from edm_ray.evaluation.reference import Reference, estimate_fid
-from edm_ray.evaluation.reference_features import KeptFeatures
+from edm_ray.evaluation.reference import Reference
+from edm_ray.evaluation.reference_features import ReferenceFeatures
 
 BITS, N = 14, 300
 
@@ -40,8 +40,8 @@ def plan():
     reference = Reference(
         moments=Moments.of(real, "x", BITS), dataset="d", dataset_hash="h", extractor_name="x", weights_sha256="w"
     )
-    kept = KeptFeatures(features=real[:200], rows=np.arange(200))
-    return Plan(metrics=("fid", "kid", "isc", "prc"), reference=reference, kept=kept, head=_Head())
+    kept = ReferenceFeatures(features=real[:200], rows=np.arange(200))
+    return Plan(metrics=("fid", "kid", "isc", "prc"), reference=reference, reference_features=kept, head=_Head())
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def sets(plan):
 
 
 def test_one_pass_gives_what_each_metric_gives_alone(plan, sets):
-    features, seeds, kept = _features(1, std=1.2), np.arange(N, 2 * N), plan.kept.features
+    features, seeds, kept = _features(1, std=1.2), np.arange(N, 2 * N), plan.reference_features.features
     assert sets[1].fid == estimate_fid(features, seeds, plan.reference, 10)
     assert sets[1].kid == kid(features, seeds, kept, BITS, 10)
     assert sets[1].prc == precision_recall(features, kept)
@@ -61,7 +61,7 @@ def test_one_pass_gives_what_each_metric_gives_alone(plan, sets):
 def test_images_that_come_in_parts_are_measured_alike(plan, metrics):
     features, seeds, plan = _features(1, std=1.2), np.arange(N), dataclasses.replace(plan, metrics=metrics)
     parts = [(features[i : i + 70], seeds[i : i + 70]) for i in range(0, N, 70)]
-    assert measure_parts(iter(parts), plan) == measure(features, seeds, plan)
+    assert measure_rows(iter(parts), plan) == measure(features, seeds, plan)
 
 
 def test_fid_of_parts_needs_no_more_memory_for_more_images(monkeypatch):
@@ -82,7 +82,7 @@ def test_fid_of_parts_needs_no_more_memory_for_more_images(monkeypatch):
             for i in range(count)
         )
         tracemalloc.start()
-        measure_parts(made, plan)
+        measure_rows(made, plan)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.05 * peaks[0] < 0.9 * 400 * 100 * d * 4

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from edm_ray.diffusion.samplers import sampler
-from edm_ray.generation.device import kind_of
+from edm_ray.evaluation.device import kind_of
 from edm_ray.generation.generate import generate
 from edm_ray.models import load_model
 
@@ -20,8 +20,8 @@ THERE = """
 import sys
 import numpy as np, torch
 from edm_ray.models import load_model
-from edm_ray.diffusion.samplers import Sampler, sampler
-from edm_ray.generation.device import kind_of
+from edm_ray.diffusion.samplers import sampler
+from edm_ray.evaluation.device import kind_of
 from edm_ray.generation.generate import generate
 torch.set_num_threads(1)
 settings = sampler(num_steps=8, s_churn=3.0)

@@ -60,7 +60,7 @@ def test_the_papers_protocol_measures_three_sets_of_seeds_from_zero(
     assert row["metric"] == "FID" and row["best"] == min(fids) and row["mean"] == pytest.approx(np.mean(fids))
     assert row["n"] == 100 and row["n_reference"] == known.images
     # Chunks of another precision are others; those of the same are found again.
-    count = len(list((tmp_path / "e" / "chunks").rglob("*.safetensors")))
+    count = len(list((tmp_path / "e" / "chunks" / "chunk").rglob("*.safetensors")))
     assert count == 3
     command[2] = str(model)
     assert main([*command, "--precision", "bf16", "--card"]) == 0
@@ -71,7 +71,7 @@ def test_the_papers_protocol_measures_three_sets_of_seeds_from_zero(
     assert f"labels random, fp32 | {best}" in card
     assert (after.hash, after.weights) == (before.hash, before.weights)
     assert len(after.about["metrics"]) == 2 * 7 + len(before.about["metrics"])
-    assert len(list((tmp_path / "e" / "chunks").rglob("*.safetensors"))) == 6
+    assert len(list((tmp_path / "e" / "chunks" / "chunk").rglob("*.safetensors"))) == 6
     assert json.loads((tmp_path / "e" / "evaluation.json").read_text())["metrics"] == content["metrics"]
 
 

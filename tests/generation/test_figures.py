@@ -128,17 +128,20 @@ def test_bf16_changes_the_network_alone_and_little(denoiser):
 
 
 def test_the_precision_is_part_of_a_chunks_identity():
-    from edm_ray.distributed.chunks import Chunk, Generator
+    from edm_ray.evaluation.chunks import Chunk, Generator
+    from edm_ray.storage.artifacts import key_of
 
     keys = {
-        Chunk(
-            generator=Generator(
-                model="m", extractor="e", labels="random", micro_batch=50, device="cpu", precision=precision
-            ),
-            settings=SETTINGS,
-            first=0,
-            size=10,
-        ).key
+        key_of(
+            Chunk(
+                generator=Generator(
+                    model="m", extractor="e", labels="random", micro_batch=50, device="cpu", precision=precision
+                ),
+                settings=SETTINGS,
+                first=0,
+                size=10,
+            )
+        )
         for precision in ("fp32", "bf16")
     }
     assert len(keys) == 2

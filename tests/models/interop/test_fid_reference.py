@@ -15,8 +15,9 @@ from edm_ray.cli import main
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.evaluation.extractors.digits import DIM, DigitsClassifier, save_digits_classifier
 from edm_ray.evaluation.fid import FidReference
+from edm_ray.evaluation.measure import estimate_fid
 from edm_ray.evaluation.moments import Moments
-from edm_ray.evaluation.reference import estimate_fid, open_reference
+from edm_ray.evaluation.reference import open_reference
 from edm_ray.models.interop.fid_reference import read_fid_npz
 
 

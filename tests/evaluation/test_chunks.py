@@ -11,18 +11,9 @@ import numpy as np
 import pytest
 
 from edm_ray.diffusion.samplers import sampler
-from edm_ray.distributed.chunks import (
-    POOL_START,
-    Generator,
-    _path,
-    chunks_of,
-    gather,
-    is_stored,
-    read_chunk,
-    write_chunk,
-)
-from edm_ray.distributed.evaluate import chunks_for
 from edm_ray.errors import InputError, IntegrityError
+from edm_ray.evaluation.chunks import POOL_START, Generator, chunks_for, chunks_of, gather, read_chunk, write_chunk
+from edm_ray.storage.artifacts import is_stored, key_of, path_of
 
 GENERATOR = Generator(model="m", extractor="e", labels="random", micro_batch=50, device="cpu")
 
@@ -46,7 +37,7 @@ def test_evaluations_of_any_size_share_their_chunks(pool):
         seeds = [seed for chunk in chunks for seed in chunk.seeds.tolist()]
         assert set(range(start + first, start + first + num)) <= set(seeds) and len(seeds) < num + 200
     few, many = (chunks_for(GENERATOR, settings, start, num) for num in (150, 20_000))
-    assert [chunk.key for chunk in few] == [chunk.key for chunk in many[:2]]
+    assert few == many[:2] and [key_of(chunk) for chunk in few] == [key_of(chunk) for chunk in many[:2]]
 
 
 def test_a_chunk_counts_once_in_whatever_order_and_number_it_is_named(stored):
@@ -75,7 +66,7 @@ def test_chunks_that_share_seeds_or_are_of_two_samplers_are_refused(stored):
 @pytest.mark.parametrize("cut", [0, 7, 40, -1])
 def test_a_truncated_chunk_is_refused_and_counts_as_missing(stored, cut, caplog):
     store, chunks = stored
-    path = Path(_path(store, chunks[0].key))
+    path = Path(path_of(store, chunks[0]))
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(IntegrityError, match="delete it and run again"):
         read_chunk(store, chunks[0])
@@ -85,7 +76,7 @@ def test_a_truncated_chunk_is_refused_and_counts_as_missing(stored, cut, caplog)
 
 def test_a_flipped_bit_anywhere_in_a_chunk_never_gives_other_features(stored):
     store, chunks = stored
-    path = Path(_path(store, chunks[0].key))
+    path = Path(path_of(store, chunks[0]))
     whole = path.read_bytes()
     good = read_chunk(store, chunks[0])
     for index in range(0, len(whole), 3):
@@ -96,7 +87,7 @@ def test_a_flipped_bit_anywhere_in_a_chunk_never_gives_other_features(stored):
 
 def test_a_chunk_of_other_settings_under_this_name_is_refused(stored):
     store, chunks = stored
-    Path(_path(store, chunks[0].key)).write_bytes(Path(_path(store, chunks[1].key)).read_bytes())
+    Path(path_of(store, chunks[0])).write_bytes(Path(path_of(store, chunks[1])).read_bytes())
     with pytest.raises(IntegrityError, match="other settings"):
         read_chunk(store, chunks[0])
 
@@ -114,7 +105,7 @@ def test_a_chunk_of_other_settings_under_this_name_is_refused(stored):
 )
 def test_whatever_decides_the_features_is_in_the_key(change):
     one, other = (
-        chunks_of(generator, sampler(num_steps=4), "search", 1, 3)[0].key
+        key_of(chunks_of(generator, sampler(num_steps=4), "search", 1, 3)[0])
         for generator in (GENERATOR, dataclasses.replace(GENERATOR, **change))
     )
     assert one != other

@@ -1,0 +1,56 @@
+"""The executor of a Ray cluster. Nothing of Ray is imported until something is to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from edm_ray.errors import InputError
+from edm_ray.execution.executor import Recipe
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Work is done by actors of a cluster: the one at ``address``, else the one that RAY_ADDRESS names or this job runs
+    in, else a Ray that is started on this machine."""
+
+    workers: int = 1
+    """At most."""
+    device: str = "cpu"
+    """cpu: one CPU each; cuda: one GPU each, or a share of it."""
+    address: str | None = None
+    least: int | None = None
+    """Start with so many, take more when the cluster grows; None: all must fit the cluster."""
+    actors_per_gpu: int = 1
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.actors_per_gpu < 1 or not 1 <= (self.least or 1) <= self.workers:
+            raise InputError(
+                f"workers {self.least or self.workers} to {self.workers}, {self.actors_per_gpu} a GPU: give 1 or more, "
+                "least not above most"
+            )
+
+    @property
+    def size(self) -> int:
+        return self.workers
+
+    def session(self) -> AbstractContextManager[None]:
+        from edm_ray.distributed.session import session
+
+        return session(self.address)
+
+    @contextmanager
+    def open(self, *recipes: Recipe) -> Iterator[tuple[Any, ...]]:
+        """A `Pool` for each recipe, all of them checked before the first starts."""
+        from edm_ray.distributed.pool import check, check_here, start_pool
+
+        check_here(self, recipes)
+        with self.session(), ExitStack() as ends:
+            check(self, recipes)
+            pools = []
+            for recipe in recipes:
+                pools.append(start_pool(self, recipe))
+                ends.callback(pools[-1].stop)
+            yield tuple(pools)

@@ -1,0 +1,44 @@
+"""The executor of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from edm_ray.execution.executor import Item, Recipe, Worker, is_made
+
+
+@dataclass(frozen=True)
+class Local:
+    """Work is done in this process, one item after the other."""
+
+    device: str = "cpu"
+
+    @property
+    def size(self) -> int:
+        return 1
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def open(self, *recipes: Recipe) -> Iterator[tuple[LocalMaker, ...]]:
+        yield tuple(LocalMaker(recipe, self.device) for recipe in recipes)
+
+
+class LocalMaker:
+    """One worker, set up when the first item is missing."""
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        self.recipe, self.device = recipe, "cpu" if recipe.needs.light else device
+        self.worker: Worker | None = None
+
+    def make(self, items: Sequence[Item]) -> Iterator[int]:
+        for number, item in enumerate(items):
+            if not is_made(self.recipe, item):
+                if self.worker is None:
+                    self.worker = self.recipe.setup(self.device)
+                self.worker.make(item)
+            yield number
