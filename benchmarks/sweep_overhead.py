@@ -1,6 +1,6 @@
 """What a trial of a sweep costs beside sampling: the same sweep again, when all of its chunks are there.
 
-    python benchmarks/sweep_overhead.py MODEL REFERENCE [--trials 64] [--concurrent 8] [--repeats 5]
+    python -m benchmarks.sweep_overhead MODEL REFERENCE [--trials 64] [--concurrent 8] [--repeats 5]
 
 The first run fills the chunk store; the others sample nothing: what they take is Tune, the dispatchers, reading chunks
 and working out FIDs (with 11 eigenvalue problems each: the reference's feature count says how large).
@@ -15,8 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from edm_ray.search.strategies import make_strategy
-
+from benchmarks.results import record
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed.executor import Ray
 from edm_ray.distributed.session import session
@@ -26,7 +25,8 @@ from edm_ray.evaluation.reference import open_reference
 from edm_ray.generation.evaluate import EvaluationSpec
 from edm_ray.models import open_model
 from edm_ray.search.dimensions import Range
-from edm_ray.search.plan import SweepPlan
+from edm_ray.search.driver import Driver
+from edm_ray.search.plan import sweep_plan
 from edm_ray.search.space import Space
 
 
@@ -45,7 +45,7 @@ def main() -> None:
         sampler=sampler(num_steps=4),
         search={"churn_fraction": Range(low=0.01, high=1.0), "s_noise": Range(low=0.99, high=1.01)},
     )
-    plan = SweepPlan(
+    plan = sweep_plan(
         strategy="random",
         chunk_size=50,
         initial_chunks=1,
@@ -58,14 +58,15 @@ def main() -> None:
         spec = EvaluationSpec(model=model, extractors=(extractor,), store=f"{folder}/chunks")
         measured = Plan(metrics=("fid",), reference=reference)
         each: list[float] = []
+        firsts: list[float] = []
         for turn in range(args.repeats + 1):
             ends: list[float] = []
-            strategy = make_strategy(space, plan, 0, None)
+            driver = Driver(space, plan, 0)
             began = time.monotonic()
             sweep_on_ray(
                 spec,
                 measured,
-                strategy,
+                driver,
                 f"{folder}/{turn}",
                 lambda answer, ends=ends: ends.append(time.monotonic()),
                 Ray(workers=1),
@@ -81,9 +82,13 @@ def main() -> None:
             shutil.rmtree(f"{folder}/chunks/measurement")  # so that the next sweep works its FIDs out again
             if turn:
                 each.append(trial)
+                firsts.append(ends[0] - began)
     print(
         f"{args.concurrent} in flight: {statistics.median(each):.3f} s a trial ({min(each):.3f} to {max(each):.3f}), "
         f"{args.repeats} sweeps of {args.trials + 1} evaluations, extractor {reference.extractor_name}"
+    )
+    record(
+        "sweep_overhead", {"a trial beside sampling": ("s", each), "until the first trial": ("s", firsts)}, vars(args)
     )
 
 

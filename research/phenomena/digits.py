@@ -210,9 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("ladder"))
     parser.add_argument("--num", type=int, default=1000)
-    parser.add_argument(
-        "--kimg", type=float, default=32, help="thousands of training images; long runs: 4 times"
-    )
+    parser.add_argument("--kimg", type=float, default=32, help="thousands of training images; long runs: 4 times")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
