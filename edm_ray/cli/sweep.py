@@ -21,6 +21,7 @@ from edm_ray.cli.workers import choose_executor
 from edm_ray.data.manifest import open_dataset
 from edm_ray.distributed.executor import Ray
 from edm_ray.errors import InputError
+from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.evaluation.grids import image_grid
 from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.parts import measure_real
@@ -30,12 +31,16 @@ from edm_ray.generation.evaluate import EvaluationSpec, fid_meter, sample_grids
 from edm_ray.models import open_model
 from edm_ray.report.html import Context
 from edm_ray.report.saved import save_progress, save_report
-from edm_ray.search.plan import StrategyName, SweepPlan
-from edm_ray.search.result import best_sampler_yaml, result_of
-from edm_ray.search.space import load_space
-from edm_ray.search.strategies import make_strategy
-from edm_ray.search.strategy import Answer, Strategy
+from edm_ray.search.baselines import GridSearch
+from edm_ray.search.driver import Driver
+from edm_ray.search.driver import run as run_driver
+from edm_ray.search.plan import StrategyName, SweepPlan, sweep_plan
+from edm_ray.search.race import Race
+from edm_ray.search.result import result_of
+from edm_ray.search.sampler_file import best_sampler_yaml
+from edm_ray.search.space import Space, in_words, load_space
 from edm_ray.search.time_budget import limit_hours
+from edm_ray.search.trials import Evaluation, TrialResult
 from edm_ray.storage import uris
 
 
@@ -73,19 +78,19 @@ class Args:
     """Stop in good order at so many hours of all workers together; the speed is measured on the first looks."""
     chunk_size: int = 500
     """Images a chunk."""
-    initial_chunks: int = SweepPlan.initial_chunks
+    initial_chunks: int = Race.initial_chunks
     """Chunks of a setting's first look."""
-    max_chunks: int = SweepPlan.max_chunks
+    max_chunks: int = Race.max_chunks
     """Chunks of the finalists of the race; of every setting of grid, random and optuna."""
-    num_line: int = SweepPlan.num_line
+    num_line: int = Race.num_line
     """race: settings on the line of S_churn alone."""
-    num_global: int = SweepPlan.num_global
+    num_global: int = Race.num_global
     """race: settings spread evenly over the space. random, optuna, asha: settings in all."""
-    num_model: int = SweepPlan.num_model
+    num_model: int = Race.num_model
     """race: settings that a model of the FID proposes."""
     confirm_chunks: int = SweepPlan.confirm_chunks
     """Chunks of fresh seeds that confirm the winner."""
-    grid_points: int = SweepPlan.grid_points
+    grid_points: int = GridSearch.points
     """grid: values that a range of the space is cut into."""
     seed: int = 0
     """Of the search's own choices."""
@@ -101,7 +106,7 @@ class Args:
 
 def run(args: Args) -> None:
     space = load_space(args.space)
-    plan = SweepPlan(
+    plan = sweep_plan(
         strategy=args.strategy,
         objective=tuple(part.strip() for part in args.objective.split(",")),
         within=args.within,
@@ -128,8 +133,8 @@ def run(args: Args) -> None:
     guides = any(name.startswith("guidance") for name in space.search)
     if guides and model.guide is None and not model.config.network.label_dim:
         raise InputError(f"{args.space}: searches guidance, but {args.model} has no classes; give --guide MODEL too")
-    strategy = make_strategy(space, plan, args.seed, denoiser)
-    say(f"sweep of {space.name}: {strategy.describe()}")
+    driver = Driver(space, plan, args.seed, denoiser)
+    say(f"sweep of {space.name}: {driver.describe()}")
     if args.dry_run:
         return
     store, n = uris.join(out, "chunks"), plan.confirm_chunks * plan.chunk_size
@@ -161,14 +166,15 @@ def run(args: Args) -> None:
             held_out = open_dataset(uris.absolute(args.real))
             [result] = measure_real(held_out, n, [measured], [extractor], store, executor)
             real = result.measured.fid
-        lines = TrialLines(lambda: save_progress(out, result_of(strategy), context))
-        _search(args, spec, measured, strategy, executor, lines)
-        result = result_of(strategy)
+        lines = TrialLines(space, lambda: save_progress(out, result_of(driver), context))
+        _search(args, spec, measured, driver, executor, lines)
+        result = result_of(driver)
         found = result.of(result.found) or result.require_best()
         say("  sample grids for the report")
         shown = {"deterministic": space.sampler}
-        if strategy.paper is not None and strategy.paper != found.label:
-            shown[f"the paper's setting: {strategy.paper}"] = strategy.settings[strategy.paper]
+        registry = driver.search.registry
+        if registry.paper is not None and registry.paper != found.label:
+            shown[f"the paper's setting: {registry.paper}"] = registry.samplers[registry.paper]
         shown[f"found: {found.label}"] = found.settings
         balanced = dataclasses.replace(spec, labels="balanced")
         images = sample_grids(balanced, list(shown.values()), range(args.grid), executor)
@@ -198,32 +204,23 @@ def run(args: Args) -> None:
 
 
 def _search(
-    args: Args, spec: EvaluationSpec, plan: Plan, strategy: Strategy, executor: Local | Ray, on_trial: TrialLines
+    args: Args, spec: EvaluationSpec, plan: Plan, driver: Driver, executor: Local | Ray, on_trial: TrialLines
 ) -> None:
     """The sweep to its end: as trials of Ray Tune, or here one evaluation after the other."""
-    out = uris.absolute(args.out)
+    out, hours = uris.absolute(args.out), args.budget_gpu_hours
     if isinstance(executor, Ray):
         from edm_ray.distributed.sweep import sweep_on_ray
 
-        hours = args.budget_gpu_hours
-        sweep_on_ray(spec, plan, strategy, out, on_trial, executor, concurrent=args.concurrent, budget_hours=hours)
+        sweep_on_ray(spec, plan, driver, out, on_trial, executor, concurrent=args.concurrent, budget_hours=hours)
         return
     with fid_meter(spec, plan, executor) as meter:
-        if args.budget_gpu_hours is not None:
-            limit_hours(strategy, args.budget_gpu_hours, meter.sampling, 1, meter.generator, spec.store, out)
-        while not strategy.finished:
-            for each in strategy.ask():
-                answer = Answer(evaluation=each)
-                try:
-                    size = strategy.plan.chunk_size
-                    answer.estimate = meter.fid(each.settings.to_dict(), each.seeds, each.chunks, size)
-                except Exception as error:
-                    answer.failure = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-                on_trial(answer)
-                if answer.estimate is None:
-                    strategy.tell_failure(each.id, answer.failure)
-                else:
-                    strategy.tell(each.id, answer.estimate)
+        if hours is not None:
+            limit_hours(driver, hours, meter.sampling, 1, meter.generator, spec.store, out)
+
+        def measure(asked: Evaluation) -> FidEstimate:
+            return meter.fid(asked.settings.to_dict(), asked.seeds, asked.chunks, driver.plan.chunk_size)
+
+        run_driver(driver, measure, on_trial)
 
 
 def _png(images: np.ndarray) -> bytes:
@@ -243,19 +240,18 @@ def _as_flags(args: Args) -> list[str]:
 
 
 class TrialLines:
-    """One line for every trial as it ends; ``keep`` notes now and then what was told before it."""
+    """One line for every trial as it ends; ``save`` stores now and then what was told before it."""
 
-    def __init__(self, keep: Callable[[], None]) -> None:
-        self.count, self.keep, self.kept = 0, keep, -math.inf
+    def __init__(self, space: Space, save: Callable[[], None]) -> None:
+        self.space, self.save = space, save
+        self.count, self.saved = 0, -math.inf
 
-    def __call__(self, answer: Answer) -> None:
-        if self.count and time.monotonic() - self.kept > 5:
-            self.keep()
-            self.kept = time.monotonic()
+    def __call__(self, result: TrialResult) -> None:
+        if self.count and time.monotonic() - self.saved > 5:
+            self.save()
+            self.saved = time.monotonic()
         self.count += 1
-        what, found = answer.evaluation.settings, answer.estimate
-        text = f"FID {found.fid:6.2f} +- {found.se:.2f}  n={found.n}" if found else f"FAILED: {answer.failure}"
-        say(
-            f"  trial {self.count:>3}  {answer.evaluation.stage:<8} S_churn {what.s_churn:5.2f}  S_tmin "
-            f"{what.s_tmin:6.3f}  S_tmax {what.s_tmax:6.2f}  S_noise {what.s_noise:.3f}  {text}"
-        )
+        asked, found = result.evaluation, result.estimate
+        text = f"FID {found.fid:6.2f} +- {found.se:.2f}  n={found.n}" if found else f"FAILED: {result.failure}"
+        settings = in_words(self.space.describe(asked.settings))
+        say(f"  trial {self.count:>3}  {asked.stage:<8} {settings}  {text}")

@@ -89,6 +89,13 @@ def validate(cls: type[T], mapping: Mapping[str, Any], source: str) -> T:
         raise InputError(f"{source}: {where}={first.get('input')!r}: {message}") from error
 
 
+def require_format(content: Mapping[str, Any], known: int, source: str, fix: str) -> None:
+    """Raises InputError when a file says that it is of another format than the one that is read here."""
+    found = content.get("format", known)
+    if found != known:
+        raise InputError(f"{source}: format={found!r} is not allowed: this version reads format {known}; {fix}")
+
+
 def configure(base: T, file: str | None = None, overrides: Sequence[str] = ()) -> T:
     """A preset with a YAML file and ``--set`` pairs laid over it."""
     mapping = dataclasses.asdict(base)  # type: ignore[call-overload]

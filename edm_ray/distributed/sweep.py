@@ -1,6 +1,6 @@
-"""A sweep on Ray Tune: every evaluation the strategy asks for is a trial; sampling and FID are separate remote calls.
+"""A sweep on Ray Tune: every evaluation the driver asks for is a trial; sampling and FID are separate remote calls.
 
-The strategy (`search/`) decides, Tune runs: `StrategySearcher` is the ask / tell bridge. A trial waits for its chunks,
+The driver (`search/`) decides, Tune runs: `DriverSearcher` is the ask / tell bridge. A trial waits for its chunks,
 then for its FID, each at a dispatcher, so it needs next to no CPU and many fit beside the pools.
 
 Nothing of Tune is kept: a sweep that was killed and is run again is a new experiment, and comes to the same decisions,
@@ -27,8 +27,9 @@ from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.evaluation.fid_worker import MeasureSets
 from edm_ray.evaluation.measure import Plan
 from edm_ray.generation.evaluate import EvaluationSpec
-from edm_ray.search.strategy import Answer, Evaluation, Strategy
+from edm_ray.search.driver import Driver
 from edm_ray.search.time_budget import limit_hours
+from edm_ray.search.trials import Evaluation, TrialResult
 from edm_ray.storage import uris
 
 TRIAL_CPUS = 0.01
@@ -39,7 +40,7 @@ TRIALS = "trials.jsonl"
 # Tune copies AWS keys from this environment into the trials' runtime environment, which Ray writes to its logs. Nodes
 # have credentials of their own.
 class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if "AWS_" not in name}
-OnTrial = Callable[[Answer], None]
+OnTrial = Callable[[TrialResult], None]
 
 
 def concurrency(workers: int) -> int:
@@ -47,12 +48,12 @@ def concurrency(workers: int) -> int:
     return min(max(LEAST_CONCURRENT, 2 * workers), MOST_CONCURRENT)
 
 
-class StrategySearcher(Searcher):
-    """Ray Tune's side of a strategy."""
+class DriverSearcher(Searcher):
+    """Ray Tune's side of a sweep's driver."""
 
-    def __init__(self, strategy: Strategy, on_trial: OnTrial):
+    def __init__(self, driver: Driver, on_trial: OnTrial):
         super().__init__(metric="fid", mode="min")
-        self.strategy, self.on_trial = strategy, on_trial
+        self.driver, self.on_trial = driver, on_trial
         self.waiting: list[Evaluation] = []
         self.running: dict[str, Evaluation] = {}
         self.most = LEAST_CONCURRENT
@@ -63,32 +64,28 @@ class StrategySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if not self.waiting:
-            self.waiting = self.strategy.ask()
+            self.waiting = self.driver.ask()
         if not self.waiting:
-            return Searcher.FINISHED if self.strategy.finished and not self.running else None
+            return Searcher.FINISHED if self.driver.finished and not self.running else None
         if len(self.running) >= self.most:
             return None
         evaluation = self.running[trial_id] = self.waiting.pop(0)
-        return _trial_config(evaluation, self.strategy.plan.chunk_size)
+        return _trial_config(evaluation, self.driver.plan.chunk_size)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         evaluation = self.running.pop(trial_id)
         if error or not result or not ("estimate" in result or "failure" in result):
-            answer = Answer(evaluation=evaluation, failure=LOST)
+            told = self.driver.tell_failure(evaluation.id, LOST)
         elif "failure" in result:
-            answer = Answer(evaluation=evaluation, failure=result["failure"])
+            told = self.driver.tell_failure(evaluation.id, result["failure"])
         else:
             estimate = FidEstimate.from_dict(json.loads(result["estimate"]))
-            answer = Answer(evaluation=evaluation, estimate=estimate, seconds=result["seconds"])
-        self.on_trial(answer)
-        if answer.estimate is None:
-            self.strategy.tell_failure(evaluation.id, answer.failure)
-        else:
-            self.strategy.tell(evaluation.id, answer.estimate, answer.seconds)
+            told = self.driver.tell(evaluation.id, estimate, result["seconds"])
+        self.on_trial(told)
 
     def __reduce__(self) -> Any:
-        """A strategy is a running program and is not pickled; nobody restores Tune's state."""
-        return StrategySearcher._not_kept, ()
+        """A driver is a running program and is not pickled; nobody restores Tune's state."""
+        return DriverSearcher._not_kept, ()
 
     @staticmethod
     def _not_kept() -> None:
@@ -118,7 +115,7 @@ def _trial_config(evaluation: Evaluation, chunk_size: int) -> dict[str, Any]:
 def sweep_on_ray(
     spec: EvaluationSpec,
     plan: Plan,
-    strategy: Strategy,
+    driver: Driver,
     out: str,
     on_trial: OnTrial,
     on: Ray,
@@ -137,19 +134,19 @@ def sweep_on_ray(
     with on.open(spec.recipe(), measuring) as (sampling, fids), tempfile.TemporaryDirectory() as folder:
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         if budget_hours is not None:
-            limit_hours(strategy, budget_hours, sampling, on.workers, generator, spec.store, out)
+            limit_hours(driver, budget_hours, sampling, on.workers, generator, spec.store, out)
         requests = [ray.put(FirstChunks(generator=generator)), ray.put(FirstFid(generator=generator, recipe=measuring))]
         trainable = ray.tune.with_parameters(
             evaluate, dispatchers=[sampling.dispatcher, fids.dispatcher], requests=requests
         )
-        searcher = StrategySearcher(strategy, on_trial)
+        searcher = DriverSearcher(driver, on_trial)
         grid = _tuner(ray.tune.with_resources(trainable, {"cpu": TRIAL_CPUS}), searcher, folder, most).fit()
     lines = [json.dumps(result.metrics, default=str) for result in grid if result.metrics]
     uris.write_bytes(uris.join(out, TRIALS), "\n".join([*lines, ""]).encode())
     return grid
 
 
-def _tuner(trainable: Any, searcher: StrategySearcher, folder: str, most: int) -> ray.tune.Tuner:
+def _tuner(trainable: Any, searcher: DriverSearcher, folder: str, most: int) -> ray.tune.Tuner:
     """folder: a private one, for what Tune writes; some of it is pickled, and nobody reads it."""
     return ray.tune.Tuner(
         trainable,

@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from typing import Any
 
 from edm_ray.evaluation.chunks import Chunk, Generator, chunks_of
 from edm_ray.execution.executor import Maker, make_all
-from edm_ray.search.strategy import DETERMINISTIC, Strategy
+from edm_ray.search.driver import Driver
+from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.storage import uris
 from edm_ray.storage.artifacts import is_stored
 
 
 def limit_hours(
-    strategy: Strategy, hours: float, sampling: Maker, workers: int, generator: Generator, store: str, out: str
+    driver: Driver, hours: float, sampling: Maker, workers: int, generator: Generator, store: str, out: str
 ) -> None:
     """Limit the sweep before it starts. Raises InputError when that is too little to confirm anything.
 
@@ -25,19 +25,19 @@ def limit_hours(
     if uris.exists(path):
         speed = json.loads(uris.read_bytes(path))["evaluations_per_worker_hour"]
     else:
-        speed = _measure(strategy, sampling, workers, generator, store)
+        speed = _measure(driver, sampling, workers, generator, store)
         uris.write_bytes(path, json.dumps({"evaluations_per_worker_hour": speed}).encode())
-    strategy.limit_evaluations(int(hours * speed))
+    driver.search.budget.limit_evaluations(int(hours * speed))
 
 
-def _measure(strategy: Strategy, sampling: Maker, workers: int, generator: Generator, store: str) -> float:
+def _measure(driver: Driver, sampling: Maker, workers: int, generator: Generator, store: str) -> float:
     """Network evaluations of one image an hour of one worker: a chunk each to warm up, then a chunk each on the clock.
 
     They are chunks that the sweep looks at anyway.
     """
-    settings: Any = strategy.settings[DETERMINISTIC]
-    plan = strategy.plan
-    chunks = chunks_of(generator, settings, "search", plan.max_chunks + 2 * workers, plan.chunk_size)
+    settings, plan = driver.search.registry.samplers[DETERMINISTIC], driver.plan
+    most = plan.strategy.max_chunks + 2 * workers
+    chunks = chunks_of(generator, settings, "search", most, plan.chunk_size)
     absent = (chunk for chunk in chunks if not is_stored(store, chunk))
     new: list[tuple[Chunk]] = [(chunk,) for chunk in itertools.islice(absent, 2 * workers)]
     make_all(sampling, new[:workers])
