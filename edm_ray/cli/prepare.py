@@ -21,7 +21,7 @@ from edm_ray.data.importers.detect import BUILT_IN, detect_kind
 from edm_ray.data.importers.pictures import PictureOptions
 from edm_ray.data.importers.source import SourceSpec
 from edm_ray.data.manifest import DataSet, open_dataset
-from edm_ray.data.plan import make_plan, prepare
+from edm_ray.data.plan import PlanOptions, make_plan, prepare
 from edm_ray.storage import uris
 
 
@@ -92,9 +92,7 @@ def _prepare(args: Args, kind: str, split: str, dest: str, name: str | None) -> 
         resolution=args.pictures.resolution if crops else None,
         crops=args.crops if crops else 0,
     )
-    plan, notes = make_plan(
-        spec,
-        args.pictures,
+    options = PlanOptions(
         on_error=args.on_error,
         encoding=args.encoding,
         shards=args.shards,
@@ -104,6 +102,7 @@ def _prepare(args: Args, kind: str, split: str, dest: str, name: str | None) -> 
         decoder=args.decoder,
         scale=args.scale,
     )
+    plan, notes = make_plan(spec, args.pictures, options)
     for note in notes:
         say(f"{args.source}: {note}")
     if args.dry_run:
