@@ -21,8 +21,9 @@ from edm_ray.config.load import configure
 from edm_ray.config.presets import preset
 from edm_ray.data.manifest import open_dataset
 from edm_ray.storage import uris
-from edm_ray.training.engine import Place, train
-from edm_ray.training.run import claim_run, read_metrics
+from edm_ray.training.loop import TrainingJob, train
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import claim_run
 
 STEPS, BATCH = 12, 16
 
@@ -47,7 +48,7 @@ def one_run(data: str, run: Path, checkpoints: int, channels: int) -> dict[str, 
     config = configure(preset("digits", dataset.shape), None, settings)
     claim_run(str(run), config, dataset)
     began = time.monotonic()
-    train(config, dataset, str(run), Place(), {})
+    train(TrainingJob(config=config, dataset=dataset, run_uri=str(run)))
     seconds, rows = time.monotonic() - began, read_metrics(str(run))
     # A tick's row is written before its checkpoint is asked for, so a stall is in the next row.
     stalls = [row["checkpoint_stall_s"] for row in rows[1:]]

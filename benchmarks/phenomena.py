@@ -35,7 +35,7 @@ from edm_ray.generation.generate import generate
 from edm_ray.models import load_model
 from edm_ray.search.statistics import difference
 from edm_ray.seeding import image_noise
-from edm_ray.training.engine import Place, train
+from edm_ray.training.loop import TrainingJob, train
 from edm_ray.training.run import claim_run, model_uri
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -83,7 +83,14 @@ class Bench:
             if not (run / "model" / "manifest.json").exists():
                 config = config_of(name.split("-")[1], self.train_data, 128 if name.startswith("long") else 32, 0, "vp")
                 claim_run(str(run), config, self.train_data)
-                train(config, self.train_data, str(run), Place(), {"preset": name, "dataset": self.train_data.name})
+                train(
+                    TrainingJob(
+                        config=config,
+                        dataset=self.train_data,
+                        run_uri=str(run),
+                        about={"preset": name, "dataset": self.train_data.name},
+                    )
+                )
             self.models[name] = load_model(model_uri(str(run)))
         return self.models[name]
 

@@ -34,9 +34,10 @@ from scipy.stats import t as student
 from edm_ray.cli import main as edm_ray
 from edm_ray.config.load import configure
 from edm_ray.config.presets import preset
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet, open_dataset
-from edm_ray.training.engine import Place, train
+from edm_ray.training.device import Place
+from edm_ray.training.loop import TrainingJob, train
 from edm_ray.training.run import claim_run
 
 STEPS_A_TICK, LIMIT_S = 16, 300
@@ -64,7 +65,7 @@ def torchrun_worker(data_uri: str, run: str, ticks: str) -> None:
     config = config_of(data)
     if rank == 0:
         claim_run(run, config, data)
-    train(config, data, run, Place(rank=rank, world_size=world), {}, on_tick)
+    train(TrainingJob(config=config, dataset=data, run_uri=run), Place(rank=rank, world_size=world), on_tick)
 
 
 def ray_driver(data_uri: str, run: str, workers: int) -> None:

@@ -97,17 +97,17 @@ def mark_worker() -> None:
         mark("train function read begins")
         function = original(self)
         mark("train function read ends")
-        from edm_ray.training import engine
+        from edm_ray.training import loop
 
-        mark_engine(engine)
+        mark_loop(loop)
         return function
 
     ObjectRefWrapper.get = get
 
 
-def mark_engine(engine: Any) -> None:
-    """The engine's own parts of a start."""
-    marked(engine, "open_reader", "reader")
-    marked(engine.Trainer, "__init__", "network")
-    marked(engine, "_agreed_checkpoint", "checkpoint read")
-    marked(engine.Trainer, "step", "first step", once=True)
+def mark_loop(loop: Any) -> None:
+    """The loop's own parts of a start."""
+    marked(loop, "open_reader", "reader")
+    marked(loop, "TrainingState", "network")
+    marked(loop, "agreed_checkpoint", "checkpoint read")
+    marked(loop.TrainingStep, "take", "first step", once=True)

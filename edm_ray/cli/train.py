@@ -10,25 +10,32 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from edm_ray.cli.console import Progress, duration, say
 from edm_ray.cli.workers import parse_workers
 from edm_ray.config.identity import identity_fields
 from edm_ray.config.load import configure
 from edm_ray.config.presets import preset
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
-from edm_ray.training.run import checkpoint_store, claim_run, model_uri, read_metrics, refuse_mirrored_latents
-from edm_ray.training.skipped_shards import lost_lines
-from edm_ray.training.snapshots import FidRows, fid_lines, picture_uri, snapshots_uri
-from edm_ray.training.trackers import parse_trackers
-from edm_ray.training.tracking import Tracking
-
-if TYPE_CHECKING:  # with --no-ray, Ray is not imported
-    from edm_ray.distributed.snapshots import Follower, SnapshotPlan
+from edm_ray.training.device import Place
+from edm_ray.training.loop import Stopped, TrainingJob, train
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import (
+    checkpoint_store,
+    claim_run,
+    grid_uri,
+    model_uri,
+    refuse_mirrored_latents,
+    snapshot_model_uri,
+    snapshots,
+)
+from edm_ray.training.signals import Signal
+from edm_ray.training.skipped_shards import skipped_lines
+from edm_ray.training.trackers import Tracking, parse_trackers
 
 
 @dataclass(frozen=True)
@@ -62,17 +69,8 @@ class Args:
     """Send the metrics to tensorboard, wandb or mlflow too; NAME=WHERE for a folder, project or experiment of your own.
     May name several."""
     snapshot_kimg: float | None = None
-    """Every so many thousand images keep a snapshot of the model in RUN/snapshots, and draw a grid of fixed seeds from
-    it beside the training."""
-    snapshot_fid: str | None = None
-    """Reference that `edm-ray reference` wrote: a quick FID of each snapshot too."""
-    snapshot_images: int = 500
-    """Images of that FID; only FIDs of equal n compare."""
-    snapshot_sampler: str | None = None
-    """best-sampler.yaml of a sweep, or a directory that holds one; else deterministic, 18 steps."""
-    snapshot_on: str = "cpu"
-    """Where snapshots are drawn: cpu, gpu:SHARE (such as gpu:0.25; under Ray, cards that train keep that share free),
-    or after (when training has ended). Where there is no room beside the training it is done after."""
+    """Every so many thousand images keep a model in RUN/snapshots and draw a small grid of fixed seeds from it, between
+    two steps; no grid where drawing it would take more than 5 % of the time since the last one."""
     no_ray: bool = False
     """Train in this process, without Ray (one worker)."""
     dry_run: bool = False
@@ -97,7 +95,8 @@ def run(args: Args) -> None:
     check_fit(config, dataset)
     run_uri = uris.absolute(args.out)
     trackers = parse_trackers(args.track, run_uri)
-    plan = snapshot_plan(args, workers)
+    if args.snapshot_kimg is not None and args.snapshot_kimg <= 0:
+        raise InputError(f"--snapshot-kimg {args.snapshot_kimg:g}: give more than 0")
     describe(config, dataset, run_uri, args.workers, args.device)
     if args.dry_run:
         from edm_ray.cli.plan import print_plan
@@ -114,116 +113,39 @@ def run(args: Args) -> None:
         "seed": config.seed,
         "class_names": list(dataset.class_names),
     }
+    job = TrainingJob(config=config, dataset=dataset, run_uri=run_uri, about=about, snapshot_kimg=args.snapshot_kimg)
     progress = Progress("images")
     fields = identity_fields(config, dataset.hash)
-    rows = read_metrics(run_uri)
-    tracking, fids = Tracking(trackers, run_uri, fields, rows), FidRows(rows[-1]["nimg"] if rows else 0)
-    with terminated() as must_stop, session_for(args, plan):
-        follower = follow(args, plan, run_uri, (workers[1], config.threads), fids, done[-1] if done else 0)
-        seen: list[dict[str, Any]] = []
+    tracking = Tracking(trackers, run_uri, fields, read_metrics(run_uri))
+    seen: list[dict[str, Any]] = []
 
-        def on_tick(row: dict[str, Any]) -> None:
-            seen.append(row)
-            tracking.add(fids.onto(row))
-            if follower is not None:
-                follower.on_tick(row)
-            progress.update(row["nimg"], row["total"], f"loss {row['loss']:.1f}  {row['images_per_s']:.0f} images/s")
+    def on_tick(row: dict[str, Any]) -> None:
+        seen.append(row)
+        tracking.add(row)
+        progress.update(row["nimg"], row["total"], f"loss {row['loss']:.1f}  {row['images_per_s']:.0f} images/s")
+        if "grid_s" in row:
+            say(f"  {grid_line(run_uri, row)}")
 
-        started, trained, drawn, ended = time.monotonic(), 0.0, True, False
+    started, trained, ended = time.monotonic(), 0.0, False
+    with terminated() as must_stop:
         try:
-            gpus = 1.0 if plan is None else plan.gpus_of_a_worker(args.device)
-            _train(args, workers, gpus, config, dataset, run_uri, about, on_tick, cache, must_stop)
+            _train(args, job, cache, on_tick, must_stop)
             trained, ended = time.monotonic() - started, True
         finally:
-            try:
-                if follower is not None:
-                    drawn = follower.close(ended, must_stop)
-            finally:
-                for row in fids.rest():
-                    tracking.add(row)
-                for line in tracking.close(ended):
-                    say(f"  {line}")
-        summarise(args, run_uri, trained, seen, done[-1] if done else 0, follower)
-        if not drawn and must_stop():
-            raise SystemExit(143)
+            for line in tracking.close(ended):
+                say(f"  {line}")
+    summarise(run_uri, trained, seen, done[-1] if done else 0)
 
 
-def session_for(args: Args, plan: SnapshotPlan | None) -> contextlib.AbstractContextManager[None]:
-    """Tasks that draw snapshots need Ray for as long as the command; training alone opens it by itself."""
-    if args.no_ray or plan is None:
-        return contextlib.nullcontext()
-    from edm_ray.distributed.session import session
-
-    return session()
-
-
-def snapshot_plan(args: Args, workers: tuple[int, int]) -> SnapshotPlan | None:
-    """What --snapshot-* ask for, checked; None where no snapshots are wanted."""
-    if args.snapshot_kimg is None:
-        given = {"--snapshot-fid": args.snapshot_fid, "--snapshot-sampler": args.snapshot_sampler}
-        if asked := [flag for flag, value in given.items() if value is not None]:
-            raise InputError(f"{asked[0]} is about snapshots, which are not asked for; give --snapshot-kimg N too")
-        return None
-    from edm_ray.cli.sampler import choose_settings
-    from edm_ray.distributed.snapshots import SnapshotPlan, parse_place, require_reservable
-    from edm_ray.evaluation.reference import open_reference
-
-    if args.snapshot_kimg <= 0:
-        raise InputError(f"--snapshot-kimg {args.snapshot_kimg:g}: give more than 0")
-    if args.snapshot_images < 100:
-        raise InputError(
-            f"--snapshot-images {args.snapshot_images}: give 100 or more; FID of fewer images says nothing"
-        )
-    where = None if args.snapshot_fid is None else uris.absolute(args.snapshot_fid)
-    device, share, after = parse_place(args.snapshot_on, args.device)
-    plan = SnapshotPlan(
-        kimg=args.snapshot_kimg,
-        settings=choose_settings(args.snapshot_sampler, []),
-        reference=where,
-        reference_hash=None if where is None else open_reference(where)[0].moments.hash,
-        num=args.snapshot_images,
-        device=device,
-        share=share,
-        after=after,
-    )
-    if not args.no_ray and plan.gpus_of_a_worker(args.device) < 1.0:
-        require_reservable(plan.share, workers)
-    return plan
+def grid_line(run_uri: str, row: dict[str, Any]) -> str:
+    """What became of a snapshot's grid."""
+    what = f"snapshot at {row['nimg']:,} images"
+    if "grid_skipped" in row:
+        return f"{what}: no grid ({row['grid_skipped']})"
+    return f"{what}: {grid_uri(run_uri, row['nimg'])}, drawn in {row['grid_s']:.3g} s"
 
 
-def follow(
-    args: Args, plan: SnapshotPlan | None, run_uri: str, workers: tuple[int, int], fids: FidRows, resumed_at: int
-) -> Follower | None:
-    """What draws the snapshots from here on; the caller closes it. ``workers``: (how many at most, threads of each)."""
-    if plan is None:
-        return None
-    from edm_ray.distributed.snapshot_runners import ProcessRunner, RayRunner, Runner
-    from edm_ray.distributed.snapshots import Follower
-
-    runner: Runner = (
-        ProcessRunner(plan.device)
-        if args.no_ray
-        else RayRunner(plan.device, plan.share, workers[0], args.device, workers[1], plan.gpus_of_a_worker(args.device))
-    )
-
-    def on_record(record: dict[str, Any]) -> None:
-        fids.add(record)
-        fid = f", FID {record['fid']:.3f} (n={record['n']})" if "fid" in record else ""
-        say(f"  snapshot at {record['nimg']:,} images: {picture_uri(run_uri, record['nimg'])}{fid}")
-
-    follower = Follower(plan, run_uri, runner, lambda line: say(f"  {line}"), on_record, resumed_at)
-    follower.start()
-    return follower
-
-
-def summarise(
-    args: Args,
-    run_uri: str,
-    seconds: float,
-    seen: list[dict[str, Any]],
-    resumed_at: int,
-    follower: Follower | None,
-) -> None:
+def summarise(run_uri: str, seconds: float, seen: list[dict[str, Any]], resumed_at: int) -> None:
     """What there is now, and what to do with it. ``seen``: this command's rows of metrics."""
     if seen:
         last, images = seen[-1], seen[-1]["nimg"] - resumed_at
@@ -232,55 +154,43 @@ def summarise(
         say(f"  trained {images:,} images{whole} in {duration(seconds)}, {speed}; last loss {last['loss']:.1f}")
     else:
         say("  nothing was left to train")
-    for line in lost_lines(run_uri):
+    for line in skipped_lines(run_uri):
         say(f"  {line}")
-    records = follower.records() if follower is not None else []
-    if follower is not None:
-        failed = f", {len(follower.failed)} failed: the same command tries them again" if follower.failed else ""
-        say(f"  snapshots: {len(records)} drawn in {snapshots_uri(run_uri)}{failed}")
-        for line in fid_lines(run_uri, records):
-            say(f"    {line}")
+    if written := snapshots(run_uri):
+        say(f"  snapshots: {len(written)}, the last {written[-1][1]}")
+    for nimg in sorted({row["nimg"] for row in seen if "grid_s" in row} - {nimg for nimg, _ in written}):
+        say(f"  warning: {snapshot_model_uri(run_uri, nimg)} was not written; see the log")
     model = shlex.quote(model_uri(run_uri))
-    reference = "REFERENCE" if args.snapshot_fid is None else shlex.quote(args.snapshot_fid)
     say(f"  model: {model_uri(run_uri)}")
     say(f"  sample from it: edm-ray generate --model {model} --out samples.png")
-    say(f"  sweep its samplers: edm-ray sweep --model {model} --reference {reference} --space SPACE.yaml --out sweep")
+    say(f"  sweep its samplers: edm-ray sweep --model {model} --reference REFERENCE --space SPACE.yaml --out sweep")
 
 
 def _train(
     args: Args,
-    workers: tuple[int, int],
-    gpus: float,
-    config: TrainingConfig,
-    dataset: DataSet,
-    run_uri: str,
-    about: dict[str, Any],
-    on_tick: Callable[[dict[str, Any]], None],
+    job: TrainingJob,
     cache: dict[str, str],
+    on_tick: Callable[[dict[str, Any]], None],
     must_stop: Callable[[], bool],
 ) -> None:
-    from edm_ray.training.engine import Place, Stopped, train
-    from edm_ray.training.signals import Wish
-
     try:
         if args.no_ray:
-            place, ask = Place(device=args.device), lambda: Wish.STOP if must_stop() else Wish.NOTHING
-            train(config, dataset, run_uri, place, about, on_tick, ask=ask, snapshot_kimg=args.snapshot_kimg)
+            ask = lambda: Signal.STOP if must_stop() else Signal.NONE  # noqa: E731
+            train(job, Place(device=args.device), on_tick, ask)
             return
         from edm_ray.distributed.train import train_on_ray
 
         train_on_ray(
-            config,
-            dataset,
-            run_uri,
-            about,
-            workers=workers,
+            job.config,
+            job.dataset,
+            job.run_uri,
+            dict(job.about),
+            workers=parse_workers(args.workers),
             device=args.device,
             max_failures=args.max_failures,
-            gpus=gpus,
             on_tick=on_tick,
             variables=cache,
-            snapshot_kimg=args.snapshot_kimg,
+            snapshot_kimg=job.snapshot_kimg,
             must_stop=must_stop,
         )
     except Stopped as stopped:

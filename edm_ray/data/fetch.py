@@ -17,7 +17,7 @@ POLICIES = ("raise", "skip")
 
 
 @dataclass
-class Lost:
+class SkippedShards:
     """Shards that could not be used, with the reason: what policy "skip" has left out."""
 
     shards: dict[str, str] = field(default_factory=dict)
@@ -40,12 +40,12 @@ def fetch(
     shards: Sequence[Shard],
     receive: Callable[[Shard, Pixels, Labels], None],
     threads: int = 8,
-    lost: Lost | None = None,
+    skipped: SkippedShards | None = None,
 ) -> None:
     """Give every shard to ``receive``, from several threads at once; at most ``threads`` shards are in memory.
 
     A shard that is missing, truncated, changed or replaced raises InputError (IntegrityError where its bytes are
-    not the manifest's) naming it, and nothing more is started; with ``lost`` it is noted there instead. What else
+    not the manifest's) naming it, and nothing more is started; with ``skipped`` it is noted there instead. What else
     storage raises (no permission, no answer) is raised under either policy.
     """
 
@@ -53,9 +53,9 @@ def fetch(
         try:
             images, labels = read_verified(dataset, shard)
         except (IntegrityError, NotFound) as error:
-            if lost is None:
+            if skipped is None:
                 raise
-            lost.add(shard, error)
+            skipped.add(shard, error)
             return
         receive(shard, images, labels)
 
@@ -71,9 +71,9 @@ def fetch(
                 future.cancel()
 
 
-def stand_in(dataset: DataSet, number: int, lost: Lost) -> int:
-    """This shard, or when it is lost the next one that is not. Raises InputError when there is none."""
+def stand_in(dataset: DataSet, number: int, skipped: SkippedShards) -> int:
+    """This shard, or when it is skipped the next one that is not. Raises InputError when there is none."""
     for step in range(len(dataset.shards)):
-        if dataset.shards[other := (number + step) % len(dataset.shards)].name not in lost.shards:
+        if dataset.shards[other := (number + step) % len(dataset.shards)].name not in skipped.shards:
             return other
-    raise InputError(f"{dataset.uri}: not one shard is whole; the first: {next(iter(lost.shards.values()))}")
+    raise InputError(f"{dataset.uri}: not one shard is whole; the first: {next(iter(skipped.shards.values()))}")

@@ -20,7 +20,7 @@ from edm_ray.data.blocks import BlockOrder
 from edm_ray.data.cache import Entry, Put, sound_entry
 from edm_ray.data.codec import view
 from edm_ray.data.eviction import Cache, open_cache
-from edm_ray.data.fetch import POLICIES, Lost, fetch, stand_in
+from edm_ray.data.fetch import POLICIES, SkippedShards, fetch, stand_in
 from edm_ray.data.format import Labels, Pixels
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import sample_indices
@@ -72,7 +72,7 @@ class Source(Protocol):
 class Served(Protocol):
     """What training reads from: a `Reader`, or what stands in for it."""
 
-    lost: Lost
+    skipped: SkippedShards
 
     def at(self, positions: np.ndarray, seed: int) -> Batch: ...
 
@@ -103,9 +103,9 @@ class Reader:
     """Images and labels by position of the training order. Made by `open_reader`; close it, or use it as a context."""
 
     def __init__(
-        self, dataset: DataSet, source: Source, xflip: bool, lost: Lost, order: BlockOrder | None = None
+        self, dataset: DataSet, source: Source, xflip: bool, skipped: SkippedShards, order: BlockOrder | None = None
     ) -> None:
-        self.dataset, self.xflip, self.lost, self._order = dataset, xflip, lost, order
+        self.dataset, self.xflip, self.skipped, self._order = dataset, xflip, skipped, order
         self._source, self._prefetch = source, Prefetch()
         self._closed = threading.Event()
         self._damage: Exception | None = None
@@ -241,7 +241,7 @@ def open_reader(
     cache_dir, cache_gib: where decoded pixels are kept and how many GiB in all (`open_cache`); a data set of up to
     16 MiB stays in memory. threads: shards fetched and decoded at a time.
     on_damage: "raise" (IntegrityError naming the first bad shard) or "skip": rows of a shard that is missing or damaged
-    are replaced by rows of the next good one; `Reader.lost` counts and names them. Nothing incomplete is cached.
+    are replaced by rows of the next good one; `Reader.skipped` counts and names them. Nothing incomplete is cached.
     order: "rows" (a perfect permutation; the decoded data set must fit the cache) or "blocks" (`BlockOrder`, with
     ``lanes``, which must be those of `rank_positions`, and ``block_shards``; only the shards in use must fit). They are
     two different orders, so the size of a cache never chooses between them.
@@ -255,7 +255,7 @@ def open_reader(
             f"{dataset.uri}: xflip=True: a mirrored latent is not the latent of the mirrored picture; set xflip=false, "
             "or encode the mirrored pictures too"
         )
-    lost = Lost()
+    skipped = SkippedShards()
     if order == "blocks":
         if lanes > len(dataset.shards):
             raise InputError(
@@ -267,12 +267,12 @@ def open_reader(
         cache = open_cache(None if cache_dir is None else str(cache_dir), cache_gib)
         # torchrun and Ray Train set it; how far ahead is read depends on it, nothing else.
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        stream = Stream(dataset, cache, threads, lost if on_damage == "skip" else None, processes)
-        return Reader(dataset, stream, xflip, lost, blocks)
+        stream = Stream(dataset, cache, threads, skipped if on_damage == "skip" else None, processes)
+        return Reader(dataset, stream, xflip, skipped, blocks)
     if dataset.rows * _row_bytes(dataset) <= IN_MEMORY_BYTES:
         memory = InMemory((dataset.rows, *dataset.row_shape))
-        _decode(dataset, memory.put, threads, lost if on_damage == "skip" else None)
-        return Reader(dataset, memory, xflip, lost)
+        _decode(dataset, memory.put, threads, skipped if on_damage == "skip" else None)
+        return Reader(dataset, memory, xflip, skipped)
     cache = open_cache(None if cache_dir is None else str(cache_dir), cache_gib)
     try:
         source = _cached(dataset, cache, dataset.hash, threads, None)
@@ -280,31 +280,33 @@ def open_reader(
         if on_damage == "raise":
             raise
         logger.warning("%s: damaged shards are skipped: %s", dataset.uri, error)
-        source = _cached(dataset, cache, f"{dataset.hash}-{uuid.uuid4().hex[:8]}", threads, lost)
+        source = _cached(dataset, cache, f"{dataset.hash}-{uuid.uuid4().hex[:8]}", threads, skipped)
         source.path.unlink()  # not whole: for this reader alone
-    return Reader(dataset, source, xflip, lost)
+    return Reader(dataset, source, xflip, skipped)
 
 
 def _row_bytes(dataset: DataSet) -> int:
     return math.prod(dataset.row_shape)
 
 
-def _cached(dataset: DataSet, cache: Cache, key: str, threads: int, lost: Lost | None) -> Entry:
+def _cached(dataset: DataSet, cache: Cache, key: str, threads: int, skipped: SkippedShards | None) -> Entry:
     """The data set's entry of the cache, made when it is not there."""
     what = f"data set {dataset.name} ({dataset.uri})"
     shape = (dataset.rows, *dataset.row_shape)
-    return sound_entry(cache, key, shape, what, lambda put: _decode(dataset, put, threads, lost), CHECK_AT_ONCE_BYTES)
+    return sound_entry(
+        cache, key, shape, what, lambda put: _decode(dataset, put, threads, skipped), CHECK_AT_ONCE_BYTES
+    )
 
 
-def _decode(dataset: DataSet, put: Put, threads: int, lost: Lost | None) -> None:
-    """Put every row; rows of a lost shard are those of the next good one, so no other row depends on what was lost."""
+def _decode(dataset: DataSet, put: Put, threads: int, skipped: SkippedShards | None) -> None:
+    """Put every row; rows of a skipped shard are those of the next good one, so no other row depends on the damage."""
     shards = dataset.shards
-    fetch(dataset, shards, lambda shard, images, labels: put(shard.first_row, images, labels), threads, lost)
-    if lost is None or not lost.shards:
+    fetch(dataset, shards, lambda shard, images, labels: put(shard.first_row, images, labels), threads, skipped)
+    if skipped is None or not skipped.shards:
         return
-    logger.warning("%s: %d of %d shards are lost", dataset.uri, len(lost.shards), len(shards))
+    logger.warning("%s: %d of %d shards are skipped", dataset.uri, len(skipped.shards), len(shards))
     for number, shard in enumerate(shards):
-        if shard.name in lost.shards:
-            images, labels = read_verified(dataset, shards[stand_in(dataset, number, lost)])
+        if shard.name in skipped.shards:
+            images, labels = read_verified(dataset, shards[stand_in(dataset, number, skipped)])
             rows = np.arange(shard.rows) % len(images)
             put(shard.first_row, images[rows], labels[rows])

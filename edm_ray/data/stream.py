@@ -19,7 +19,7 @@ import numpy as np
 
 from edm_ray.data.cache import Entry, Put, sound_entry
 from edm_ray.data.eviction import Cache, CacheFull, ask_for_room, last_asked_for_room
-from edm_ray.data.fetch import Lost, stand_in
+from edm_ray.data.fetch import SkippedShards, stand_in
 from edm_ray.data.format import Labels, Pixels
 from edm_ray.data.manifest import DataSet, Shard
 from edm_ray.data.verify import read_verified
@@ -42,8 +42,10 @@ class Stream:
     processes: how many of this node read so; together they keep half of the cache filled ahead.
     """
 
-    def __init__(self, dataset: DataSet, cache: Cache, threads: int, lost: Lost | None, processes: int = 1) -> None:
-        self.dataset, self.cache, self.lost = dataset, cache, lost
+    def __init__(
+        self, dataset: DataSet, cache: Cache, threads: int, skipped: SkippedShards | None, processes: int = 1
+    ) -> None:
+        self.dataset, self.cache, self.skipped = dataset, cache, skipped
         self.first_rows = np.array([shard.first_row for shard in dataset.shards], np.int64)
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="shards")
         self._open: dict[int, Future[Entry]] = {}
@@ -86,7 +88,7 @@ class Stream:
         labels = np.empty(len(rows), np.int64)
         for number, future in found.items():
             here, shard = owner == number, self._ready(number, future)
-            # In place of a lost shard stands another one, which may be shorter.
+            # In place of a skipped shard stands another one, which may be shorter.
             images[here], labels[here] = shard.take((rows[here] - self.first_rows[number]) % len(shard.labels))
         with self._guard:
             self._needed = frozenset()
@@ -158,7 +160,7 @@ class Stream:
 
     def _entry(self, number: int) -> Entry:
         while True:
-            asked = number if self.lost is None else stand_in(self.dataset, number, self.lost)
+            asked = number if self.skipped is None else stand_in(self.dataset, number, self.skipped)
             try:
                 try:
                     return self._cached(asked)
@@ -166,10 +168,10 @@ class Stream:
                     self._close_idle(0)
                     return self._cached(asked)
             except (IntegrityError, NotFound) as error:
-                if self.lost is None:
+                if self.skipped is None:
                     raise
                 logger.warning("a damaged shard is skipped: %s", error)
-                self.lost.add(self.dataset.shards[asked], error)
+                self.skipped.add(self.dataset.shards[asked], error)
 
     def _cached(self, number: int) -> Entry:
         shard, key = self.dataset.shards[number], f"{self.dataset.hash}-{number:06d}"

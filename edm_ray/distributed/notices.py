@@ -2,7 +2,7 @@
 
 The command's SIGTERM travels as one key of Ray's own store, which every node reaches and which costs no process. Rank 0
 looks there from a thread; a drain is told to every worker by Ray. What one worker knows all act on after the same step
-(`training.wishes`).
+(`training.signals`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from ray.experimental import internal_kv
 
-from edm_ray.training.signals import Wish
+from edm_ray.training.signals import Signal
 
 NAMESPACE = "edm_ray"
 DRIVER_POLL_S, WORKER_POLL_S = 0.1, 0.5
@@ -41,8 +41,8 @@ def stop_sign(must_stop: Callable[[], bool]) -> Iterator[str]:
         internal_kv._internal_kv_del(key, namespace=NAMESPACE)
 
 
-def listener(key: str, rank: int, room: Callable[[], bool] = lambda: False) -> Callable[[], Wish]:
-    """In a worker: what it knows to be wished at this moment. Asking costs nothing.
+def listener(key: str, rank: int, room: Callable[[], bool] = lambda: False) -> Callable[[], Signal]:
+    """In a worker: what it has been told so far. Asking costs nothing.
 
     ``room``: whether a larger group could be started; then this one is to end.
     """
@@ -58,10 +58,10 @@ def listener(key: str, rank: int, room: Callable[[], bool] = lambda: False) -> C
     if rank == 0:
         threading.Thread(target=look, daemon=True).start()
 
-    def ask() -> Wish:
+    def ask() -> Signal:
         if told.is_set():
-            return Wish.STOP
-        return Wish.SAVE if _will_be_taken_away() else Wish.NOTHING
+            return Signal.STOP
+        return Signal.SAVE if _will_be_taken_away() else Signal.NONE
 
     return ask
 

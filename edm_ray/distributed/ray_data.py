@@ -22,9 +22,9 @@ import ray.data
 import ray.train
 import torch
 
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.codec import view
-from edm_ray.data.fetch import Lost
+from edm_ray.data.fetch import SkippedShards
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import sample_indices
 from edm_ray.data.reader import Batch, Served
@@ -96,7 +96,7 @@ class RayDataReader:
     """The worker's end of the stream, in the place of `Reader`: what comes next stands at the positions asked for."""
 
     def __init__(self, dataset: DataSet, config: TrainingConfig, rows: Iterator[dict[str, np.ndarray]]) -> None:
-        self.dataset, self.xflip, self.lost = dataset, config.xflip, Lost()
+        self.dataset, self.xflip, self.skipped = dataset, config.xflip, SkippedShards()
         self._rows, self._left = rows, _no_rows(dataset)
 
     def at(self, positions: np.ndarray, seed: int) -> Batch:

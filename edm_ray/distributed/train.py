@@ -18,7 +18,7 @@ import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.distributed import ray_data
 from edm_ray.distributed.cluster.node_check import require_nodes
@@ -32,8 +32,11 @@ from edm_ray.distributed.shipping import environment
 from edm_ray.distributed.trainer import Trainer
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
-from edm_ray.training.engine import Diverged, Metrics, Place, Stopped, train
-from edm_ray.training.run import checkpoint_store, read_metrics
+from edm_ray.training.device import Place
+from edm_ray.training.loop import Row, Stopped, TrainingJob, train
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import checkpoint_store
+from edm_ray.training.step import Diverged
 
 POLL_SECONDS = 1.0
 # A group that waits for a node that is gone gives up after this long (Ray's default: 60 s); a start takes 20 to 30 s.
@@ -56,14 +59,10 @@ def _worker(job: dict[str, Any]) -> dict[str, Any]:
     room = room_for_more(job["ask"], job["most"], place.world_size, job["patience_s"])
     try:
         train(
-            job["config"],
-            job["dataset"],
-            job["run_uri"],
+            TrainingJob(**{name: job[name] for name in ("config", "dataset", "run_uri", "about", "snapshot_kimg")}),
             place,
-            job["about"],
             on_tick=_report,
             ask=listener(job["stop_key"], place.rank, room),
-            snapshot_kimg=job["snapshot_kimg"],
             served=partial(ray_data.open_in_worker, job["dataset"], job["config"]) if _streams(job["config"]) else None,
         )
     except Stopped as stopped:
@@ -101,7 +100,7 @@ def _streams(config: TrainingConfig) -> bool:
     return config.reader == "ray-data"
 
 
-def _report(metrics: Metrics) -> None:
+def _report(metrics: Row) -> None:
     ray.train.report({key: metrics[key] for key in ("nimg", "loss", "grad_norm", "lr")})
 
 
@@ -114,7 +113,7 @@ def train_on_ray(
     workers: tuple[int, int],
     device: str,
     max_failures: int,
-    on_tick: Callable[[Metrics], None],
+    on_tick: Callable[[Row], None],
     gpus: float = 1.0,
     variables: dict[str, str] | None = None,
     snapshot_kimg: float | None = None,
@@ -189,7 +188,7 @@ def train_on_ray(
             raise InputError(ended["refused"])
 
 
-def _follow(run_uri: str, on_tick: Callable[[Metrics], None], stop: threading.Event) -> None:
+def _follow(run_uri: str, on_tick: Callable[[Row], None], stop: threading.Event) -> None:
     """Hand on new rows of the run's metrics as rank 0 writes them, wherever it runs."""
     rows = read_metrics(run_uri)
     seen = rows[-1]["nimg"] if rows else -1

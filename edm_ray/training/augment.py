@@ -165,7 +165,8 @@ def _both_axes(matrix: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """
     flat = images.flatten(0, 1)
     rows = matrix.expand(len(flat), -1, -1)
-    return torch.bmm(torch.bmm(rows, flat), rows.mT).unflatten(0, images.shape[:2])
+    filtered: torch.Tensor = torch.bmm(torch.bmm(rows, flat), rows.mT).unflatten(0, images.shape[:2])
+    return filtered
 
 
 @functools.lru_cache(maxsize=8)

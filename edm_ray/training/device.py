@@ -1,14 +1,24 @@
-"""What the device is asked for, so that the host never waits for it and fp32 means fp32."""
+"""Where a worker computes, and what its device is asked for, so that the host never waits and fp32 means fp32."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among the workers."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: str = "cpu"
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -1,18 +1,20 @@
 """A run's directory: ``run.json`` (what it is), ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``model/``; where
-asked for, ``snapshots/``, ``ema-snapshots/``, ``trackers.json``."""
+asked for, ``snapshots/NIMG/`` (``model/`` and ``grid.png``), ``ema-snapshots/``, ``trackers.json``."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from edm_ray.config.identity import differences, identity, identity_fields
 from edm_ray.config.load import to_yaml
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError
 from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.storage import uris
+from edm_ray.storage.commit import MANIFEST
+from edm_ray.training.metrics import write_metrics
+from edm_ray.training.skipped_shards import FOLDER as SKIPPED
 
 RUN_FILE = "run.json"
 
@@ -31,6 +33,21 @@ def model_uri(run_uri: str) -> str:
     return uris.join(run_uri, "model")
 
 
+def snapshot_model_uri(run_uri: str, images_seen: int) -> str:
+    return uris.join(run_uri, "snapshots", f"{images_seen:012d}", "model")
+
+
+def grid_uri(run_uri: str, images_seen: int) -> str:
+    return uris.join(run_uri, "snapshots", f"{images_seen:012d}", "grid.png")
+
+
+def snapshots(run_uri: str) -> list[tuple[int, str]]:
+    """Images seen, and URI of the model directory, of every snapshot that is written, ascending."""
+    names = uris.list_names(uris.join(run_uri, "snapshots"))
+    found = [(int(name), snapshot_model_uri(run_uri, int(name))) for name in names if name.isdecimal()]
+    return sorted((images_seen, uri) for images_seen, uri in found if uris.exists(uris.join(uri, MANIFEST)))
+
+
 def checkpoint_store(run_uri: str, keep: int = 2) -> CheckpointStore:
     return CheckpointStore(uris.join(run_uri, "checkpoints"), keep)
 
@@ -45,9 +62,9 @@ def claim_run(run_uri: str, config: TrainingConfig, dataset: DataSet, fresh: boo
     if uris.exists(path):
         old = json.loads(uris.read_bytes(path))["fields"]
         if fresh:
-            for part in ("checkpoints", "ema-snapshots", "snapshots", "model", "tensorboard", "lost"):
+            for part in ("checkpoints", "ema-snapshots", "snapshots", "model", "tensorboard", SKIPPED):
                 uris.delete_directory(uris.join(run_uri, part))
-            _write_metrics(run_uri, [])
+            write_metrics(run_uri, [])
             if uris.exists(trackers := uris.join(run_uri, "trackers.json")):
                 uris.write_bytes(trackers, b"{}")
         elif changed := differences(old, json.loads(json.dumps(fields))):
@@ -61,28 +78,3 @@ def claim_run(run_uri: str, config: TrainingConfig, dataset: DataSet, fresh: boo
     uris.write_bytes(path, json.dumps(content, indent=1, sort_keys=True).encode())
     uris.write_bytes(uris.join(run_uri, "config.yaml"), to_yaml(config).encode())
     return identity(fields)
-
-
-def read_metrics(run_uri: str, up_to: int | None = None) -> list[dict[str, Any]]:
-    """Rows of ``metrics.jsonl``, ascending in nimg; ``up_to`` leaves out what a resumed run will write again."""
-    path = uris.join(run_uri, "metrics.jsonl")
-    if not uris.exists(path):
-        return []
-    rows = [json.loads(line) for line in uris.read_bytes(path).splitlines()]
-    return [row for row in rows if up_to is None or row["nimg"] <= up_to]
-
-
-def _write_metrics(run_uri: str, rows: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    uris.write_bytes(uris.join(run_uri, "metrics.jsonl"), text.encode())
-
-
-class MetricsLog:
-    """Rank 0's metrics. The file is rewritten whole, so it is never half a line and works on object stores."""
-
-    def __init__(self, run_uri: str, images_seen: int) -> None:
-        self.run_uri, self.rows = run_uri, read_metrics(run_uri, images_seen)
-
-    def append(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        _write_metrics(self.run_uri, self.rows)

@@ -12,33 +12,33 @@ import torch
 import torch.distributed as dist
 
 
-class Wish(enum.IntEnum):
+class Signal(enum.IntEnum):
     """The stronger one wins."""
 
-    NOTHING = 0
+    NONE = 0
     SAVE = 1
-    """A checkpoint now, and at every tick while the wish lasts."""
+    """A checkpoint now, and at every tick while the signal lasts."""
     STOP = 2
-    """A checkpoint now, and the end; the same command goes on."""
+    """A checkpoint now, and the end; the same command resumes from it."""
 
 
-def nothing() -> Wish:
-    return Wish.NOTHING
+def no_signal() -> Signal:
+    return Signal.NONE
 
 
-class Wishes:
-    """The strongest wish of any worker, known to all of them after the same step.
+class Signals:
+    """The strongest signal that any worker has, known to all of them after the same step.
 
     Each step starts the workers' exchange of one number and takes the answer of the step before: nobody waits for it,
-    and a wish is acted on one step late. It has a group of its own, on the hosts: a GPU would have to be waited for.
+    and a signal is acted on one step late. It has a group of its own, on the hosts: a GPU would have to be waited for.
     """
 
-    def __init__(self, ask: Callable[[], Wish], world_size: int) -> None:
+    def __init__(self, ask: Callable[[], Signal], world_size: int) -> None:
         self.ask = ask
         self.group = dist.new_group(backend="gloo") if world_size > 1 else None
         self.under_way: tuple[Any, torch.Tensor] | None = None
 
-    def after_step(self) -> Wish:
+    def after_step(self) -> Signal:
         """Every worker calls this after every step, and gets the same."""
         own = self.ask()
         if self.group is None:
@@ -48,12 +48,12 @@ class Wishes:
         self.under_way = (dist.all_reduce(number, dist.ReduceOp.MAX, group=self.group, async_op=True), number)
         return agreed
 
-    def _take(self) -> Wish:
+    def _take(self) -> Signal:
         if self.under_way is None:
-            return Wish.NOTHING
+            return Signal.NONE
         (work, number), self.under_way = self.under_way, None
         work.wait()
-        return Wish(int(number))
+        return Signal(int(number))
 
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """A host tensor of each worker, by rank."""

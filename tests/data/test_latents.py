@@ -29,8 +29,9 @@ from edm_ray.diffusion.samplers import sampler
 from edm_ray.errors import InputError
 from edm_ray.generation.generate import generate
 from edm_ray.models import load_model, open_model
-from edm_ray.training.engine import Place, Trainer, train
+from edm_ray.training.loop import TrainingJob, train
 from edm_ray.training.run import claim_run, model_uri
+from edm_ray.training.step import TrainingStep
 from tests.data.sources import files_in, prepare_shard
 
 ROWS, LABELS = 24, np.arange(24) % 2
@@ -143,7 +144,7 @@ def run(tmp_path, monkeypatch):
     def start(name, config=config):
         uri = str(tmp_path / name)
         claim_run(uri, config, dataset)
-        train(config, dataset, uri, Place(), {})
+        train(TrainingJob(config=config, dataset=dataset, run_uri=uri))
         return model_uri(uri)
 
     return dataset, config, start
@@ -159,7 +160,7 @@ def test_a_model_trained_on_latents_generates_pictures_of_twice_their_side(run):
 
 def test_resume_is_bit_exact(run, monkeypatch):
     _, _, start = run
-    calm, steps, original = open_model(start("calm")).weights, 0, Trainer.step
+    calm, steps, original = open_model(start("calm")).weights, 0, TrainingStep.take
 
     def step(self, pixels):
         nonlocal steps
@@ -168,10 +169,10 @@ def test_resume_is_bit_exact(run, monkeypatch):
             raise KeyboardInterrupt
         return original(self, pixels)
 
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(TrainingStep, "take", step)
     with pytest.raises(KeyboardInterrupt):
         start("run")
-    monkeypatch.setattr(Trainer, "step", original)
+    monkeypatch.setattr(TrainingStep, "take", original)
     assert open_model(start("run")).weights == calm
 
 

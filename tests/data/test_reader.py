@@ -117,12 +117,12 @@ def test_skipped_shards_are_counted_and_named_and_change_no_other_row(tmp_path, 
     before = shard_path(dataset, 1).read_bytes()
     damage_shard(dataset, 1, how)
     with open_reader(dataset, on_damage="skip") as reader:
-        assert reader.lost.rows == 8 and list(reader.lost.shards) == [dataset.shards[1].name]
+        assert reader.skipped.rows == 8 and list(reader.skipped.shards) == [dataset.shards[1].name]
         rows = np.r_[0:8, 16:24, 16:40]  # rows 8..15 are lost: those of the next shard stand there
         assert np.array_equal(reader.images, images[rows]) and np.array_equal(reader.labels, labels[rows])
     shard_path(dataset, 1).write_bytes(before)
     with open_reader(dataset) as reader:
-        assert np.array_equal(reader.images, images) and not reader.lost.shards
+        assert np.array_equal(reader.images, images) and not reader.skipped.shards
 
 
 def test_when_every_shard_is_lost_there_is_nothing_to_skip_to(tmp_path):

@@ -18,9 +18,10 @@ from edm_ray.data import stream as streaming
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
 from edm_ray.models import open_model
-from edm_ray.training.engine import Place, Trainer, train
+from edm_ray.training.loop import TrainingJob, train
 from edm_ray.training.run import claim_run, model_uri
-from edm_ray.training.skipped_shards import lost_lines, read_lost
+from edm_ray.training.skipped_shards import read_skipped, skipped_lines
+from edm_ray.training.step import TrainingStep
 from tests.data.readers import make_dataset, shard_path
 
 MIB = 1 << 20
@@ -69,7 +70,7 @@ def blocks(tmp_path):
 
 def run(dataset, config, uri):
     claim_run(str(uri), config, dataset)
-    train(config, dataset, str(uri), Place(), {})
+    train(TrainingJob(config=config, dataset=dataset, run_uri=str(uri)))
     return open_model(model_uri(str(uri))).weights
 
 
@@ -81,7 +82,7 @@ def test_training_through_a_cache_of_half_the_data_resumes_bit_exactly(blocks, t
     calm = run(dataset, config, tmp_path / "calm")
     monkeypatch.setenv("EDM_RAY_CACHE", str(tmp_path / "small"))
     monkeypatch.setenv("EDM_RAY_CACHE_GIB", str(13 * shard / 2**30))
-    steps, original = 0, Trainer.step
+    steps, original = 0, TrainingStep.take
 
     def step(self, pixels):
         nonlocal steps
@@ -90,10 +91,10 @@ def test_training_through_a_cache_of_half_the_data_resumes_bit_exactly(blocks, t
             raise KeyboardInterrupt
         return original(self, pixels)
 
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(TrainingStep, "take", step)
     with pytest.raises(KeyboardInterrupt):
         run(dataset, config, tmp_path / "run")
-    monkeypatch.setattr(Trainer, "step", original)
+    monkeypatch.setattr(TrainingStep, "take", original)
     assert run(dataset, config, tmp_path / "run") == calm
     assert sum(path.stat().st_size for path in (tmp_path / "small").glob("*.pixels")) <= 13 * shard + 1000
 
@@ -113,9 +114,10 @@ def test_a_damaged_shard_ends_training_or_is_skipped_as_asked(blocks, tmp_path, 
         with pytest.raises(InputError, match="train-00007-of-00024"):
             run(dataset, asked, tmp_path / order)
         run(dataset, configure(asked, None, ["on_damage=skip"]), tmp_path / order)
-        (lost,) = read_lost(str(tmp_path / order))
-        assert lost["rows"] == 10 and lost["shard"] == dataset.shards[7].name and "no such file" in lost["reason"]
-        assert "skipped 1 damaged shards of 10 rows" in lost_lines(str(tmp_path / order))[0]
+        (skipped,) = read_skipped(str(tmp_path / order))
+        assert skipped["rows"] == 10 and skipped["shard"] == dataset.shards[7].name
+        assert "no such file" in skipped["reason"]
+        assert "skipped 1 damaged shards of 10 rows" in skipped_lines(str(tmp_path / order))[0]
 
 
 def test_a_data_set_that_has_changed_is_not_the_run_s_any_more(blocks, tmp_path, monkeypatch):

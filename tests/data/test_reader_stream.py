@@ -190,7 +190,7 @@ def test_skipped_shards_are_counted_and_change_no_other_row(data, tmp_path):
     instead = {3: 5, 4: 5, 23: 0}
     with stream_of(data, tmp_path, shards=SHARDS, on_damage="skip") as reader:
         got = reader.at(positions, 0)[0].numpy()
-        assert sorted(reader.lost.shards) == [dataset.shards[n].name for n in lost] and reader.lost.rows == 60
+        assert sorted(reader.skipped.shards) == [dataset.shards[n].name for n in lost] and reader.skipped.rows == 60
     taken = np.array([instead.get(row // 20, row // 20) * 20 + row % 20 for row in rows])
     assert np.array_equal(got, images[taken])
 

@@ -21,8 +21,9 @@ from edm_ray.errors import InputError, IntegrityError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.evaluation.reference import open_reference
 from edm_ray.models import open_model
-from edm_ray.training.engine import Place, train
-from edm_ray.training.run import checkpoint_store, claim_run, model_uri, read_metrics
+from edm_ray.training.loop import TrainingJob, train
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import checkpoint_store, claim_run, model_uri
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -316,7 +317,7 @@ def test_a_plain_engine_needs_no_ray(digits_dir, tmp_path):
     dataset = open_dataset(str(digits_dir / "train"))
     config = tiny(dataset.shape)
     claim_run(str(tmp_path), config, dataset)
-    train(config, dataset, str(tmp_path), Place(), {})
+    train(TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path)))
     assert open_model(model_uri(str(tmp_path))).about["images_seen"] == 240
     with pytest.raises(InputError):
         open_model(str(tmp_path / "nothing"))

@@ -12,8 +12,8 @@ from edm_ray.config.presets import tiny
 from edm_ray.distributed import ray_data
 from edm_ray.distributed.ray_data import RayDataReader, decode_visits, require_room
 from edm_ray.errors import InputError
-from edm_ray.training.engine import Place, train
-from edm_ray.training.run import read_metrics
+from edm_ray.training.loop import TrainingJob, train
+from edm_ray.training.metrics import read_metrics
 from tests.data.readers import make_dataset, shard_path
 
 
@@ -93,7 +93,7 @@ def test_what_cannot_go_together_is_refused(made, tmp_path, capsys):
         assert main([*arguments, "--reader", "ray-data", "--set", setting]) == 2
         assert "with reader=ray-data" in capsys.readouterr().err
     with pytest.raises(InputError, match="trains with Ray only"):
-        train(config, dataset, str(tmp_path / "run"), Place(), {})
+        train(TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path / "run")))
 
 
 @pytest.mark.ray

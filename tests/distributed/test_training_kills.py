@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from edm_ray.models import open_model
-from edm_ray.training.run import checkpoint_store, model_uri, read_metrics
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import checkpoint_store, model_uri
 
 pytestmark = pytest.mark.ray
 CLOCKS = {"images_per_s", "data_wait", "checkpoint_stall_s", "memory_mib"}

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from edm_ray.data.manifest import open_dataset
-from edm_ray.training.run import checkpoint_store, read_metrics
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import checkpoint_store
 from tests.jobs.heads import RAY, REPOSITORY, Head, leaks, running_head
 
 pytestmark = pytest.mark.ray

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from edm_ray.cli import main
-from edm_ray.training.run import checkpoint_store, read_metrics
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import checkpoint_store
 from tests.jobs.heads import RAY, Head, add_node, descendants, lose, running_head
 from tests.multinode.test_nodes import node_with, weights
 

@@ -17,7 +17,8 @@ import safetensors.torch
 
 from edm_ray.cli import main
 from edm_ray.models import open_model
-from edm_ray.training.run import checkpoint_store, read_metrics
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import checkpoint_store
 from tests.jobs.heads import Head, add_node, descendants, lose, running_head, wait_for_nodes
 
 pytestmark = pytest.mark.ray

@@ -24,8 +24,11 @@ from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
 from edm_ray.models import open_model
 from edm_ray.storage import uris
-from edm_ray.training.engine import Place, Trainer, train
-from edm_ray.training.run import checkpoint_store, claim_run, model_uri, read_metrics
+from edm_ray.training.device import Place
+from edm_ray.training.loop import TrainingJob, train
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import checkpoint_store, claim_run, model_uri
+from edm_ray.training.step import TrainingStep
 
 # 500 images in batches of 24: the first epoch ends in step 21. A checkpoint every 4 steps, 30 steps.
 SETTINGS = ["total_kimg=0.72", "tick_kimg=0.048", "checkpoint_kimg=0.096", "denoiser.network.dropout=0.1"]
@@ -56,10 +59,10 @@ def _of_checkpoint(path: str, *_: Any) -> bool:
 
 
 POINTS: dict[str, tuple[Any, str, Callable[..., bool], int]] = {
-    "before the first step": (Trainer, "step", lambda *_: True, 1),
-    "in the middle of an epoch": (Trainer, "step", lambda *_: True, 14),
-    "at the edge of an epoch": (Trainer, "step", lambda *_: True, 21),
-    "just after the edge": (Trainer, "step", lambda *_: True, 22),
+    "before the first step": (TrainingStep, "take", lambda *_: True, 1),
+    "in the middle of an epoch": (TrainingStep, "take", lambda *_: True, 14),
+    "at the edge of an epoch": (TrainingStep, "take", lambda *_: True, 21),
+    "just after the edge": (TrainingStep, "take", lambda *_: True, 22),
     "while the first checkpoint is written": (uris, "write_bytes", _of_checkpoint, 2),
     "before a checkpoint's manifest": (uris, "create_bytes", _of_checkpoint, 3),
     "while an old checkpoint is deleted": (uris, "delete_directory", _of_checkpoint, 1),
@@ -76,7 +79,7 @@ def train_tiny(data: str, uri: str, point: str | None = None, place: Place = ALO
     config = configure(tiny(dataset.shape), None, SETTINGS)
     if place.rank == 0:
         claim_run(uri, config, dataset)
-    train(config, dataset, uri, place, {})
+    train(TrainingJob(config=config, dataset=dataset, run_uri=uri), place)
 
 
 def run_tiny(data: str, uri: str, point: str | None = None) -> int:

@@ -13,8 +13,9 @@ from edm_ray.config.presets import tiny
 from edm_ray.config.shape import DataShape
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import open_reader
-from edm_ray.training.device import set_precision, to_device
-from edm_ray.training.engine import Place, Trainer
+from edm_ray.training.device import Place, set_precision, to_device
+from edm_ray.training.state import TrainingState
+from edm_ray.training.step import TrainingStep
 
 META = torch.device("meta")
 DIGITS = DataShape(resolution=8, channels=1, num_classes=10)
@@ -75,8 +76,9 @@ def test_no_number_is_read_from_the_device_in_a_step_and_no_copy_waits(digits_di
     settings += ["ema.sigma_rels=[0.05, 0.1]", "denoiser.network.label_dropout=0.1"]
     settings += [f"augment.probability={0.5 * augmented}", f"objective.kind={kind}"]
     config = configure(tiny(dataset.shape), None, [*settings, f"denoiser.preconditioning.kind={kind}"])
-    pixels, trainer = open_reader(dataset), Trainer(config, Place(device=str(META)))
-    trainer.step(pixels)  # constants are copied once
+    pixels, state = open_reader(dataset), TrainingState(config, META)
+    step = TrainingStep(config, Place(device=str(META)), state)
+    step.take(pixels)  # constants are copied once
     with _NoWaiting():
-        trainer.step(pixels)
-    assert trainer.parameters[0].device == META and trainer.images_seen == 48
+        step.take(pixels)
+    assert state.parameters[0].device == META and state.images_seen == 48

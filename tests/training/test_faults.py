@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from edm_ray.storage import uris
-from edm_ray.training.run import checkpoint_store, read_metrics
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import checkpoint_store
 from tests.training.faults import FORKS, POINTS, bucket, result_of, run_tiny, train_tiny
 
 
@@ -102,9 +103,9 @@ def test_a_disk_that_is_full_ends_the_run_with_the_last_checkpoint_whole_and_roo
     data, calm, tmp_path, monkeypatch
 ):
     """Every write below checkpoints/ fails from the second checkpoint on, as a full disk does, also half-way."""
-    from edm_ray.training import writer
+    from edm_ray.training import checkpoints
 
-    monkeypatch.setattr(writer, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(checkpoints, "FIRST_WAIT_S", 0.01)
     uri, original, full = str(tmp_path / "run"), uris.write_bytes, [True]
 
     def write(path: str, content: bytes) -> None:

@@ -15,7 +15,7 @@ from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
 from edm_ray.models import open_model
 from edm_ray.training.ema import gamma_of, power_beta
-from edm_ray.training.engine import Place, train
+from edm_ray.training.loop import TrainingJob, train
 from edm_ray.training.posthoc import combination, profile_product, save_snapshot, synthesise
 from edm_ray.training.run import claim_run
 
@@ -99,7 +99,7 @@ def test_a_trained_run_gives_models_of_other_widths_and_the_stored_width_is_the_
     dataset, run = open_dataset(str(digits_dir / "train")), str(tmp_path / "run")
     config = configure(tiny(dataset.shape), None, ["ema.sigma_rels=[0.05, 0.1]", "ema.snapshot_kimg=0.048"])
     claim_run(run, config, dataset)
-    train(config, dataset, run, Place(), {})
+    train(TrainingJob(config=config, dataset=dataset, run_uri=run))
     assert main(["ema", run, str(tmp_path / "wide"), "--sigma-rel", "0.1"]) == 0
     model = open_model(str(tmp_path / "wide"))
     assert (model.about["ema_sigma_rel"], model.about["images_seen"]) == (0.1, 240)

@@ -18,10 +18,14 @@ from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
 from edm_ray.models import open_model
-from edm_ray.training import engine
-from edm_ray.training.engine import Place, Trainer, train
-from edm_ray.training.run import checkpoint_store, claim_run, model_uri, read_metrics
-from edm_ray.training.signals import nothing
+from edm_ray.training import step
+from edm_ray.training.device import Place
+from edm_ray.training.loop import TrainingJob, train
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import checkpoint_store, claim_run, model_uri
+from edm_ray.training.signals import no_signal
+from edm_ray.training.state import TrainingState
+from edm_ray.training.step import TrainingStep
 from tests.training.together import DIVERGED, run_together
 
 ALONE = Place()
@@ -38,7 +42,7 @@ def _train(digits_dir: Path, uri: str, settings: list[str], place: Place = ALONE
     config = configure(tiny(dataset.shape), None, settings)
     if place.rank == 0:
         claim_run(uri, config, dataset)
-    train(config, dataset, uri, place, {})
+    train(TrainingJob(config=config, dataset=dataset, run_uri=uri), place)
     return uri
 
 
@@ -61,9 +65,9 @@ def test_every_parameter_has_a_gradient_also_where_the_augmentation_is_off(digit
     """DistributedDataParallel would wait for one that has none."""
     dataset = open_dataset(str(digits_dir / "train"))
     config = configure(tiny(dataset.shape), None, AUGMENTED[1:])
-    trainer = Trainer(config, ALONE)
-    trainer.step(open_reader(dataset))
-    assert all(parameter.grad is not None for parameter in trainer.parameters)
+    state = TrainingState(config, torch.device("cpu"))
+    TrainingStep(config, ALONE, state).take(open_reader(dataset))
+    assert all(parameter.grad is not None for parameter in state.parameters)
 
 
 def test_bf16_trains_close_to_fp32_with_parameters_in_fp32(digits_dir, tmp_path):
@@ -95,23 +99,23 @@ def test_the_loss_of_a_tick_is_kept_by_noise_level(digits_dir, tmp_path):
 
 def _poisoned(log: str | None, rank: int) -> Any:
     """Rank 1's gradients are NaN in its third step; each rank says in a file how often it took a step and with what."""
-    original, calls = engine.share_loss, itertools.count(1)
+    original, calls = step.share_loss, itertools.count(1)
 
     def share_loss(*args: Any) -> Any:
         losses, sigmas = original(*args)
         return losses * (float("nan") if next(calls) == 3 and rank == 1 else 1.0), sigmas
 
-    engine.share_loss, adam, steps = share_loss, torch.optim.Adam.step, []
+    step.share_loss, adam, steps = share_loss, torch.optim.Adam.step, []
 
-    def step(optimizer: torch.optim.Adam) -> None:
+    def adam_step(optimizer: torch.optim.Adam) -> None:
         adam(optimizer)
         steps.append(1)
         parameters = torch.cat([p.detach().flatten() for p in optimizer.param_groups[0]["params"]])
         torch.save({"steps": len(steps), "parameters": parameters}, f"{log}-{rank}")
 
     if log is not None:
-        torch.optim.Adam.step = step
-    return nothing
+        torch.optim.Adam.step = adam_step
+    return no_signal
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])

@@ -1,4 +1,5 @@
-"""Trackers get what metrics.jsonl gets, once each, and can stop nothing. W&B and MLflow by stand-ins."""
+"""Trackers get what metrics.jsonl gets, in the same remote run after a resume, and can stop nothing. W&B and MLflow by
+stand-ins."""
 
 from __future__ import annotations
 
@@ -13,10 +14,9 @@ import pytest
 
 from edm_ray.cli import main
 from edm_ray.errors import InputError
-from edm_ray.training import tracking
-from edm_ray.training.run import read_metrics
-from edm_ray.training.trackers import parse_trackers
-from edm_ray.training.tracking import Tracking, numbers_of
+from edm_ray.training import trackers
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.trackers import Tracking, numbers_of, parse_trackers
 
 
 def _rows(count: int, first: int = 1) -> list[dict]:
@@ -90,9 +90,9 @@ def _send(run, rows, before=(), names=("wandb",), done=True):
     return follow.close(done)
 
 
-def test_a_resumed_run_goes_on_in_the_same_remote_run_and_every_row_comes_once(wandb, tmp_path):
-    """The second attempt repeats rows after its checkpoint, and finds one that the first had no time to send."""
-    _send(tmp_path, _rows(4), done=False)
+def test_a_resumed_run_resumes_the_same_remote_run_and_rows_that_are_written_again_are_not_sent_again(wandb, tmp_path):
+    """The second attempt repeats rows after its checkpoint."""
+    _send(tmp_path, _rows(5), done=False)
     _send(tmp_path, _rows(8, 3), before=_rows(5))
     (rows,) = wandb.runs.values()
     assert [step for step, _ in rows] == [100, 200, 300, 400, 500, 600, 700] and wandb.finished == [1, 0]
@@ -100,22 +100,25 @@ def test_a_resumed_run_goes_on_in_the_same_remote_run_and_every_row_comes_once(w
     assert wandb.opened[0]["id"] == wandb.opened[1]["id"] and wandb.opened[1]["resume"] == "allow"
 
 
-def test_a_tracker_that_fails_is_counted_and_gets_its_rows_later_in_order(monkeypatch, tmp_path):
-    fake = FakeWandb(broken=(2,))
+def test_a_tracker_that_fails_is_named_once_counted_and_gets_the_next_rows(monkeypatch, tmp_path, caplog):
+    fake = FakeWandb(broken=(2, 3))
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    (line,) = _send(tmp_path, _rows(4), names=("wandb",))
-    sent = [step for step, _ in next(iter(fake.runs.values()))]
-    _send(tmp_path, [], before=_rows(4))
-    assert "1 failures (last: ConnectionError: no route to host)" in line
-    assert sent == [100, 200, 300][: len(sent)] and [step for step, _ in next(iter(fake.runs.values()))] == [
-        *(100, 200, 300)
-    ]
+    (line,) = _send(tmp_path, _rows(5))
+    assert line == "wandb: 2 rows sent, 2 failures (last: ConnectionError: no route to host)"
+    assert [step for step, _ in next(iter(fake.runs.values()))] == [100, 400]
+    assert len([record for record in caplog.records if "training goes on" in record.getMessage()]) == 1
+
+
+def test_a_tracker_that_is_new_to_a_run_gets_the_rows_that_it_has(wandb, tmp_path):
+    _send(tmp_path, _rows(6, 4), before=_rows(4))
+    (rows,) = wandb.runs.values()
+    assert [step for step, _ in rows] == [100, 200, 300, 400, 500]
 
 
 def test_a_tracker_that_hangs_holds_nothing_up(monkeypatch, tmp_path, wandb):
     never = threading.Event()
     monkeypatch.setattr(wandb, "init", lambda **options: never.wait(20))
-    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(trackers, "CLOSE_SECONDS", 0.2)
     (line,) = _send(tmp_path, _rows(3))
     never.set()
     assert "did not end within 0 s" in line
@@ -127,7 +130,7 @@ def test_mlflow_gets_settings_and_metrics_at_images_seen_and_the_run_is_resumed(
     monkeypatch.setitem(sys.modules, "mlflow", fake)
     monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
     _send(tmp_path, _rows(2), names=("mlflow",), done=False)
-    _send(tmp_path, _rows(3), names=("mlflow",))
+    _send(tmp_path, _rows(3), before=_rows(2), names=("mlflow",))
     assert fake.runs == {"edm_ray-0": [("loss", 1.0, 100), ("loss_by_sigma/0.01-0.03", 0.5, 100)]
                          + [("loss", 0.5, 200), ("loss_by_sigma/0.01-0.03", 0.5, 200)]}  # fmt: skip
     assert fake.parameters == {"seed": 0} and fake.status == ["RUNNING", "KILLED", "RUNNING", "FINISHED"]
@@ -188,3 +191,15 @@ def test_the_real_mlflow_takes_it(monkeypatch, tmp_path):
     assert "failures" not in _send(tmp_path, _rows(4), names=("mlflow",))[0]
     own = json.loads((tmp_path / "trackers.json").read_text())["mlflow"]["id"]
     assert [m.step for m in mlflow.MlflowClient().get_metric_history(own, "loss")] == [100, 200, 300]
+
+
+def test_tensorboard_hides_what_a_killed_command_sent_beyond_the_rows_of_the_run(monkeypatch, tmp_path):
+    """By the library's own purge_step."""
+    opened = []
+    fake = types.ModuleType("tensorboardX")
+    writer = types.SimpleNamespace(add_scalar=lambda *_: None, flush=lambda: None, close=lambda: None)
+    fake.SummaryWriter = lambda **options: (opened.append(options["purge_step"]), writer)[1]
+    monkeypatch.setitem(sys.modules, "tensorboardX", fake)
+    _send(tmp_path, _rows(4), names=("tensorboard",))
+    _send(tmp_path, _rows(6, 3), before=_rows(3), names=("tensorboard",))
+    assert opened == [None, 201]

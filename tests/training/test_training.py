@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
-from edm_ray.config.schema import EmaConfig, OptimizerConfig
+from edm_ray.config.training import EmaConfig, OptimizerConfig
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.order import rank_positions
 from edm_ray.data.reader import open_reader
@@ -20,12 +21,15 @@ from edm_ray.errors import InputError
 from edm_ray.models import open_model
 from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.networks.build import build_denoiser
-from edm_ray.training import engine, writer
+from edm_ray.training import checkpoints, step
+from edm_ray.training.device import Place
 from edm_ray.training.ema import ema_beta, update_ema
-from edm_ray.training.engine import Diverged, Place, Stopped, Trainer, train
-from edm_ray.training.run import claim_run, model_uri, read_metrics
-from edm_ray.training.signals import Wish
-from edm_ray.training.step import learning_rate, make_objective, settle_gradients, share_loss
+from edm_ray.training.loop import Stopped, TrainingJob, train
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import checkpoint_store, claim_run, model_uri
+from edm_ray.training.signals import Signal
+from edm_ray.training.state import TrainingState
+from edm_ray.training.step import Diverged, TrainingStep, learning_rate, make_objective, settle_gradients, share_loss
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +64,11 @@ def test_resume_is_bit_exact_after_a_kill_at_any_step(dataset, config, tmp_path,
     config = configure(config, None, settings)
     calm = str(tmp_path / "calm")
     claim_run(calm, config, dataset)
-    train(config, dataset, calm, Place(), {})
+    train(TrainingJob(config=config, dataset=dataset, run_uri=calm))
     loss = read_metrics(calm)[-1]["loss"]
     assert f"| training loss, last tick | {loss:.6g} |" in (Path(model_uri(calm)) / "README.md").read_text()
     for stop_at in (1, 5, 9):  # before the first checkpoint, between checkpoints, at the end
-        uri, steps, original = str(tmp_path / f"run{stop_at}"), 0, Trainer.step
+        uri, steps, original = str(tmp_path / f"run{stop_at}"), 0, TrainingStep.take
 
         def step(self, pixels, stop_at=stop_at, original=original):
             nonlocal steps
@@ -74,12 +78,12 @@ def test_resume_is_bit_exact_after_a_kill_at_any_step(dataset, config, tmp_path,
             return original(self, pixels)
 
         claim_run(uri, config, dataset)
-        monkeypatch.setattr(Trainer, "step", step)
+        monkeypatch.setattr(TrainingStep, "take", step)
         with pytest.raises(KeyboardInterrupt):
-            train(config, dataset, uri, Place(), {})
-        monkeypatch.setattr(Trainer, "step", original)
+            train(TrainingJob(config=config, dataset=dataset, run_uri=uri))
+        monkeypatch.setattr(TrainingStep, "take", original)
         claim_run(uri, config, dataset)
-        train(config, dataset, uri, Place(), {})
+        train(TrainingJob(config=config, dataset=dataset, run_uri=uri))
         for name in ("model.safetensors", "config.json", "README.md", "manifest.json"):
             assert (Path(model_uri(uri)) / name).read_bytes() == (Path(model_uri(calm)) / name).read_bytes()
         assert _timeless(read_metrics(uri)) == _timeless(read_metrics(calm))
@@ -93,13 +97,13 @@ def test_gradients_of_shares_add_up_to_the_gradient_of_the_batch_for_any_world_s
     pixels, objective = open_reader(dataset), make_objective(config)
 
     def gradient(world_size):
-        trainer = Trainer(config, Place())
+        state = TrainingState(config, torch.device("cpu"))
         for rank in range(world_size):
             positions = rank_positions(48, config.batch_size, rank, world_size, config.lanes)
             images, labels = pixels.at(positions, config.seed)
-            losses, _ = share_loss(trainer.denoiser, objective, images, labels, positions, config, torch.device("cpu"))
+            losses, _ = share_loss(state.denoiser, objective, images, labels, positions, config, torch.device("cpu"))
             (losses.sum() / config.batch_size).backward()
-        return torch.cat([p.grad.flatten() for p in trainer.parameters])
+        return torch.cat([p.grad.flatten() for p in state.parameters])
 
     whole = gradient(1)
     for world_size in (2, 3, 4, 5):
@@ -109,7 +113,7 @@ def test_gradients_of_shares_add_up_to_the_gradient_of_the_batch_for_any_world_s
 def test_the_loss_falls(dataset, config, tmp_path):
     config = configure(config, None, ["total_kimg=2.4", "tick_kimg=0.48", "checkpoint_kimg=2.4", "optimizer.lr=0.003"])
     claim_run(str(tmp_path), config, dataset)
-    train(config, dataset, str(tmp_path), Place(), {})
+    train(TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path)))
     losses = [row["loss"] for row in read_metrics(str(tmp_path))]
     assert losses[-1] < 0.75 * losses[0]
 
@@ -191,13 +195,13 @@ def test_the_loss_scale_saves_small_gradients_from_fp16(dataset, config):
 
 def _poison(monkeypatch, calls_to_poison):
     """Make the losses of some calls NaN."""
-    original, calls = engine.share_loss, itertools.count(1)
+    original, calls = step.share_loss, itertools.count(1)
 
     def poisoned(*args):
         losses, sigmas = original(*args)
         return losses * (float("nan") if next(calls) in calls_to_poison else 1.0), sigmas
 
-    monkeypatch.setattr(engine, "share_loss", poisoned)
+    monkeypatch.setattr(step, "share_loss", poisoned)
 
 
 REPLACE = ["optimizer.nonfinite=replace"]
@@ -212,25 +216,25 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_its_step_and_keeps_the_la
     monkeypatch.setattr(torch.optim.Adam, "step", lambda adam: (states.append(1), original(adam))[1])
     _poison(monkeypatch, [6])
     with pytest.raises(Diverged, match=r"the step to 144 images is not finite.*optimizer.nonfinite=replace"):
-        train(config, dataset, str(tmp_path), Place(), {})
-    assert len(states) == 5 and engine.checkpoint_store(str(tmp_path)).committed() == [96]
+        train(TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path)))
+    assert len(states) == 5 and checkpoint_store(str(tmp_path)).committed() == [96]
     assert [row["nimg"] for row in read_metrics(str(tmp_path))] == [48, 96]
     config = configure(config, None, REPLACE)
     claim_run(str(tmp_path), config, dataset)
     _poison(monkeypatch, [2])  # the sixth again: the run goes on from the fourth
-    train(config, dataset, str(tmp_path), Place(), {})
+    train(TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path)))
     assert [row["nonfinite"] for row in read_metrics(str(tmp_path))] == [0, 0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("at_tick", [True, False])
 def test_a_device_that_is_not_waited_for_keeps_nothing_of_what_is_not_finite(config, at_tick):
     """On a GPU it is seen before a tick is written, and before a checkpoint that is wished for between ticks."""
-    trainer = Trainer(config, Place())
-    trainer.tally.add_step(torch.tensor(1.0), torch.tensor(0.0))
-    engine._refuse_nonfinite(trainer, at_tick)
-    trainer.tally.add_step(torch.tensor(1.0), torch.tensor(1.0))
+    taken = TrainingStep(config, Place(), TrainingState(config, torch.device("cpu")))
+    taken.tally.add_step(torch.tensor(1.0), torch.tensor(0.0))
+    taken.refuse_nonfinite(at_tick)
+    taken.tally.add_step(torch.tensor(1.0), torch.tensor(1.0))
     with pytest.raises(Diverged, match="1 of the last 2 steps"):
-        engine._refuse_nonfinite(trainer, at_tick)
+        taken.refuse_nonfinite(at_tick)
 
 
 def test_with_replace_losses_that_are_mostly_not_finite_end_the_run(dataset, config, tmp_path, monkeypatch):
@@ -238,15 +242,15 @@ def test_with_replace_losses_that_are_mostly_not_finite_end_the_run(dataset, con
     claim_run(str(tmp_path), config, dataset)
     _poison(monkeypatch, range(7, 99))
     with pytest.raises(Diverged, match=r"before 192 images is not finite \(2 of the last 2 steps\)"):
-        train(config, dataset, str(tmp_path), Place(), {})
-    assert engine.checkpoint_store(str(tmp_path)).committed() == [96]
+        train(TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path)))
+    assert checkpoint_store(str(tmp_path)).committed() == [96]
 
 
 def test_with_replace_a_single_loss_that_is_not_finite_is_counted_and_outlived(dataset, config, tmp_path, monkeypatch):
     config = configure(config, None, REPLACE)
     claim_run(str(tmp_path), config, dataset)
     _poison(monkeypatch, [6])
-    train(config, dataset, str(tmp_path), Place(), {})
+    train(TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path)))
     rows = read_metrics(str(tmp_path))
     assert [row["nonfinite"] for row in rows] == [0, 0, 1, 0, 0] and all(math.isfinite(row["loss"]) for row in rows)
 
@@ -263,7 +267,7 @@ def test_another_run_in_the_folder_is_refused_with_the_difference_and_fresh_star
 def test_fresh_leaves_nothing_of_the_run_before(dataset, config, tmp_path):
     config = configure(config, None, ["ema.sigma_rels=[0.1]", "ema.snapshot_kimg=0.096"])
     claim_run(str(tmp_path), config, dataset)
-    train(config, dataset, str(tmp_path), Place(), {})
+    train(TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path)))
     assert {path.name for path in tmp_path.iterdir()} >= {"checkpoints", "ema-snapshots", "model"}
     claim_run(str(tmp_path), config, dataset, fresh=True)
     assert list(tmp_path.rglob("*.safetensors")) == [] and read_metrics(str(tmp_path)) == []
@@ -277,7 +281,7 @@ def test_a_folder_of_something_else_is_refused(dataset, config, tmp_path):
 
 def test_more_workers_than_lanes_are_refused(dataset, config, tmp_path):
     with pytest.raises(InputError, match="leaves some of 13 workers without images"):
-        train(config, dataset, str(tmp_path), Place(world_size=13), {})
+        train(TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path)), Place(world_size=13))
 
 
 @pytest.mark.parametrize("kind", ["vp", "ve", "iddpm"])
@@ -288,23 +292,23 @@ def test_every_objective_trains_with_every_preconditioning_of_its_name(dataset, 
         changed = configure(config, None, changes)
         uri = str(tmp_path / str(number))
         claim_run(uri, changed, dataset)
-        train(changed, dataset, uri, Place(), {})
+        train(TrainingJob(config=changed, dataset=dataset, run_uri=uri))
         assert math.isfinite(read_metrics(uri)[-1]["loss"])
 
 
-@pytest.mark.parametrize("step", [4, 5, 7])
-def test_a_run_that_is_told_to_stop_saves_at_once_and_goes_on_bit_for_bit(dataset, config, tmp_path, step):
+@pytest.mark.parametrize("told_in", [4, 5, 7])
+def test_a_run_that_is_told_to_stop_saves_at_once_and_resumes_bit_for_bit(dataset, config, tmp_path, told_in):
     """At a tick or in the middle of one, before or after a snapshot's turn: neither ticks nor snapshots are missed."""
     config = configure(config, None, ["ema.sigma_rels=[0.1]", "ema.snapshot_kimg=0.160"])
     calm, told = str(tmp_path / "calm"), str(tmp_path / "told")
     for uri in (calm, told):
         claim_run(uri, config, dataset)
-    train(config, dataset, calm, Place(), {})
-    answers = iter([Wish.NOTHING] * (step - 1) + [Wish.STOP])
-    with pytest.raises(Stopped, match=f"stopped at {24 * step} images"):
-        train(config, dataset, told, Place(), {}, ask=lambda: next(answers))
-    assert engine.checkpoint_store(told).committed() == sorted({96, 24 * step})
-    train(config, dataset, told, Place(), {})
+    train(TrainingJob(config=config, dataset=dataset, run_uri=calm))
+    answers = iter([Signal.NONE] * (told_in - 1) + [Signal.STOP])
+    with pytest.raises(Stopped, match=f"stopped at {24 * told_in} images"):
+        train(TrainingJob(config=config, dataset=dataset, run_uri=told), ask=lambda: next(answers))
+    assert checkpoint_store(told).committed() == sorted({96, 24 * told_in})
+    train(TrainingJob(config=config, dataset=dataset, run_uri=told))
     assert open_model(model_uri(told)).weights == open_model(model_uri(calm)).weights
     assert _timeless(read_metrics(told)) == _timeless(read_metrics(calm))
     snapshots = sorted(path.name for path in Path(calm).glob("ema-snapshots/*"))
@@ -319,14 +323,10 @@ def test_a_machine_that_will_be_taken_away_gets_its_checkpoint_at_once_and_at_ti
     steps = iter(range(1, 11))
     config = configure(config, None, ["keep_checkpoints=9"])
     train(
-        config,
-        dataset,
-        str(tmp_path),
-        Place(),
-        {},
-        ask=lambda: Wish.SAVE if 3 <= next(steps) <= 7 else Wish.NOTHING,
+        TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path)),
+        ask=lambda: Signal.SAVE if 3 <= next(steps) <= 7 else Signal.NONE,
     )
-    assert engine.checkpoint_store(str(tmp_path)).committed() == [72, 96, 144, 192, 240]
+    assert checkpoint_store(str(tmp_path)).committed() == [72, 96, 144, 192, 240]
 
 
 @pytest.mark.parametrize("failures", [2, 99])
@@ -335,7 +335,7 @@ def test_storage_that_fails_twice_does_not_stop_the_run_and_one_that_fails_for_g
 ):
     """Without losing the checkpoint before."""
     claim_run(str(tmp_path), config, dataset)
-    monkeypatch.setattr(writer, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(checkpoints, "FIRST_WAIT_S", 0.01)
     original, calls = CheckpointStore.save, 0
 
     def save(self, images_seen, tensors, state):
@@ -347,9 +347,46 @@ def test_storage_that_fails_twice_does_not_stop_the_run_and_one_that_fails_for_g
 
     monkeypatch.setattr(CheckpointStore, "save", save)
     if failures == 2:
-        train(config, dataset, str(tmp_path), Place(), {})
+        train(TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path)))
         assert calls == 3
     else:
         with pytest.raises(OSError, match="No space left"):
-            train(config, dataset, str(tmp_path), Place(), {})
-        assert engine.checkpoint_store(str(tmp_path)).committed() == [96]
+            train(TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path)))
+        assert checkpoint_store(str(tmp_path)).committed() == [96]
+
+
+class _Own(torch.nn.Module):
+    """A network of one's own: one convolution that is told the class."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.label_dim = classes
+        self.convolution = torch.nn.Conv2d(1, 1, 3, padding=1)
+        self.shift = torch.nn.Linear(classes, 1)
+
+    def forward(self, x, noise_labels, class_labels=None, augment_labels=None):
+        return self.convolution(x) + self.shift(class_labels)[:, :, None, None] + 0 * noise_labels[:, None, None, None]
+
+
+def test_a_network_of_ones_own_is_trained_in_a_copy_and_resumes_bit_for_bit(dataset, config, tmp_path):
+    torch.manual_seed(3)
+    own = _Own(len(dataset.class_names))
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+
+    def run(uri, **more):
+        claim_run(uri, config, dataset)
+        train(TrainingJob(config=config, dataset=dataset, run_uri=uri, network=own), **more)
+
+    calm, told = str(tmp_path / "calm"), str(tmp_path / "told")
+    run(calm)
+    assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
+    answers = iter([Signal.NONE] * 4 + [Signal.STOP])
+    with pytest.raises(Stopped):
+        run(told, ask=lambda: next(answers))
+    run(told)
+    one, other = (safetensors.torch.load_file(Path(model_uri(uri)) / "model.safetensors") for uri in (calm, told))
+    assert one.keys() == {f"model.{name}" for name in before}
+    for name, value in before.items():
+        trained = one[f"model.{name}"]
+        assert torch.equal(trained, other[f"model.{name}"]) and not torch.equal(trained, value)
+    assert read_metrics(calm)[-1]["loss"] == read_metrics(told)[-1]["loss"]

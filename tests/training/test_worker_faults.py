@@ -17,7 +17,7 @@ from edm_ray.storage import uris
 from edm_ray.training.run import checkpoint_store
 from tests.training.faults import POINTS, bucket, end_workers, result_of, start_workers
 
-IN_STEPS = [point for point, (_, name, *_) in POINTS.items() if name == "step"]
+IN_STEPS = [point for point, (_, name, *_) in POINTS.items() if name == "take"]
 ALWAYS = [("in the middle of an epoch", 1, False), ("before a checkpoint's manifest", 0, False)]
 ALWAYS += [("while the first checkpoint is written", 0, True)]
 # Worker 0 alone writes, so worker 1 can be the first to die in a step only.

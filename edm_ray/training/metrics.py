@@ -1,12 +1,20 @@
-"""Numbers of a tick, added up on the device and read once: reading each step would make the host wait for it."""
+"""Numbers of a run: added up on the device between ticks and read there once (reading each step would make the host
+wait for it), how fast it went, and the rows of ``metrics.jsonl``."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import resource
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from edm_ray.storage import uris
 
 SIGMA_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Noise levels that part the bins of the per-sigma loss."""
@@ -76,3 +84,69 @@ class Tally:
         }
         self.reset()
         return result
+
+
+class Stopwatch:
+    """How fast it went since the last tick, and what it waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.start(0)
+
+    def start(self, images_seen: int) -> None:
+        self.images_seen, self.moment = images_seen, time.monotonic()
+        self.data_wait_s = self.stall_s = 0.0
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.data_wait_s += time.monotonic() - began
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.stall_s += time.monotonic() - began
+
+    def read(self, images_seen: int) -> dict[str, float]:
+        """images_per_s, data_wait (share of the time), checkpoint_stall_s, memory_mib; then it starts again."""
+        elapsed = max(time.monotonic() - self.moment, 1e-9)
+        memory = (
+            torch.cuda.max_memory_allocated(self.device)
+            if self.device.type == "cuda"
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
+        row = {
+            "images_per_s": (images_seen - self.images_seen) / elapsed,
+            "data_wait": self.data_wait_s / elapsed,
+            "checkpoint_stall_s": self.stall_s,
+            "memory_mib": memory / 2**20,
+        }
+        self.start(images_seen)
+        return row
+
+
+def read_metrics(run_uri: str, up_to: int | None = None) -> list[dict[str, Any]]:
+    """Rows of ``metrics.jsonl``, ascending in nimg; ``up_to`` leaves out what a resumed run will write again."""
+    path = uris.join(run_uri, "metrics.jsonl")
+    if not uris.exists(path):
+        return []
+    rows = [json.loads(line) for line in uris.read_bytes(path).splitlines()]
+    return [row for row in rows if up_to is None or row["nimg"] <= up_to]
+
+
+def write_metrics(run_uri: str, rows: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    uris.write_bytes(uris.join(run_uri, "metrics.jsonl"), text.encode())
+
+
+class MetricsLog:
+    """Rank 0's rows. The file is rewritten whole, so it is never half a line and works on object stores."""
+
+    def __init__(self, run_uri: str, images_seen: int) -> None:
+        self.run_uri, self.rows = run_uri, read_metrics(run_uri, images_seen)
+
+    def append(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        write_metrics(self.run_uri, self.rows)

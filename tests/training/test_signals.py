@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from edm_ray.models import open_model
-from edm_ray.training.engine import Place
-from edm_ray.training.run import checkpoint_store, model_uri, read_metrics
-from edm_ray.training.signals import Wish
-from edm_ray.training.tally import Tally
+from edm_ray.training.device import Place
+from edm_ray.training.metrics import Tally, read_metrics
+from edm_ray.training.run import checkpoint_store, model_uri
+from edm_ray.training.signals import Signal
 from tests.training.together import STOPPED, run_together, train_in_process
 
 CLOCKS = {"images_per_s", "data_wait", "checkpoint_stall_s", "memory_mib"}
@@ -21,10 +21,10 @@ SETTINGS = ["total_kimg=0.288", "tick_kimg=0.096", "checkpoint_kimg=0.192", "kee
 SETTINGS += ["denoiser.network.dropout=0.1", "optimizer.grad_clip=0.5"]
 
 
-def _tell(rank_told: int, wish: Wish, first: int, last: int, rank: int):
+def _tell(rank_told: int, signal: Signal, first: int, last: int, rank: int):
     """One rank alone is told, in the steps from first to last."""
     steps = itertools.count(1)
-    return lambda: wish if first <= next(steps) <= last and rank == rank_told else Wish.NOTHING
+    return lambda: signal if first <= next(steps) <= last and rank == rank_told else Signal.NONE
 
 
 def _result(uri: str):
@@ -42,7 +42,7 @@ def test_a_stop_that_one_worker_hears_of_ends_all_after_one_step_and_they_go_on_
     """In the middle of a tick: the sums of every worker are in the checkpoint. Told in step 5, known in step 6."""
     calm, told = str(tmp_path / "calm"), str(tmp_path / "told")
     assert run_together(world_size, data, calm, SETTINGS) == [0] * world_size
-    tell = functools.partial(_tell, world_size - 1, Wish.STOP, 5, 99)
+    tell = functools.partial(_tell, world_size - 1, Signal.STOP, 5, 99)
     assert run_together(world_size, data, told, SETTINGS, tell) == [STOPPED] * world_size
     assert checkpoint_store(told).committed() == [6 * 24]
     assert run_together(world_size, data, told, SETTINGS) == [0] * world_size
@@ -52,7 +52,7 @@ def test_a_stop_that_one_worker_hears_of_ends_all_after_one_step_and_they_go_on_
 def test_a_notice_that_one_worker_gets_makes_a_checkpoint_at_once_and_training_goes_on(data, tmp_path):
     """Told in steps 1 to 3: known in 2 to 4, of which 4 is a tick."""
     uri = str(tmp_path / "run")
-    assert run_together(2, data, uri, SETTINGS, functools.partial(_tell, 1, Wish.SAVE, 1, 3)) == [0, 0]
+    assert run_together(2, data, uri, SETTINGS, functools.partial(_tell, 1, Signal.SAVE, 1, 3)) == [0, 0]
     assert checkpoint_store(uri).committed() == [2 * 24, 4 * 24, 8 * 24, 12 * 24]
 
 
@@ -60,7 +60,7 @@ def test_a_run_of_two_that_stopped_within_a_tick_is_gone_on_with_by_one(data, tm
     """Elastic: nothing of the tick's sums is lost with the worker."""
     calm, told = str(tmp_path / "calm"), str(tmp_path / "told")
     train_in_process(data, calm, SETTINGS, Place())
-    tell = functools.partial(_tell, 0, Wish.STOP, 5, 99)
+    tell = functools.partial(_tell, 0, Signal.STOP, 5, 99)
     assert run_together(2, data, told, SETTINGS, tell) == [STOPPED] * 2
     train_in_process(data, told, SETTINGS, Place())
     for one, other in zip(read_metrics(calm), read_metrics(told), strict=True):

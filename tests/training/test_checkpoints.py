@@ -10,9 +10,10 @@ from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
 from edm_ray.models.checkpoints import CheckpointStore
-from edm_ray.training.engine import Place, train
-from edm_ray.training.run import claim_run, read_metrics
-from edm_ray.training.writer import BackgroundWriter
+from edm_ray.training.checkpoints import BackgroundWriter
+from edm_ray.training.loop import TrainingJob, train
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import claim_run
 
 
 def test_one_call_is_written_one_waits_and_a_third_makes_no_copy_before_there_is_room():
@@ -77,6 +78,6 @@ def test_training_goes_on_through_the_next_checkpoint_while_one_is_uploaded(digi
 
     monkeypatch.setattr(CheckpointStore, "save", save)
     claim_run(str(tmp_path), config, dataset)
-    train(config, dataset, str(tmp_path), Place(), {}, on_tick)
+    train(TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path)), on_tick=on_tick)
     assert [images for images, _ in saved] == [96, 192, 240]
     assert [row["nimg"] for row in read_metrics(str(tmp_path))] == [48, 96, 144, 192, 240]
