@@ -98,7 +98,7 @@ def run(args: Args) -> None:
             say(f"  and measure {', '.join(plan.metrics)} against {plan.reference.describe()}")
         return
     progress, started = Progress("chunks"), time.monotonic()
-    with executor.session():
+    with executor.session(spec.recipe()):
         results = evaluate(spec, settings, starts, args.num, plans, executor, progress.update)
         reals = [] if dataset is None else measure_real(dataset, args.num, plans, extractors, store, executor)
     made_on = sorted({kind for of_set in results for result in of_set for kind in result.made_on})

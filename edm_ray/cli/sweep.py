@@ -160,7 +160,7 @@ def run(args: Args) -> None:
         ),
     )
     started = time.monotonic()
-    with executor.session():
+    with executor.session(spec.recipe()):
         real = None
         if args.real is not None:
             held_out = open_dataset(uris.absolute(args.real))

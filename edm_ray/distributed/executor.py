@@ -38,9 +38,11 @@ class Ray:
         return self.workers
 
     @contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self, *recipes: Recipe) -> Iterator[None]:
+        from edm_ray.distributed.pool import check_here
         from edm_ray.distributed.session import session
 
+        check_here(self, recipes)
         before = os.environ.get("RAY_ADDRESS")
         if self.address is not None:
             os.environ["RAY_ADDRESS"] = self.address
@@ -56,10 +58,9 @@ class Ray:
     @contextmanager
     def open(self, *recipes: Recipe) -> Iterator[tuple[Any, ...]]:
         """A `Pool` for each recipe, all of them checked before the first starts."""
-        from edm_ray.distributed.pool import check, check_here, start_pool
+        from edm_ray.distributed.pool import check, start_pool
 
-        check_here(self, recipes)
-        with self.session(), ExitStack() as ends:
+        with self.session(*recipes), ExitStack() as ends:
             check(self, recipes)
             pools = []
             for recipe in recipes:

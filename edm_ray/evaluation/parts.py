@@ -226,7 +226,7 @@ def measure_real(
         Measurement(plan=key, images=RealImages(parts=tuple(own)))
         for key, own in zip(measuring.keys, parts, strict=True)
     ]
-    with executor.session():
+    with executor.session(*recipes):
         for recipe, own in zip(recipes, parts, strict=True):
             with executor.open(recipe) as (extracting,):
                 make_all(extracting, [(part,) for part in own], on_part)
