@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ class Ray:
     device: str = "cpu"
     """cpu: one CPU each; cuda: one GPU each, or a share of it."""
     address: str | None = None
+    """HOST:PORT."""
     least: int | None = None
     """Start with so many, take more when the cluster grows; None: all must fit the cluster."""
     actors_per_gpu: int = 1
@@ -42,18 +42,10 @@ class Ray:
         from edm_ray.distributed.pool import check_here
         from edm_ray.distributed.session import session
 
-        check_here(self, recipes)
-        before = os.environ.get("RAY_ADDRESS")
-        if self.address is not None:
-            os.environ["RAY_ADDRESS"] = self.address
-        try:
-            with session():
-                yield
-        finally:
-            if self.address is not None:
-                os.environ.pop("RAY_ADDRESS")
-                if before is not None:
-                    os.environ["RAY_ADDRESS"] = before
+        if self.address is None:
+            check_here(self, recipes)
+        with session(self.address):
+            yield
 
     @contextmanager
     def open(self, *recipes: Recipe) -> Iterator[tuple[Any, ...]]:

@@ -17,10 +17,10 @@ from typing import Any
 
 import ray
 import ray.tune
-from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from edm_ray.distributed.executor import Ray
+from edm_ray.distributed.ray_private import keep_aws_keys_out_of_trials
 from edm_ray.distributed.requests import FirstChunks, FirstFid
 from edm_ray.distributed.trial import evaluate
 from edm_ray.evaluation.fid import FidEstimate
@@ -37,9 +37,6 @@ LEAST_CONCURRENT, MOST_CONCURRENT = 8, 64
 LOST = "its process was lost again and again; Ray's logs say how"
 TRIALS = "trials.jsonl"
 """What Tune knows of the trials, one line each."""
-# Tune copies AWS keys from this environment into the trials' runtime environment, which Ray writes to its logs. Nodes
-# have credentials of their own.
-class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if "AWS_" not in name}
 OnTrial = Callable[[TrialResult], None]
 
 
@@ -128,6 +125,7 @@ def sweep_on_ray(
 
     Raises InputError when ``budget_hours`` (of all workers together) are too few to confirm anything.
     """
+    keep_aws_keys_out_of_trials()
     most = concurrent or concurrency(on.workers)
     generator = spec.generator(plan.reference.moments.extractor, on.device)
     measuring = MeasureSets(plans=(plan,), store=spec.store, most=most)
