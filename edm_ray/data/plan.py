@@ -251,7 +251,7 @@ class PrepareShards:
 
     @property
     def needs(self) -> Needs:
-        return Needs(what="prepare", memory=0)
+        return Needs(what="prepare", memory=0, most=self.plan.num_shards)
 
     def shards(self) -> list[Shard]:
         plan = sha256(canonical_json(plain(self.plan.to_json())).encode())

@@ -90,6 +90,7 @@ class ReferenceParts:
         return Needs(
             what="the reference" if self.moments else "features of real images",
             memory=3 * len(self.extractor.weights) + (1 << 29),
+            most=len(ranges_of(self.dataset.rows)),
             reads=(self.dataset.uri,),
         )
 
