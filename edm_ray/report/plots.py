@@ -7,6 +7,7 @@ import io
 import matplotlib
 from matplotlib.figure import Figure
 
+from edm_ray.diffusion.samplers import Sampler
 from edm_ray.evaluation.fid import FidEstimate, interval_95
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.result import SweepResult
@@ -34,10 +35,10 @@ def fid_against_churn(result: SweepResult) -> str:
     first = [t for t in result.trials if t.evaluation.seeds == "search" and t.evaluation.chunks == result.first_chunks]
     answers = [t for t in first if t.estimate]
     line = [t for t in answers if t.evaluation.label in (*result.line, DETERMINISTIC)]
-    line.sort(key=lambda t: t.evaluation.settings.s_churn)
+    line.sort(key=lambda t: _churn(t.evaluation.settings))
     figure = Figure(figsize=WIDE)
     axes = figure.subplots()
-    points = [(t.evaluation.settings.s_churn, t.estimate) for t in line if t.estimate]
+    points = [(_churn(t.evaluation.settings), t.estimate) for t in line if t.estimate]
     axes.errorbar(
         [x for x, _ in points],
         [e.fid for _, e in points],
@@ -56,6 +57,11 @@ def fid_against_churn(result: SweepResult) -> str:
     axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
     return svg(figure)
+
+
+def _churn(settings: Sampler) -> float:
+    """0 for a solver that takes none."""
+    return float(getattr(settings, "s_churn", 0.0))
 
 
 def fid_of_all(result: SweepResult) -> str:

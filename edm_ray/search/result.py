@@ -20,6 +20,7 @@ from edm_ray.search.statistics import Difference, Noise, difference, probability
 from edm_ray.search.trials import TrialResult
 
 FORMAT = 1
+REWRITE = "run the sweep's command again: it rewrites it from its chunks"
 """Of sweep.json."""
 
 
@@ -140,9 +141,7 @@ class SweepResult:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: str) -> SweepResult:
         """What `to_dict` wrote. Raises InputError naming the source and what is wrong, also of another format."""
-        check_format(
-            content.get("format", FORMAT), source, "run the sweep's command again: it rewrites it from its chunks"
-        )
+        check_format(content.get("format", FORMAT), source, REWRITE)
         return validate(cls, {key: value for key, value in content.items() if key != "format"}, source)
 
 

@@ -9,7 +9,7 @@ import yaml
 from edm_ray.config.load import check_format, parse_yaml
 from edm_ray.diffusion.samplers import Sampler, read_sampler
 from edm_ray.errors import InputError
-from edm_ray.search.result import Confirmed, SweepResult
+from edm_ray.search.result import REWRITE, Confirmed, SweepResult
 
 FORMAT = 1
 
@@ -63,7 +63,7 @@ def settings_from_yaml(text: str, source: str = "sampler file") -> Sampler:
     A file without ``format`` is one that a person wrote.
     """
     content = parse_yaml(text, source)
-    check_format(content.get("format", FORMAT), source, "run the sweep's command again: it rewrites it from its chunks")
+    check_format(content.get("format", FORMAT), source, REWRITE)
     if not isinstance(content.get("sampler"), dict):
         raise InputError(f"{source}: key 'sampler' with the settings is missing")
     return read_sampler(content["sampler"], source)

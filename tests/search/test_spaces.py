@@ -59,7 +59,7 @@ def test_the_schema_refuses_what_the_reader_refuses(wrong):
         (HEAD + "{s_churn: {low: 0, high: 2}}", "search churn_fraction"),
         (HEAD + "{num_steps: {low: 6, high: 12}}", "add integer: true"),
         (HEAD + "{solver: {low: 0, high: 1}}", "give {choices"),
-        (HEAD + "{solver: {choices: [heunn]}}", r"search\.solver.*heun or euler"),
+        (HEAD + "{solver: {choices: [heunn]}}", r"search\.solver.*euler or heun"),
         (HEAD + "{rho: {grid: [3, 2]}}", "ascending"),
         (HEAD + "{rho: {grid: []}}", "one number or more"),
         (HEAD + "{rho: {low: -1, high: 2}}", "greater than 0"),

@@ -40,8 +40,9 @@ def with_changes(base: Sampler, changes: Mapping[str, Any], source: str) -> Samp
     flat = base.to_dict()
     if flat["sigmas"] and "sigmas" in changes:
         del flat["num_steps"]
-    if changes.get("solver", base.solver) != base.solver:
-        own = {each.name for each in settings(solver_class(changes["solver"]))}
+    solver = changes.get("solver", base.solver)
+    if solver != base.solver and isinstance(solver, str) and solver in SOLVERS:  # what is no solver is refused below
+        own = {each.name for each in settings(SOLVERS[solver])}
         flat = {name: value for name, value in flat.items() if name in own}
     return read_sampler({**flat, **changes}, source)
 
