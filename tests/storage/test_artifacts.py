@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,16 @@ def test_what_was_written_is_read(store):
     assert all(np.array_equal(content.arrays[name], array) for name, array in ARRAYS.items())
     artifacts.write(store, Thing(math.inf), {}, said="no arrays")
     assert artifacts.read(store, Thing(math.inf)).notes == {"said": "no arrays"}
+
+
+def test_equal_artefacts_have_equal_bytes(store, tmp_path):
+    path = Path(artifacts.path_of(store, Thing(1.0)))
+    code = (
+        "import sys, numpy as np; from edm_ray.storage import artifacts; from tests.storage.test_artifacts import *; "
+        "artifacts.write(sys.argv[1], Thing(1.0), dict(reversed(ARRAYS.items())), made_on='here')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "other")], check=True)
+    assert Path(artifacts.path_of(str(tmp_path / "other"), Thing(1.0))).read_bytes() == path.read_bytes()
 
 
 def test_only_what_is_not_there_is_missing(store):
@@ -81,7 +94,7 @@ def test_other_settings_and_other_formats_are_refused_in_words(store):
     other.write_bytes(path.read_bytes())
     with pytest.raises(IntegrityError, match="holds a thing of other settings; delete it and run again"):
         artifacts.read(store, Thing(2.0))
-    header = {"format": "0", "identity": "{}", "notes": "{}", "sha256": ""}
-    other.write_bytes(safetensors.numpy.save({}, metadata=header))
+    header = json.dumps({"format": 0, "identity": {}, "notes": {}, "sha256": ""})
+    other.write_bytes(safetensors.numpy.save({}, metadata={artifacts.HEADER: header}))
     with pytest.raises(IntegrityError, match="a thing of format 0, this version reads 1"):
         artifacts.read(store, Thing(2.0))
