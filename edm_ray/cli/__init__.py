@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(usage())
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        from edm_ray import __version__
+        from edm_ray.version import __version__
 
         sys.stdout.write(f"edm-ray {__version__}\n")
         return 0

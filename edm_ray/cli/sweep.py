@@ -6,42 +6,22 @@ evaluated are kept and never generated again."""
 from __future__ import annotations
 
 import dataclasses
-import io
-import math
 import shlex
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
+import tyro
 
 from edm_ray.cli.console import duration, say
-from edm_ray.cli.sampler import BEST_SAMPLER
 from edm_ray.cli.workers import choose_executor
-from edm_ray.data.manifest import open_dataset
-from edm_ray.distributed.executor import Ray
-from edm_ray.errors import InputError
-from edm_ray.evaluation.fid import FidEstimate
-from edm_ray.evaluation.grids import image_grid
-from edm_ray.evaluation.measure import Plan
-from edm_ray.evaluation.parts import measure_real
-from edm_ray.evaluation.reference import open_reference
-from edm_ray.execution.local import Local
-from edm_ray.generation.evaluate import EvaluationSpec, fid_meter, sample_grids
-from edm_ray.models import open_model
-from edm_ray.report.html import Context
-from edm_ray.report.saved import save_progress, save_report
 from edm_ray.search.baselines import GridSearch
-from edm_ray.search.driver import Driver
-from edm_ray.search.driver import run as run_driver
 from edm_ray.search.plan import StrategyName, SweepPlan, sweep_plan
 from edm_ray.search.race import Race
-from edm_ray.search.result import result_of
-from edm_ray.search.sampler_file import best_sampler_yaml
-from edm_ray.search.space import Space, in_words, load_space
-from edm_ray.search.time_budget import limit_hours
-from edm_ray.search.trials import Evaluation, TrialResult
+from edm_ray.search.sampler_file import BEST_SAMPLER
+from edm_ray.search.space import Space, in_words
+from edm_ray.search.trials import TrialResult
 from edm_ray.storage import uris
+from edm_ray.tasks.sweep import SweepOptions, SweepTask
 
 
 @dataclass(frozen=True)
@@ -54,17 +34,11 @@ class Args:
     """What to search: a file of tune_spaces/."""
     out: str
     """Directory or s3:// URI of the sweep."""
-    guide: str | None = None
-    """Model directory of the model that guides it, where the space searches guidance; without it guidance is
-    classifier-free: the model itself without its labels."""
     workers: str = "1"
     """Ray actors that sample; LEAST:MOST to begin with fewer and take more when the cluster has room; 0: this process,
     without Ray, one evaluation after the other. The decisions are the same."""
-    concurrent: int | None = None
-    """Trials in flight at once; they share the actors (default: two for each of them, 8 at least, 64 at most)."""
     device: str = "cpu"
-    labels: str = "random"
-    """random (as in the paper), balanced, or a class number."""
+    """cpu or cuda."""
     strategy: StrategyName = "race"
     """How to search: race (looks everywhere a little, then races the best), or grid, random, optuna (TPE) and asha
     (successive halving) to compare with."""
@@ -74,8 +48,6 @@ class Args:
     """Percent: with fid,nfe the cheapest sampler within so much of the best FID is named."""
     budget_images: int | None = None
     """Stop in good order at so many images, confirmation included."""
-    budget_gpu_hours: float | None = None
-    """Stop in good order at so many hours of all workers together; the speed is measured on the first looks."""
     chunk_size: int = 500
     """Images a chunk."""
     initial_chunks: int = Race.initial_chunks
@@ -92,21 +64,28 @@ class Args:
     """Chunks of fresh seeds that confirm the winner."""
     grid_points: int = GridSearch.points
     """grid: values that a range of the space is cut into."""
-    seed: int = 0
-    """Of the search's own choices."""
-    real: str | None = None
-    """Data set of held-out real images: their FID at the confirmation's n is reported beside."""
-    grid: int = 50
-    """Images in each sample grid of the report."""
-    export: bool = False
-    """Put best-sampler.yaml into the model directory too; then `--sampler MODEL` takes it from there."""
+    more: tyro.conf.OmitArgPrefixes[SweepOptions] = field(default_factory=SweepOptions)
     dry_run: bool = False
     """Print what would be done and what it costs at most, and stop."""
 
 
 def run(args: Args) -> None:
-    space = load_space(args.space)
-    plan = sweep_plan(
+    from edm_ray.tasks.sweep import plan_sweep
+
+    executor = choose_executor(args.workers, args.device)
+    task = plan_sweep(args.model, args.reference, args.space, args.out, _plan(args), args.more)
+    say(task.describe())
+    if args.dry_run:
+        return
+    started = time.monotonic()
+    found = task.run(executor, TrialLines(task.space), _commands(args, task))
+    for line in found.result.summary():
+        say(f"  {line}")
+    say(f"  {found.result.images:,} images, {duration(time.monotonic() - started)}; report: {found.report}")
+
+
+def _plan(args: Args) -> SweepPlan:
+    return sweep_plan(
         strategy=args.strategy,
         objective=tuple(part.strip() for part in args.objective.split(",")),
         within=args.within,
@@ -120,119 +99,28 @@ def run(args: Args) -> None:
         confirm_chunks=args.confirm_chunks,
         grid_points=args.grid_points,
     )
-    if args.budget_gpu_hours is not None and not 0 < args.budget_gpu_hours < math.inf:
-        raise InputError(f"--budget-gpu-hours {args.budget_gpu_hours} is not allowed: greater than 0, finite")
-    executor = choose_executor(args.workers, args.device)
-    if args.concurrent is not None and args.concurrent < 1:
-        raise InputError(f"--concurrent {args.concurrent}: give 1 or more")
-    out = uris.absolute(args.out)
-    model = open_model(uris.absolute(args.model), args.guide and uris.absolute(args.guide))
-    reference, extractor = open_reference(uris.absolute(args.reference))
-    measured = Plan(metrics=("fid",), reference=reference)
-    denoiser = model.denoiser()
-    guides = any(name.startswith("guidance") for name in space.search)
-    if guides and model.guide is None and not model.config.network.label_dim:
-        raise InputError(f"{args.space}: searches guidance, but {args.model} has no classes; give --guide MODEL too")
-    driver = Driver(space, plan, args.seed, denoiser)
-    say(f"sweep of {space.name}: {driver.describe()}")
-    if args.dry_run:
-        return
-    store, n = uris.join(out, "chunks"), plan.confirm_chunks * plan.chunk_size
-    spec = EvaluationSpec(model=model, extractors=(extractor,), store=store, labels=args.labels)
-    same = ["--model", args.model, *(["--guide", args.guide] if args.guide else [])]
+
+
+def _commands(args: Args, task: SweepTask) -> tuple[str, ...]:
+    """What was typed, and what may be typed next, for the report."""
+    options = args.more
+    same = ["--model", args.model, *(["--guide", options.guide] if options.guide else [])]
     same += ["--sampler", uris.join(args.out, BEST_SAMPLER)]
-    again = [
-        "--reference",
-        args.reference,
-        "--labels",
-        args.labels,
-        "--num",
-        str(plan.confirm_chunks * plan.chunk_size),
-    ]
-    context = Context(
-        title=f"The best sampler for {model.about.get('dataset', 'this model')}",
-        reference=reference.describe(),
-        commands=(
-            shlex.join(["edm-ray", "sweep", *_as_flags(args)]),
-            shlex.join(["edm-ray", "report", args.out]),
-            shlex.join(["edm-ray", "evaluate", *same, *again, "--out", uris.join(args.out, "best")]),
-            shlex.join(["edm-ray", "generate", *same, "--out", "best.png"]),
-        ),
+    again = ["--reference", args.reference, "--labels", options.labels, "--num", str(task.confirm_images)]
+    return (
+        shlex.join(["edm-ray", "sweep", *_as_flags(args)]),
+        shlex.join(["edm-ray", "report", args.out]),
+        shlex.join(["edm-ray", "evaluate", *same, *again, "--out", uris.join(args.out, "best")]),
+        shlex.join(["edm-ray", "generate", *same, "--out", "best.png"]),
     )
-    started = time.monotonic()
-    with executor.session(spec.recipe()):
-        real = None
-        if args.real is not None:
-            held_out = open_dataset(uris.absolute(args.real))
-            [result] = measure_real(held_out, n, [measured], [extractor], store, executor)
-            real = result.measured.fid
-        lines = TrialLines(space, lambda: save_progress(out, result_of(driver), context))
-        _search(args, spec, measured, driver, executor, lines)
-        result = result_of(driver)
-        found = result.of(result.found) or result.require_best()
-        say("  sample grids for the report")
-        shown = {"deterministic": space.sampler}
-        registry = driver.search.registry
-        if registry.paper is not None and registry.paper != found.label:
-            shown[f"the paper's setting: {registry.paper}"] = registry.samplers[registry.paper]
-        shown[f"found: {found.label}"] = found.settings
-        balanced = dataclasses.replace(spec, labels="balanced")
-        images = sample_grids(balanced, list(shown.values()), range(args.grid), executor)
-    grids = {f"{title}, seeds 0..{args.grid - 1}": _png(each) for title, each in zip(shown, images, strict=True)}
-    context = dataclasses.replace(
-        context,
-        grids=grids,
-        real=None
-        if real is None
-        else {
-            "dataset": open_dataset(uris.absolute(args.real or "")).name,
-            "n": str(real.n),
-            "fid": f"{real.fid:.3f}",
-            "se": f"{real.se:.3f}",
-            "debiased": f"{real.debiased:.3f}",
-        },
-        seconds=time.monotonic() - started,
-    )
-    guide = {} if model.guide is None else {"guide": model.guide.hash}
-    sampler = best_sampler_yaml(result, model=model.hash, **guide, reference_data=reference.describe())
-    for place in (out, *([uris.absolute(args.model)] if args.export else [])):
-        uris.write_bytes(uris.join(place, BEST_SAMPLER), sampler.encode())
-    report = save_report(out, result, context)
-    for line in result.summary():
-        say(f"  {line}")
-    say(f"  {result.images:,} images, {duration(time.monotonic() - started)}; report: {report}")
-
-
-def _search(
-    args: Args, spec: EvaluationSpec, plan: Plan, driver: Driver, executor: Local | Ray, on_trial: TrialLines
-) -> None:
-    """The sweep to its end: as trials of Ray Tune, or here one evaluation after the other."""
-    out, hours = uris.absolute(args.out), args.budget_gpu_hours
-    if isinstance(executor, Ray):
-        from edm_ray.distributed.sweep import sweep_on_ray
-
-        sweep_on_ray(spec, plan, driver, out, on_trial, executor, concurrent=args.concurrent, budget_hours=hours)
-        return
-    with fid_meter(spec, plan, executor) as meter:
-        if hours is not None:
-            limit_hours(driver, hours, meter.sampling, 1, meter.generator, spec.store, out)
-
-        def measure(asked: Evaluation) -> FidEstimate:
-            return meter.fid(asked.settings.to_dict(), asked.seeds, asked.chunks, driver.plan.chunk_size)
-
-        run_driver(driver, measure, on_trial)
-
-
-def _png(images: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    image_grid(images, 10, max(1, 48 // images.shape[-1]), gap=4).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _as_flags(args: Args) -> list[str]:
     """The options as they can be typed again."""
+    flat = dataclasses.asdict(args)
+    flat |= flat.pop("more")
     flags = []
-    for key, value in dataclasses.asdict(args).items():
+    for key, value in flat.items():
         if value is None or value is False:
             continue
         flags += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
@@ -240,18 +128,13 @@ def _as_flags(args: Args) -> list[str]:
 
 
 class TrialLines:
-    """One line for every trial as it ends; ``save`` stores now and then what was told before it."""
+    """One line for every trial as it ends, with the settings of the space."""
 
-    def __init__(self, space: Space, save: Callable[[], None]) -> None:
-        self.space, self.save = space, save
-        self.count, self.saved = 0, -math.inf
+    def __init__(self, space: Space) -> None:
+        self.space, self.count = space, 0
 
     def __call__(self, result: TrialResult) -> None:
-        if self.count and time.monotonic() - self.saved > 5:
-            self.save()
-            self.saved = time.monotonic()
         self.count += 1
         asked, found = result.evaluation, result.estimate
         text = f"FID {found.fid:6.2f} +- {found.se:.2f}  n={found.n}" if found else f"FAILED: {result.failure}"
-        settings = in_words(self.space.describe(asked.settings))
-        say(f"  trial {self.count:>3}  {asked.stage:<8} {settings}  {text}")
+        say(f"  trial {self.count:>3}  {asked.stage:<8} {in_words(self.space.describe(asked.settings))}  {text}")

@@ -56,7 +56,7 @@ class ShippedModel:
             state[name] = view.view(dtype).reshape(shape)
         module = network_with(self.config, state, self.uri, self.network).to(device)
         guide = None if self.guide is None else self.guide.denoiser(device)
-        return ModelDenoiser(module, self.config.network, self.codec, guide, self.uri)
+        return ModelDenoiser(module, self.config.network, self.codec, guide)
 
 
 def _read_only(content: np.ndarray) -> torch.Tensor:

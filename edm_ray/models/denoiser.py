@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from edm_ray.config.codec import PIXELS, Codec
@@ -18,10 +20,11 @@ class ModelDenoiser:
         network: NetworkConfig,
         codec: Codec = PIXELS,
         guide: ModelDenoiser | None = None,
-        uri: str = "",
+        source: Any = None,
     ) -> None:
-        """module: a preconditioned network in evaluation mode on its device; network: what it takes and makes."""
-        self.module, self.codec, self.guide, self.uri = module, codec, guide, uri
+        """module: a preconditioned network in evaluation mode on its device; network: what it takes and makes; source:
+        the `Model` that it was built from."""
+        self.module, self.codec, self.guide, self.source = module, codec, guide, source
         self.sigma_min, self.sigma_max = float(module.sigma_min), float(module.sigma_max)
         self.label_dim = network.label_dim
         self.shape = (network.img_channels, network.img_resolution, network.img_resolution)

@@ -62,7 +62,7 @@ class Model:
         state = safetensors.torch.load(self.weights)
         module = network_with(self.config, state, self.uri, self.network).to(device)
         guide = None if self.guide is None else self.guide.denoiser(device)
-        return ModelDenoiser(module, self.config.network, self.codec, guide, self.uri)
+        return ModelDenoiser(module, self.config.network, self.codec, guide, self)
 
     def with_guide(self, guide: Model) -> Model:
         """Raises InputError for a guide of other images or classes."""

@@ -12,6 +12,8 @@ from edm_ray.errors import InputError
 from edm_ray.search.result import REWRITE, Confirmed, SweepResult
 
 FORMAT = 1
+BEST_SAMPLER = "best-sampler.yaml"
+"""Its name in a sweep's folder, and in a model's after `sweep --export`."""
 
 
 def best_sampler_yaml(result: SweepResult, **source: str) -> str:

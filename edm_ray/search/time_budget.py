@@ -35,13 +35,12 @@ def _measure(driver: Driver, sampling: Maker, workers: int, generator: Generator
 
     They are chunks that the sweep looks at anyway.
     """
-    settings, plan = driver.search.registry.samplers[DETERMINISTIC], driver.plan
-    most = plan.strategy.max_chunks + 2 * workers
-    chunks = chunks_of(generator, settings, "search", most, plan.chunk_size)
+    sampler, plan = driver.search.registry.samplers[DETERMINISTIC], driver.plan
+    chunks = chunks_of(generator, sampler, "search", plan.strategy.max_chunks + 2 * workers, plan.chunk_size)
     absent = (chunk for chunk in chunks if not is_stored(store, chunk))
     new: list[tuple[Chunk]] = [(chunk,) for chunk in itertools.islice(absent, 2 * workers)]
     make_all(sampling, new[:workers])
     started = time.monotonic()
     make_all(sampling, new[workers:])
     images = sum(chunk.size for (chunk,) in new[workers:])
-    return float(images * settings.nfe / (workers * (time.monotonic() - started) / 3600))
+    return float(images * sampler.nfe / (workers * (time.monotonic() - started) / 3600))

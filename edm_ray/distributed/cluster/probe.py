@@ -16,10 +16,10 @@ from pathlib import Path
 
 import ray
 
-import edm_ray
 from edm_ray.distributed.cluster.storage_check import check_storage
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
+from edm_ray.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class QuickReport:
 def source_hash() -> str:
     """Hash of the package's own source files: two nodes with the same version may still run different code."""
     digest = hashlib.sha256()
-    root = Path(edm_ray.__file__).parent
+    root = Path(__file__).parents[2]
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:10]
@@ -105,7 +105,7 @@ def versions() -> dict[str, str]:
         "python": ".".join(map(str, sys.version_info[:3])),
         "ray": ray.__version__,
         "torch": importlib.metadata.version("torch"),
-        "edm_ray": f"{edm_ray.__version__} ({source_hash()})",
+        "edm_ray": f"{__version__} ({source_hash()})",
     }
 
 

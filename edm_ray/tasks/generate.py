@@ -1,0 +1,143 @@
+"""Generate: images of a model by seed, in an array or written where they are wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from edm_ray.diffusion.samplers import Heun, Sampler
+from edm_ray.errors import InputError
+from edm_ray.execution.executor import Executor, OnProgress, no_progress
+from edm_ray.execution.local import Local
+from edm_ray.generation.evaluate import EvaluationSpec, sample_images
+from edm_ray.generation.generate import PRECISIONS, check_labels, labels_of
+from edm_ray.generation.generate import generate as generate_here
+from edm_ray.generation.outputs import Output, ParquetSet, PngFolder, PngZip, Writing
+from edm_ray.models.denoiser import ModelDenoiser
+from edm_ray.models.directory import Model
+from edm_ray.storage import uris
+from edm_ray.tasks.given import model_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """Which images."""
+
+    first_seed: int = 0
+    """Seeds count up from this."""
+    labels: str = "balanced"
+    """random, balanced (ten seeds in a row share a class), or a class number."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16: of the network; the sampler's state stays float64."""
+    guide: str | None = None
+    """Model directory of the model that guides it (autoguidance), where --set guidance=... says so. Without it guidance
+    is classifier-free: the model itself without its labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateTask:
+    """Images that were planned; `parts` and `write` make them."""
+
+    model: Model
+    sampler: Sampler
+    num: int
+    options: GenerateOptions
+    store: str | None = None
+    """Where chunks of images lie until the output is whole, so that a killed command resumes; None: nowhere."""
+
+    @property
+    def seeds(self) -> range:
+        return range(self.options.first_seed, self.options.first_seed + self.num)
+
+    @property
+    def about(self) -> dict[str, str]:
+        """For the files: where the images come from."""
+        guide = {"guide": self.options.guide} if self.options.guide else {}
+        precision = {} if self.options.precision == "fp32" else {"precision": self.options.precision}
+        return {
+            "model": self.model.uri,
+            **guide,
+            "settings": str(self.sampler),
+            "labels": self.options.labels,
+            **precision,
+        }
+
+    def parts(self, on: Executor, on_chunk: OnProgress = no_progress) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(seeds int64 [n], images uint8 [n, C, H, W]), in the order of the seeds."""
+        with contextlib.ExitStack() as ends:
+            store = self.store or ends.enter_context(tempfile.TemporaryDirectory())
+            spec = EvaluationSpec(
+                model=self.model,
+                extractors=(),
+                store=store,
+                labels=self.options.labels,
+                precision=self.options.precision,
+            )
+            threads = None if isinstance(on, Local) else 1
+            yield from sample_images(spec, self.sampler, self.seeds, on, threads, on_chunk)
+
+    def write(self, output: Output, on: Executor, on_chunk: OnProgress = no_progress) -> None:
+        """Into a folder, a zip or a data set."""
+        classes = self.model.config.network.label_dim
+        with Writing(output) as writing:
+            for seeds, images in self.parts(on, on_chunk):
+                numbers = torch.from_numpy(seeds)
+                labels = labels_of(numbers, classes, self.options.labels) if classes else torch.zeros_like(numbers)
+                writing.add(seeds, labels.numpy(), images)
+
+    def output(self, out: str, form: Literal["png", "parquet"]) -> Output:
+        """Where ``out`` says: a .zip file, a folder of PNG files, or a Parquet data set."""
+        classes = self.model.config.network.label_dim
+        if Path(out).suffix.lower() == ".zip":
+            return PngZip(out, classes > 0, self.about)
+        if form == "png":
+            return PngFolder(out, self.about)
+        names = self.model.about.get("class_names") or []
+        names = names if len(names) == classes else [str(i) for i in range(classes)]
+        return ParquetSet(out, self.num, names, self.about)
+
+    def forget(self) -> None:
+        """Delete the chunks: the output is whole."""
+        if self.store is not None:
+            uris.delete_directory(self.store)
+
+
+def plan_generate(
+    model: str | Model | ModelDenoiser,
+    sampler: Sampler,
+    num: int,
+    options: GenerateOptions,
+    store: str | None = None,
+) -> GenerateTask:
+    """Open and check everything. Raises InputError for what cannot be sampled."""
+    if num < 1 or options.first_seed < 0:
+        raise InputError(f"--num {num}, --first-seed {options.first_seed}: give 1 or more, and 0 or more")
+    if options.precision not in PRECISIONS:
+        raise InputError(f"--precision {options.precision}: give {', '.join(PRECISIONS)}")
+    opened = model_of(model, options.guide)
+    check_labels(options.labels, opened.config.network.label_dim)
+    return GenerateTask(model=opened, sampler=sampler, num=num, options=options, store=store)
+
+
+def generate(
+    model: str | Model | ModelDenoiser,
+    seeds: torch.Tensor | Sequence[int],
+    sampler: Sampler = Heun(),  # noqa: B008 (frozen)
+    labels: str = "random",
+    **options: Any,
+) -> torch.Tensor:
+    """Images by seed, in this process: int64 [B] or whole numbers -> uint8 [B, C, H, W] on the host.
+
+    Image i is a function of (model, sampler, seeds[i], labels), whatever else is in the batch. model: a directory, or
+    what `load_model` gave (on its device). options: ``precision``, ``micro_batch``.
+    """
+    denoiser = model if isinstance(model, ModelDenoiser) else model_of(model).denoiser()
+    numbers = torch.as_tensor(seeds, dtype=torch.int64)
+    return generate_here(denoiser, numbers, sampler, labels, **options)

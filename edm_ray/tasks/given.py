@@ -1,0 +1,50 @@
+"""What a caller may give where a task needs a model or a reference: a place, or what was opened from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edm_ray.errors import InputError
+from edm_ray.evaluation.reference import ExtractorSpec, Reference, open_reference
+from edm_ray.models.denoiser import ModelDenoiser
+from edm_ray.models.directory import Model, open_model
+from edm_ray.storage import uris
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedReference:
+    """A reference directory that was read and checked."""
+
+    uri: str
+    reference: Reference
+    extractor: ExtractorSpec
+
+    def describe(self) -> str:
+        return self.reference.describe()
+
+
+def model_of(given: str | Model | ModelDenoiser, guide: str | None = None) -> Model:
+    """A place, an opened model, or a denoiser that `load_model` built. guide: the place of the model that guides it."""
+    if isinstance(given, ModelDenoiser):
+        if given.source is None:
+            raise InputError("this denoiser comes from no model directory: keep it with edm.save_model, and give that")
+        given = given.source
+    if isinstance(given, Model):
+        return given if guide is None else given.with_guide(open_model(uris.absolute(guide)))
+    return open_model(uris.absolute(given), guide and uris.absolute(guide))
+
+
+def reference_of(given: str | OpenedReference) -> OpenedReference:
+    if isinstance(given, OpenedReference):
+        return given
+    uri = uris.absolute(given)
+    reference, extractor = open_reference(uri)
+    return OpenedReference(uri=uri, reference=reference, extractor=extractor)
+
+
+def references_of(given: str | OpenedReference | Sequence[str | OpenedReference]) -> list[OpenedReference]:
+    several = [given] if isinstance(given, (str, OpenedReference)) else list(given)
+    if not several:
+        raise InputError("no reference is given; make one with edm-ray reference")
+    return [reference_of(one) for one in several]

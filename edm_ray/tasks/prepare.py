@@ -1,0 +1,142 @@
+"""Prepare: a source of pictures or latents becomes a data set, sharded Parquet with a manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from edm_ray.data import plan as data_plan
+from edm_ray.data.claim import claim, is_complete, refuse_other
+from edm_ray.data.importers.detect import BUILT_IN, detect_kind
+from edm_ray.data.importers.pictures import PictureOptions
+from edm_ray.data.importers.source import SourceSpec
+from edm_ray.data.manifest import DataSet, open_dataset
+from edm_ray.data.plan import Plan, PlanOptions, make_plan
+from edm_ray.execution.executor import Executor, OnProgress, no_progress
+from edm_ray.execution.local import Local
+from edm_ray.storage import uris
+
+CROPPED = ("photographs", "more-photographs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """How a source is read and how the data set is laid out."""
+
+    kind: str | None = None
+    """Say what SOURCE is instead of having it detected: folder, zip, cifar, idx, parquet, tar, npz."""
+    pictures: PictureOptions = field(default_factory=PictureOptions)
+    split: str = "train"
+    """Which part of sources that have several (CIFAR, MNIST, Parquet folders); also the first word of file names."""
+    image_column: str | None = None
+    """Parquet column, npz array or tar extension that holds the pictures, when it is not plain."""
+    label_column: str | None = None
+    """Parquet column, npz array, JSON key or CIFAR table (fine_labels, coarse_labels) that holds the labels."""
+    unlabelled: bool = False
+    """Leave labels out."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """skip: leave out records that cannot be used; how many and which is said, and kept in the manifest."""
+    encoding: Literal["png", "raw"] = "png"
+    """png: what Hugging Face image data sets are; raw: plain pixels, larger and much faster to read."""
+    codec: Literal["pixels", "latents", "haar"] = "pixels"
+    """latents: SOURCE is a .npz or .npy of float16 or float32 [N, C, R, R] that an encoder made; haar: turn pictures
+    into latents by the 2x2 Haar transform, which loses nothing."""
+    decoder: str | None = None
+    """With --codec latents: name of what makes pictures of them."""
+    scale: float = 0.5
+    """Latents: standard deviation that each channel is given for training (sigma_data)."""
+    shards: int | None = None
+    """Exactly so many Parquet files; without it, files of about --shard-mib."""
+    shard_mib: float = 64.0
+    """Size of a Parquet file; small sets have 4 files all the same."""
+    crops: int = 10_000
+    """Number of crops of `photographs` and `more-photographs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareTask:
+    """One data set that was planned; `run` writes it."""
+
+    source: str
+    dest: str
+    plan: Plan
+    notes: tuple[str, ...]
+    """What was found in the source and is worth saying."""
+
+    def describe(self) -> str:
+        plan = self.plan
+        return f"would write {plan.records:,} records of {plan.source.uri} as {plan.num_shards} shards to {self.dest}"
+
+    @property
+    def is_there(self) -> bool:
+        """Whether DEST holds this data set already. Raises InputError when it holds another one."""
+        if not is_complete(self.dest):
+            return False
+        there = open_dataset(self.dest)
+        if there.source:
+            refuse_other(self.dest, there.source, self.plan)
+        return True
+
+    def run(self, on: Executor, on_shard: OnProgress = no_progress) -> DataSet:
+        """Shards that are written are kept: the same call resumes."""
+        if self.is_there:
+            return open_dataset(self.dest)
+        claim(self.dest, self.plan)
+        return data_plan.prepare(self.dest, self.plan, on, on_shard)
+
+
+def plan_prepare(source: str, dest: str, options: PrepareOptions) -> list[PrepareTask]:
+    """Look at the source; one task a data set (`digits` has two). Raises InputError for what cannot be read."""
+    kind = options.kind or ("latents" if options.codec == "latents" else detect_kind(source))
+    if kind == "digits":
+        splits = [(split, uris.join(dest, split), f"digits {split}") for split in ("train", "heldout")]
+        return [_plan(source, kind, split, place, name, options) for split, place, name in splits]
+    return [_plan(source, kind, options.split, dest, None, options)]
+
+
+def _plan(source: str, kind: str, split: str, dest: str, name: str | None, options: PrepareOptions) -> PrepareTask:
+    crops = kind in CROPPED
+    spec = SourceSpec(
+        uri=source if kind in BUILT_IN else uris.absolute(source),
+        kind=kind,
+        split=split,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        unlabelled=options.unlabelled,
+        resolution=options.pictures.resolution if crops else None,
+        crops=options.crops if crops else 0,
+    )
+    layout = PlanOptions(
+        on_error=options.on_error,
+        encoding=options.encoding,
+        shards=options.shards,
+        shard_mib=options.shard_mib,
+        name=name,
+        codec=options.codec,
+        decoder=options.decoder,
+        scale=options.scale,
+    )
+    plan, notes = make_plan(spec, options.pictures, layout)
+    return PrepareTask(source=source, dest=uris.absolute(dest), plan=plan, notes=notes)
+
+
+def prepare(
+    source: str,
+    out: str,
+    *,
+    on: Executor = Local(),  # noqa: B008 (frozen)
+    on_shard: OnProgress = no_progress,
+    **options: Any,
+) -> DataSet:
+    """A data set from a folder of pictures, a zip, CIFAR or MNIST files, Parquet, tar shards or npz.
+
+    source: a path or s3:// URI, or `digits` (writes OUT/train and OUT/heldout; OUT/train is returned). options: fields
+    of `PrepareOptions` and of `PictureOptions`, e.g. ``resolution=32, unlabelled=True``. The same call resumes.
+    Raises InputError (a ValueError) for what cannot be read.
+    """
+    of_pictures = {each.name for each in dataclasses.fields(PictureOptions)}
+    pictures = PictureOptions(**{name: options.pop(name) for name in list(options) if name in of_pictures})
+    tasks = plan_prepare(source, out, PrepareOptions(pictures=pictures, **options))
+    first, *_ = [task.run(on, on_shard) for task in tasks]
+    return first

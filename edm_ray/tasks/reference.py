@@ -1,0 +1,157 @@
+"""Reference: the exact feature moments of a data set, which FIDs are measured against."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edm_ray.data.manifest import DataSet, open_dataset
+from edm_ray.data.reader import open_reader
+from edm_ray.errors import InputError
+from edm_ray.evaluation.extractors.digits import save_digits_classifier, train_digits_classifier
+from edm_ray.evaluation.extractors.registry import load_extractor
+from edm_ray.evaluation.parts import FOLDER, ReferenceParts, ranges_of, require_pictures
+from edm_ray.evaluation.reference import ExtractorSpec, commit_reference, open_reference, reference_key
+from edm_ray.evaluation.reference_features import DEFAULT_FEATURES, chosen_rows
+from edm_ray.execution.executor import Executor, OnProgress, make_all, no_progress
+from edm_ray.execution.local import Local
+from edm_ray.storage import uris
+from edm_ray.storage.commit import read_manifest
+from edm_ray.tasks.given import OpenedReference, reference_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceOptions:
+    """Which features of how many images."""
+
+    extractor: str = "inception"
+    """inception (the standard), clip or dinov2 (all need --weights), or digits (trained here in seconds on 8x8 images
+    with classes)."""
+    weights: str | None = None
+    """Extractor weights: a path or s3:// URI."""
+    sha256: str | None = None
+    """What the weights' sha256 must be."""
+    features: int = DEFAULT_FEATURES
+    """Features of so many images are kept for KID, precision and recall (4 bytes times their length each); 0: none."""
+    store: str | None = None
+    """Directory or s3:// URI of many references: this one lies there under the hash of data set and extractor, and is
+    found, not made, when anybody made it before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceTask:
+    """A reference that was checked; `run` makes it."""
+
+    dataset: DataSet
+    out: str | None
+    options: ReferenceOptions
+
+    @property
+    def is_there(self) -> bool:
+        """Whether OUT holds this reference already. Raises InputError when it holds another one."""
+        return self.out is not None and _holds(self.out, self.dataset, self.options.extractor)
+
+    def describe(self, on: Executor) -> list[str]:
+        data, where = self.dataset, self.out or self.options.store
+        return [
+            f"would measure {data.rows:,} images of {data.name} with extractor {self.options.extractor}",
+            f"  on {on}, into {where}",
+        ]
+
+    def run(self, on: Executor, on_part: OnProgress = no_progress) -> OpenedReference:
+        """What was measured before a kill is kept in OUT/parts and not measured again."""
+        if self.is_there:
+            assert self.out is not None
+            return reference_of(self.out)
+        with tempfile.TemporaryDirectory() as folder:
+            path = self._weights(Path(folder))
+            # On Ray it is loaded here only to be checked and named, which needs no GPU.
+            here = on.device if isinstance(on, Local) else "cpu"
+            extractor = load_extractor(self.options.extractor, path, self.options.sha256, here)
+            assert path is not None
+            weights = path.read_bytes()
+        out = self.out
+        if out is None:
+            key = reference_key(self.dataset, extractor)
+            out = uris.join(str(self.options.store), f"{self.dataset.name}-{self.options.extractor}-{key[:16]}")
+            if _holds(out, self.dataset, self.options.extractor):
+                return reference_of(out)
+        recipe = ReferenceParts(
+            dataset=self.dataset,
+            extractor=ExtractorSpec(name=extractor.name, weights=weights, sha256=extractor.weights_sha256),
+            chosen=chosen_rows(self.dataset.rows, self.options.features),
+            store=uris.join(out, FOLDER),
+        )
+        parts = recipe.parts(ranges_of(self.dataset.rows), extractor.identity, on.device)
+        with on.open(recipe) as (measuring,):
+            make_all(measuring, [(part,) for part in parts], on_part)
+        moments, kept = recipe.collect(parts, extractor.scale_bits)
+        commit_reference(out, moments, self.dataset, extractor, weights, kept)
+        uris.delete_directory(recipe.store)
+        return reference_of(out)
+
+    def _weights(self, folder: Path) -> Path | None:
+        """A local file with the extractor's weights; the digits extractor is trained when none are given."""
+        given = self.options.weights
+        if given is not None and not uris.is_remote(given):
+            return Path(given)
+        if given is not None:
+            local = folder / "weights"
+            local.write_bytes(uris.read_bytes(given))
+            return local
+        if self.options.extractor != "digits":
+            return None
+        with open_reader(self.dataset) as pixels:
+            state = train_digits_classifier(torch.from_numpy(pixels.images), torch.from_numpy(pixels.labels))
+        local = folder / "digits.safetensors"
+        save_digits_classifier(state, local)
+        return local
+
+
+def _holds(out: str, dataset: DataSet, extractor: str) -> bool:
+    if read_manifest(out) is None:
+        return False
+    reference, _ = open_reference(out)
+    if (reference.dataset_hash, reference.extractor_name) != (dataset.hash, extractor):
+        raise InputError(
+            f"{out}: holds the reference of {reference.dataset} with extractor {reference.extractor_name}; "
+            "choose another --out"
+        )
+    return True
+
+
+def plan_reference(data: str, out: str | None, options: ReferenceOptions) -> ReferenceTask:
+    """Open and check everything. Raises InputError for what cannot be measured."""
+    if (out is None) == (options.store is None):
+        raise InputError("give --out DIRECTORY for this reference, or --store DIRECTORY that holds many")
+    if options.features < 0:
+        raise InputError(f"--features {options.features}: give 0 or more")
+    if options.weights is not None and not uris.exists(options.weights):
+        raise InputError(f"--weights {options.weights}: no such file")
+    dataset = open_dataset(uris.absolute(data))
+    require_pictures(dataset)
+    store = None if options.store is None else uris.absolute(options.store)
+    options = dataclasses.replace(options, store=store)
+    return ReferenceTask(dataset=dataset, out=None if out is None else uris.absolute(out), options=options)
+
+
+def reference(
+    data: str,
+    out: str | None = None,
+    *,
+    on: Executor = Local(),  # noqa: B008 (frozen)
+    on_part: OnProgress = no_progress,
+    **options: Any,
+) -> OpenedReference:
+    """Exact feature moments of a data set, in one directory with the extractor's weights: FIDs are measured against it.
+
+    data: a data set that `prepare` or `write_dataset` made. out: where the reference goes; one that is there is opened.
+    options: fields of `ReferenceOptions`, e.g. ``extractor="inception", weights=FILE``.
+    Raises InputError (a ValueError) for what cannot be measured.
+    """
+    return plan_reference(data, out, ReferenceOptions(**options)).run(on, on_part)

@@ -1,0 +1,239 @@
+"""Train: a denoiser from a data set, in this process or on Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from edm_ray.config.identity import identity_fields
+from edm_ray.config.load import configure
+from edm_ray.config.network import OwnNetwork
+from edm_ray.config.presets import preset
+from edm_ray.config.training import TrainingConfig
+from edm_ray.data.manifest import DataSet, open_dataset
+from edm_ray.distributed.executor import Ray
+from edm_ray.errors import InputError
+from edm_ray.execution.executor import Executor
+from edm_ray.execution.local import Local
+from edm_ray.models.denoiser import ModelDenoiser
+from edm_ray.models.directory import load_model
+from edm_ray.storage import uris
+from edm_ray.training.device import Place
+from edm_ray.training.loop import Row, TrainingJob
+from edm_ray.training.loop import train as train_here
+from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import checkpoint_store, claim_run, model_uri, refuse_mirrored_latents
+from edm_ray.training.signals import Signal
+from edm_ray.training.trackers import Tracking, parse_trackers
+
+OnTick = Callable[[Row], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What is beside the configuration: none of it changes the result."""
+
+    reader: Literal["cache", "ray-data"] | None = None
+    """cache (the default): each node decodes the data set once, into its cache; exact. ray-data: tasks of Ray Data
+    decode anew each epoch, on any CPU of the cluster, for decoding that is too heavy for the nodes that train; runs are
+    then not repeatable, and a resumed one begins its epoch anew. The same as --set reader=..."""
+    cache_dir: str | None = None
+    """Folder on each node's local disk for decoded images, shared by its processes; else EDM_RAY_CACHE there, else
+    ~/.cache/edm_ray."""
+    cache_gib: float | None = None
+    """How many GiB it may hold; else EDM_RAY_CACHE_GIB there, else 64."""
+    max_failures: int = 3
+    """How often in a row, without a new checkpoint in between, the workers may fail before the command gives up."""
+    track: tuple[str, ...] = ()
+    """Send the metrics to tensorboard, wandb or mlflow too; NAME=WHERE for a folder, project or experiment of your own.
+    May name several."""
+    snapshot_kimg: float | None = None
+    """Every so many thousand images keep a model in RUN/snapshots and draw a small grid of fixed seeds from it, between
+    two steps; no grid where drawing it would take more than 5 % of the time since the last one."""
+    fresh: bool = False
+    """Delete the run in --out and start over."""
+
+    def __post_init__(self) -> None:
+        if self.snapshot_kimg is not None and self.snapshot_kimg <= 0:
+            raise InputError(f"--snapshot-kimg {self.snapshot_kimg:g}: give more than 0")
+
+    @property
+    def cache_variables(self) -> dict[str, str]:
+        """As every worker reads them from its environment; nothing where nothing was said."""
+        said = {"EDM_RAY_CACHE": self.cache_dir, "EDM_RAY_CACHE_GIB": self.cache_gib}
+        return {name: str(value) for name, value in said.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTask:
+    """A training that was checked; `run` does it."""
+
+    job: TrainingJob
+    options: TrainOptions
+
+    @property
+    def config(self) -> TrainingConfig:
+        return self.job.config
+
+    @property
+    def run_uri(self) -> str:
+        return self.job.run_uri
+
+    @property
+    def resumes_at(self) -> int:
+        """Images seen by the newest checkpoint; 0 where there is none."""
+        done = [] if self.options.fresh else checkpoint_store(self.run_uri).committed()
+        return done[-1] if done else 0
+
+    def run(self, on: Executor, on_tick: OnTick = lambda row: None, on_note: Callable[[str], None] = print) -> None:
+        """To the end, or to the checkpoint that SIGTERM asks for (raises `Stopped`). on_note: what trackers say."""
+        os.environ.update(self.options.cache_variables)
+        trackers = parse_trackers(list(self.options.track), self.run_uri)
+        claim_run(self.run_uri, self.config, self.job.dataset, self.options.fresh)
+        fields = identity_fields(self.config, self.job.dataset.hash)
+        tracking, ended = Tracking(trackers, self.run_uri, fields, read_metrics(self.run_uri)), False
+
+        def tick(row: Row) -> None:
+            tracking.add(row)
+            on_tick(row)
+
+        with terminated() as must_stop:
+            try:
+                self._train(on, tick, must_stop)
+                ended = True
+            finally:
+                for line in tracking.close(ended):
+                    on_note(line)
+
+    def _train(self, on: Executor, on_tick: OnTick, must_stop: Callable[[], bool]) -> None:
+        if not isinstance(on, Ray):
+            ask = lambda: Signal.STOP if must_stop() else Signal.NONE  # noqa: E731
+            train_here(self.job, Place(device=on.device), on_tick, ask)
+            return
+        from edm_ray.distributed.group import Group
+        from edm_ray.distributed.train import train_on_ray
+
+        with on.session():
+            train_on_ray(
+                self.job,
+                Group(least=on.least or on.workers, most=on.workers, device=on.device, threads=self.config.threads),
+                max_failures=self.options.max_failures,
+                on_tick=on_tick,
+                variables=self.options.cache_variables,
+                must_stop=must_stop,
+            )
+
+
+@contextlib.contextmanager
+def terminated() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come since: a machine about to be taken away gives notice by it."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: flag.set())
+    try:
+        yield flag.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def plan_train(
+    data: str | DataSet,
+    config: str | TrainingConfig,
+    out: str,
+    options: TrainOptions,
+    *,
+    file: str | None = None,
+    overrides: Sequence[str] = (),
+    network: torch.nn.Module | None = None,
+) -> TrainTask:
+    """Open and check everything. config: a preset's name, or a configuration; file and overrides are laid over it.
+
+    Raises InputError for a configuration that does not fit the data.
+    """
+    dataset = data if isinstance(data, DataSet) else open_dataset(uris.absolute(data))
+    base = preset(config, dataset.shape) if isinstance(config, str) else config
+    said = [] if options.reader is None else [f"reader={options.reader}"]
+    chosen = configure(base, file, [*overrides, *said])
+    if network is not None:
+        chosen = with_own_network(chosen, network, dataset)
+    check_fit(chosen, dataset)
+    about = {
+        "preset": config if isinstance(config, str) else "",
+        "dataset": dataset.name,
+        "dataset_hash": dataset.hash,
+        "seed": chosen.seed,
+        "class_names": list(dataset.class_names),
+    }
+    job = TrainingJob(
+        config=chosen,
+        dataset=dataset,
+        run_uri=uris.absolute(out),
+        about=about,
+        network=network,
+        snapshot_kimg=options.snapshot_kimg,
+    )
+    return TrainTask(job=job, options=options)
+
+
+def with_own_network(config: TrainingConfig, network: torch.nn.Module, dataset: DataSet) -> TrainingConfig:
+    """The configuration with a module of the user's own in place of its network. It is conditional where the module
+    says so (``label_dim``)."""
+    own = OwnNetwork(
+        img_resolution=dataset.resolution,
+        img_channels=dataset.channels,
+        label_dim=int(getattr(network, "label_dim", 0)),
+        augment_dim=int(getattr(network, "augment_dim", 0)),
+        class_path=f"{type(network).__module__}.{type(network).__qualname__}",
+    )
+    return dataclasses.replace(config, denoiser=dataclasses.replace(config.denoiser, network=own))
+
+
+def check_fit(config: TrainingConfig, dataset: DataSet) -> None:
+    """The network must take what the data set holds."""
+    refuse_mirrored_latents(config, dataset)
+    network = config.denoiser.network
+    for key, got, has in (
+        ("img_resolution", network.img_resolution, dataset.resolution),
+        ("img_channels", network.img_channels, dataset.channels),
+    ):
+        if got != has:
+            raise InputError(f"denoiser.network.{key}={got}, but the images of {dataset.uri} have {has}")
+    if network.label_dim not in (0, len(dataset.class_names)):
+        raise InputError(
+            f"denoiser.network.label_dim={network.label_dim}, but {dataset.uri} has {len(dataset.class_names)} "
+            "classes; give that number, or 0 for an unconditional model"
+        )
+
+
+def train(
+    data: str | DataSet,
+    config: str | TrainingConfig,
+    out: str,
+    *,
+    on: Executor = Local(),  # noqa: B008 (frozen)
+    network: torch.nn.Module | None = None,
+    overrides: Sequence[str] = (),
+    on_tick: OnTick = lambda row: None,
+    **options: Any,
+) -> ModelDenoiser:
+    """Train to the end, and load the result; the same call resumes, bit for bit.
+
+    data: a data set. config: a preset's name ("ddpmpp-32"), or `preset(...)` with changes. out: the run's directory.
+    on: `Local(device=...)`, or `Ray(workers=8, device="cuda")`: one DDP process a worker. network: a module of your own
+    in place of the preset's U-Net: network(x, noise_labels, class_labels, augment_labels), with ``label_dim`` where it
+    takes classes. overrides: ``["optimizer.lr=1e-3"]``. options: fields of `TrainOptions`.
+    Raises InputError (a ValueError) for what does not fit, `Stopped` where SIGTERM asked for a checkpoint and the end.
+    """
+    task = plan_train(data, config, out, TrainOptions(**options), overrides=overrides, network=network)
+    task.run(on, on_tick, on_note=lambda line: None)
+    return load_model(model_uri(task.run_uri), network=network)
