@@ -14,7 +14,7 @@ FEWEST, FEWEST_OF_FRONT = 3, 8
 
 
 def places(num_finalists: int, doublings: int, objective: Objective) -> int:
-    """How many may continue after so many doublings: ``num_finalists`` to the first, half as many to each further one."""
+    """How many may continue: ``num_finalists`` to the first doubling, half as many to each further one."""
     fewest = FEWEST_OF_FRONT if objective.nfe else FEWEST
     return min(max(num_finalists >> max(doublings, 0), fewest), num_finalists)
 
