@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test test-slow test-faults test-lowest soak lint format install clean-demo
+.PHONY: demo test test-slow test-faults test-isa test-lowest soak lint format install clean-demo
 
 install: $(STAMP)
 
@@ -28,6 +28,14 @@ test-slow: $(STAMP)
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m fault
+
+# The numeric suites with the kernels of other CPUs (an hour on two cores): those without vector extensions, and AVX2.
+NUMERIC := tests/evaluation tests/networks tests/diffusion tests/generation tests/training tests/models tests/search
+ISA_BASE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem
+ISA_AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell
+test-isa: $(STAMP)
+	$(ISA_BASE) $(BIN)/python -m pytest $(NUMERIC) -m 'not slow and not fault and not soak and not ray'
+	$(ISA_AVX2) $(BIN)/python -m pytest $(NUMERIC) -m 'not slow and not fault and not soak and not ray'
 
 # With the lowest versions that pyproject.toml promises, in an environment of their own (several GB the first time).
 test-lowest: pyproject.toml constraints-lowest.txt

@@ -24,12 +24,12 @@ import torch
 
 from edm_ray.cli import main as edm_ray
 from edm_ray.config.recipes import LADDER, LETTERS, Family, change
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.codec import decode
 from edm_ray.data.importers.digits import split_digits
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.diffusion.labels import one_hot_labels
-from edm_ray.diffusion.objectives import OBJECTIVES, loss_by_sigma
+from edm_ray.diffusion.objectives import loss_by_sigma, objective
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.evaluation.extractors.digits import DigitsClassifier, train_digits_classifier
 from edm_ray.evaluation.grids import image_grid
@@ -66,6 +66,8 @@ VIEWS = ("upright", "mirrored", "turned by 90", "turned by 180", "turned by 270"
 def config_of(letter: str, data: DataSet, kimg: float, seed: int, column: str) -> TrainingConfig:
     """The recipe of the paper on a clock 6,000 times shorter."""
     config = LADDER["f" if letter == WITHHELD else letter](data.shape, DIGITS, column)
+    if config.denoiser.preconditioning.kind == "edm":
+        config = change(config, denoiser__preconditioning__sigma_data=0.75)
     old = letter == "a"
     return change(
         config,
@@ -79,7 +81,6 @@ def config_of(letter: str, data: DataSet, kimg: float, seed: int, column: str) -
         optimizer__ramp_kimg=0.5 if old else 2.0,
         ema__halflife_kimg=1.0 if old else 4.0,
         denoiser__network__dropout=0.0,
-        denoiser__preconditioning__sigma_data=0.75,
     )
 
 
@@ -121,7 +122,7 @@ def measure(run: Path, data: Path, classifier: DigitsClassifier) -> dict:
     with torch.inference_mode():
         losses = loss_by_sigma(
             denoiser,
-            OBJECTIVES["edm"](sigma_data=0.75),
+            objective("edm", sigma_data=0.75),
             held_images,
             noise,
             SIGMAS,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edm_ray.diffusion.objectives import OBJECTIVES
+from edm_ray.diffusion.objectives import EDM as EDMObjective
 from edm_ray.diffusion.preconditioning import EDM
 from edm_ray.diffusion.samplers import Sampler, noise_levels, sampler
 from edm_ray.seeding import image_noise, normal, stream_key, uniform
@@ -174,7 +174,7 @@ def train_denoiser(spec: Spec, images: torch.Tensor) -> EDM:
     torch.manual_seed(spec.seed)
     denoiser = EDM(Net(images.shape[-1], spec.width, spec.depth), sigma_data)
     average = {name: value.clone() for name, value in denoiser.state_dict().items()}
-    objective = OBJECTIVES["edm"](sigma_data=sigma_data)
+    objective = EDMObjective(sigma_data=sigma_data)
     size = math.prod(images.shape[1:])
 
     def loss(step: int) -> torch.Tensor:

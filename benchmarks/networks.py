@@ -24,15 +24,15 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from edm_ray.config.schema import NetworkConfig
+from edm_ray.config.network import DDPMpp
 from edm_ray.networks import build_network
 from edm_ray.networks.dropout import key_dropout, words_needed
 from edm_ray.seeding import stream_key, words
 
 CASES = {
-    "cifar10": (NetworkConfig(img_resolution=32, model_channels=128, channel_mult=(2, 2, 2), dropout=0.13), 4),
+    "cifar10": (DDPMpp(img_resolution=32, model_channels=128, channel_mult=(2, 2, 2), dropout=0.13), 4),
     "small": (
-        NetworkConfig(
+        DDPMpp(
             img_resolution=16, model_channels=32, channel_mult=(1, 2), num_blocks=4, attn_resolutions=(8,), dropout=0.13
         ),
         32,
@@ -112,7 +112,7 @@ def contender(name: str, network: torch.nn.Module, call: Callable[[], torch.Tens
     return Contender(name, step, call, batch)
 
 
-def ours(config: NetworkConfig, batch: int, channels_last: bool, keyed: bool) -> tuple[Contender, Callable[[], None]]:
+def ours(config: DDPMpp, batch: int, channels_last: bool, keyed: bool) -> tuple[Contender, Callable[[], None]]:
     """keyed: dropout masks are keyed by image, as in training; else they are torch's."""
     network = build_network(config).train()
     x = torch.randn(batch, config.img_channels, config.img_resolution, config.img_resolution)
@@ -131,7 +131,7 @@ def ours(config: NetworkConfig, batch: int, channels_last: bool, keyed: bool) ->
     return contender(name, network, call, batch), floor
 
 
-def diffusers_unet(config: NetworkConfig, batch: int) -> Contender:
+def diffusers_unet(config: DDPMpp, batch: int) -> Contender:
     from diffusers import UNet2DModel
 
     widths = tuple(config.model_channels * mult for mult in config.channel_mult)
@@ -152,7 +152,7 @@ def diffusers_unet(config: NetworkConfig, batch: int) -> Contender:
     return contender("diffusers UNet2DModel", network, lambda: network(x, t).sample, batch)
 
 
-def k_diffusion_model(config: NetworkConfig, batch: int) -> Contender:
+def k_diffusion_model(config: DDPMpp, batch: int) -> Contender:
     from k_diffusion.models.image_v1 import ImageDenoiserModelV1
 
     widths = [config.model_channels * mult for mult in config.channel_mult]

@@ -23,7 +23,7 @@ from landscape import SPECS, Net, adam, load_data, train_features
 from phenomena import NFES, SAMPLERS, paired, plus_minus, put, steps_for
 
 from edm_ray.diffusion.analysis.langevin import langevin
-from edm_ray.diffusion.objectives import OBJECTIVES
+from edm_ray.diffusion.objectives import objective as make_objective
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS, Preconditioned
 from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.evaluation.fid import FidEstimate, fid_reference, group_moments, jackknife_fid
@@ -70,7 +70,9 @@ class Bench:
             torch.manual_seed(SPEC.seed)
             network = Net(self.images.shape[-1], width, SPEC.depth)
             network.frequencies = network.frequencies * LABEL_SCALE[preconditioning]
-            denoiser = PRECONDITIONERS[preconditioning](network, self.sigma_data)
+            denoiser = PRECONDITIONERS[preconditioning](
+                network, **({"sigma_data": self.sigma_data} if preconditioning == "edm" else {})
+            )
             path = self.cache / f"phenomena-{preconditioning}-{objective}-{steps}-{width}.pt"
             if path.exists():
                 denoiser.load_state_dict(torch.load(path, weights_only=True))
@@ -82,7 +84,8 @@ class Bench:
 
     def train(self, denoiser: Preconditioned, name: str, steps: int) -> dict[str, torch.Tensor]:
         """Batches of 512; the average of the weights."""
-        objective, images = OBJECTIVES[name](sigma_data=self.sigma_data), self.images
+        constants = {"sigma_data": self.sigma_data} if name == "edm" else {}
+        objective, images = make_objective(name, **constants), self.images
         average = {key: value.clone() for key, value in denoiser.state_dict().items()}
         size = math.prod(images.shape[1:])
 

@@ -12,8 +12,9 @@ from landscape import DIM, NUM_STEPS, TRIANGLE, UNIT, Landscape
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.evaluation.fid import FidEstimate, paired_difference
 from edm_ray.search.dimensions import Grid
+from edm_ray.search.driver import Driver
 from edm_ray.search.space import Space
-from edm_ray.search.strategy import Evaluation, Strategy
+from edm_ray.search.trials import Evaluation
 
 GROUPS = 10
 SPLITS = 10
@@ -152,18 +153,18 @@ class World:
         return self.ground.estimate(self.ground.row[evaluation.settings], units)
 
 
-def play(strategy: Strategy, world: World) -> tuple[str, int]:
+def play(driver: Driver, world: World) -> tuple[str, int]:
     """To the end of its search: (what it chose, images it took). Nothing is confirmed: that chooses nothing."""
-    while not strategy.finished:
-        for evaluation in strategy.ask():
+    while not driver.finished:
+        for evaluation in driver.ask():
             if evaluation.seeds == "confirm":
-                strategy.tell_failure(evaluation.id, "not replayed")
+                driver.tell_failure(evaluation.id, "not replayed")
             else:
-                strategy.tell(evaluation.id, world.answer(evaluation))
+                driver.tell(evaluation.id, world.answer(evaluation))
     chunks: dict[str, int] = {}
-    for answer in strategy.answers.values():
-        evaluation = answer.evaluation
+    for trial in driver.trials:
+        evaluation = trial.evaluation
         if evaluation.seeds == "search":
             chunks[evaluation.label] = max(chunks.get(evaluation.label, 0), evaluation.chunks)
-    assert strategy.best is not None
-    return strategy.best, sum(chunks.values()) * world.chunk_size
+    assert driver.outcome.best is not None
+    return driver.outcome.best, sum(chunks.values()) * world.chunk_size

@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from edm_ray.config.schema import DenoiserConfig
+from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.diffusion.samplers import sample, sampler
 from edm_ray.networks.build import build_denoiser
 from edm_ray.seeding import image_noise

@@ -17,7 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scale_ddp import IMAGES
-from scale_model import CONFIRMED, INPUTS, MEASURED, WORKLOADS, Costs, Estimate, Workload, sweep, train, two_processes
+from scale_model import (
+    CONFIRMED,
+    INPUTS,
+    MEASURED,
+    WORKLOADS,
+    Costs,
+    Estimate,
+    Workload,
+    search_chunks,
+    sweep,
+    train,
+    two_processes,
+)
 
 from edm_ray.config.published import gpu_price, prices
 from edm_ray.search.plan import SweepPlan
@@ -70,7 +82,7 @@ def tables() -> str:
     lines.append("|---|---|---|---|---|---|")
     lines += [row(work.name, count, of_training(work, count)) for work in WORKLOADS for count in COUNTS]
     plan = SweepPlan()
-    most = (plan.search_chunks(STARTS, None) + CONFIRMED * plan.confirm_chunks) * plan.chunk_size
+    most = (search_chunks(plan, STARTS) + CONFIRMED * plan.confirm_chunks) * plan.chunk_size
     about = f"strategy race, at most {most:,} images, half of the search at the better end; {CONCURRENT} trials at once"
     lines += ["", f"### A full sweep ({about})", ""]
     lines += ["| data set | A100s | hours | efficiency | first bottleneck | USD |", "|---|---|---|---|---|---|"]

@@ -21,11 +21,11 @@ REPEATS = 12
 
 def _network() -> torch.nn.Module:
     """Many parameters for little compute, as a large network on a fast GPU has: U-Net of 8x8 pictures."""
-    from edm_ray.config.schema import NetworkConfig
+    from edm_ray.config.network import DDPMpp
     from edm_ray.networks import build_network
 
     return build_network(
-        NetworkConfig(
+        DDPMpp(
             img_resolution=8, img_channels=1, model_channels=128, channel_mult=(1, 2), num_blocks=1, attn_resolutions=()
         )
     )

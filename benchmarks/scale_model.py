@@ -14,7 +14,10 @@ from pathlib import Path
 
 from edm_ray.config.published import V100_HOURS, gpu_price, prices
 from edm_ray.diffusion.samplers import sampler
+from edm_ray.search.objective import Objective
 from edm_ray.search.plan import SweepPlan
+from edm_ray.search.race import Race, rungs
+from edm_ray.search.space import Space
 
 MEASURED = json.loads(Path(__file__).with_name("scale.json").read_text())["measured"]
 GPUS_A_NODE = 8
@@ -206,20 +209,27 @@ _BATCH, _RACES = 6, 2
 """Settings that the model of the FID proposes at a time; races, one to polish and one at the end."""
 
 
+def search_chunks(plan: SweepPlan, starts: int) -> int:
+    """At most so many for the search, with deterministic sampling and so many starts."""
+    return plan.strategy.most_chunks(1 + starts, Space(name="any"), Objective())
+
+
 def stages(plan: SweepPlan, starts: int, concurrent: int, costs: Costs) -> list[tuple[int, int, int]]:
     """(trials, chunks of each, rounds of decisions). Trials of a round run side by side, chunks of a trial too.
 
     The search takes its upper bound of chunks at the worse end, half of it, as is common, at the better.
     """
-    looks = 1 + starts + plan.num_line + plan.num_global
-    total = plan.search_chunks(starts, None) // (2 if costs.better else 1)
-    raced = max(0, total - (looks + plan.num_model) * plan.initial_chunks)
-    rungs = plan.race_rungs()
-    trials = _RACES * sum(settings for settings, _ in rungs)
+    race = plan.strategy
+    assert isinstance(race, Race)
+    looks = 1 + starts + race.num_line + race.num_global
+    total = search_chunks(plan, starts) // (2 if costs.better else 1)
+    raced = max(0, total - (looks + race.num_model) * race.initial_chunks)
+    doublings = rungs(race, Objective())
+    trials = _RACES * sum(settings for settings, _ in doublings)
     return [
-        (looks, plan.initial_chunks, math.ceil(looks / concurrent)),
-        (plan.num_model, plan.initial_chunks, math.ceil(plan.num_model / _BATCH)),
-        (trials, math.ceil(raced / trials), _RACES * len(rungs)),
+        (looks, race.initial_chunks, math.ceil(looks / concurrent)),
+        (race.num_model, race.initial_chunks, math.ceil(race.num_model / _BATCH)),
+        (trials, math.ceil(raced / trials), _RACES * len(doublings)),
         (CONFIRMED, plan.confirm_chunks, 1),
     ]
 

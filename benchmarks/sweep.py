@@ -29,8 +29,9 @@ from race_models import OptunaRace
 from replay import Ground, World, play, spread_of
 
 import edm_ray.search
-from edm_ray.search.plan import SweepPlan
-from edm_ray.search.strategies import make_strategy
+from edm_ray.search.driver import Driver
+from edm_ray.search.plan import SweepPlan, sweep_plan
+from edm_ray.search.race import Race
 
 HERE = Path(__file__).parent
 RESULTS, DOCS = HERE / "sweep.json", HERE.parent / "docs" / "sweep.md"
@@ -39,20 +40,23 @@ CHUNK = 1000
 GRID_IMAGES = 50_000
 CONFIRM = 50_000
 """Fresh images that confirm the best, counted for every strategy but the grid (whose evaluation is its result)."""
-DEFAULTS = SweepPlan()
+DEFAULTS, RACE = SweepPlan(), Race()
 SHARED = {"chunk_size": CHUNK, "confirm_chunks": CONFIRM // CHUNK, "num_line": 0}
 # The plan's own counts of images with chunks of 1,000; the line of S_churn is left out, being off these grids.
 LOOKS = {
-    "initial_chunks": DEFAULTS.initial_chunks * DEFAULTS.chunk_size // CHUNK,
-    "max_chunks": DEFAULTS.max_chunks * DEFAULTS.chunk_size // CHUNK,
+    "initial_chunks": RACE.initial_chunks * DEFAULTS.chunk_size // CHUNK,
+    "max_chunks": RACE.max_chunks * DEFAULTS.chunk_size // CHUNK,
 }
 PLANS = {
-    "race": SweepPlan(**SHARED, **LOOKS),
-    "race, half the model": SweepPlan(**SHARED, **LOOKS, num_model=DEFAULTS.num_model // 2),
-    "random, 100 at 50,000": SweepPlan(**SHARED, strategy="random", num_global=100, max_chunks=50),
-    "random, 100 at 5,000": SweepPlan(**SHARED, strategy="random", num_global=100, initial_chunks=5, max_chunks=5),
-    "optuna TPE, 100 at 5,000": SweepPlan(**SHARED, strategy="optuna", num_global=100, initial_chunks=5, max_chunks=5),
-    "asha, 100 from 4,000": SweepPlan(**SHARED, strategy="asha", num_global=100, initial_chunks=4, max_chunks=32),
+    "race": sweep_plan(**SHARED, **LOOKS),
+    "race, half the model": sweep_plan(**SHARED, **LOOKS, num_model=RACE.num_model // 2),
+    "random, 100 at 50,000": sweep_plan(**SHARED, strategy="random", num_global=100, max_chunks=50),
+    "random, 100 at 5,000": sweep_plan(**SHARED, strategy="random", num_global=100, max_chunks=5),
+    "optuna TPE, 100 at 5,000": sweep_plan(**SHARED, strategy="optuna", num_global=100, max_chunks=5),
+    "asha, 100 from 4,000": sweep_plan(**SHARED, strategy="asha", num_global=100, initial_chunks=4, max_chunks=32),
+    OptunaRace.name: SweepPlan(
+        strategy=OptunaRace(num_line=0, **LOOKS), chunk_size=CHUNK, confirm_chunks=CONFIRM // CHUNK
+    ),
 }
 
 
@@ -76,18 +80,13 @@ def contenders() -> dict[str, Callable[[Ground, int], tuple[int, int]]]:
 
     def player(plan: SweepPlan) -> Callable[[Ground, int], tuple[int, int]]:
         def run(ground: Ground, replay: int) -> tuple[int, int]:
-            strategy = make_strategy(ground.space(), plan, replay, None)
-            best, images = play(strategy, World(ground, replay, plan.chunk_size))
-            return ground.row[strategy.settings[best]], images + CONFIRM
+            driver = Driver(ground.space(), plan, replay)
+            best, images = play(driver, World(ground, replay, plan.chunk_size))
+            return ground.row[driver.search.registry.samplers[best]], images + CONFIRM
 
         return run
 
-    def optuna_race(ground: Ground, replay: int) -> tuple[int, int]:
-        strategy = OptunaRace(ground.space(), PLANS["race"], replay, None)
-        best, images = play(strategy, World(ground, replay, CHUNK))
-        return ground.row[strategy.settings[best]], images + CONFIRM
-
-    return {**found, **{name: player(plan) for name, plan in PLANS.items()}, OptunaRace.name: optuna_race}
+    return {**found, **{name: player(plan) for name, plan in PLANS.items()}}
 
 
 @functools.cache

@@ -34,7 +34,7 @@ from scipy.stats import t as student
 from edm_ray.cli import main as edm_ray
 from edm_ray.config.load import configure
 from edm_ray.config.presets import preset
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.training.device import Place
 from edm_ray.training.loop import TrainingJob, train

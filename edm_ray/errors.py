@@ -14,6 +14,12 @@ class IntegrityError(InputError):
     """Stored bytes are not what their manifest says (truncated, changed, half-written)."""
 
 
+def require(condition: bool, path: str, got: object, allowed: str) -> None:
+    """Refuse a value: dotted path, what was got, what is allowed."""
+    if not condition:
+        raise InputError(f"{path}={got!r} is not allowed: {allowed}")
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return ``' (did you mean X?)'`` for the closest of ``allowed``, or the empty string."""
     close = difflib.get_close_matches(name, list(allowed), n=1)

@@ -15,6 +15,7 @@ from edm_ray.data.reader import open_reader
 from edm_ray.diffusion.analysis.inversion import reconstruct
 from edm_ray.diffusion.denoiser import Denoiser
 from edm_ray.diffusion.labels import one_hot_labels
+from edm_ray.diffusion.noise import SIGMA_DATA
 from edm_ray.diffusion.objectives import EDM, loss_by_sigma
 from edm_ray.diffusion.samplers import Heun
 from edm_ray.errors import InputError
@@ -64,7 +65,7 @@ def run(args: Args) -> None:
         raise InputError("--num and --num-steps must be 2 or more")
     if args.data is not None and args.model is None:
         raise InputError("--data needs --model: it is the model whose loss is measured")
-    sigma_data = 0.5
+    sigma_data = SIGMA_DATA
     denoiser: Denoiser = drawn.mixture()
     latents, labels = image_noise(torch.arange(256), "latents", (1, 1, 1))(0), None
     steps, substeps = [8, 16, 32, 64, 128], 8
@@ -72,7 +73,7 @@ def run(args: Args) -> None:
     with torch.inference_mode():
         if args.model is not None:
             opened = open_model(uris.absolute(args.model))
-            sigma_data = opened.config.preconditioning.sigma_data
+            sigma_data = getattr(opened.config.preconditioning, "sigma_data", SIGMA_DATA)
             model = denoiser = opened.denoiser()
             seeds = torch.arange(args.num)
             latents = image_noise(seeds, "latents", model.shape)(0)

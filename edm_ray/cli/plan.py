@@ -9,7 +9,7 @@ import torch
 from edm_ray.cli.console import duration, say
 from edm_ray.config.load import to_yaml
 from edm_ray.config.published import Quantity, cpu_price, prices
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions
 from edm_ray.networks.build import build_denoiser

@@ -8,7 +8,7 @@ from edm_ray.cli.console import say
 from edm_ray.config.load import parse_overrides
 from edm_ray.diffusion.samplers import Euler, Sampler, sampler, with_changes
 from edm_ray.errors import InputError
-from edm_ray.search.result import settings_from_yaml
+from edm_ray.search.sampler_file import settings_from_yaml
 from edm_ray.storage import uris
 
 BEST_SAMPLER = "best-sampler.yaml"

@@ -25,11 +25,14 @@ from edm_ray.generation.generate import generate
 from edm_ray.models import open_model
 from edm_ray.report.html import Context
 from edm_ray.report.saved import save_progress, save_report
-from edm_ray.search.plan import StrategyName, SweepPlan
-from edm_ray.search.result import best_sampler_yaml, result_of
-from edm_ray.search.space import load_space
-from edm_ray.search.strategies import make_strategy
-from edm_ray.search.strategy import Answer
+from edm_ray.search.baselines import GridSearch
+from edm_ray.search.driver import Driver
+from edm_ray.search.plan import StrategyName, SweepPlan, sweep_plan
+from edm_ray.search.race import Race
+from edm_ray.search.result import result_of
+from edm_ray.search.sampler_file import best_sampler_yaml
+from edm_ray.search.space import Space, in_words, load_space
+from edm_ray.search.trials import TrialResult
 from edm_ray.storage import uris
 
 
@@ -66,19 +69,19 @@ class Args:
     """Stop in good order at so many hours of all workers together; the speed is measured on the first looks."""
     chunk_size: int = 500
     """Images a chunk."""
-    initial_chunks: int = SweepPlan.initial_chunks
+    initial_chunks: int = Race.initial_chunks
     """Chunks of a setting's first look."""
-    max_chunks: int = SweepPlan.max_chunks
+    max_chunks: int = Race.max_chunks
     """Chunks of the finalists of the race; of every setting of grid, random and optuna."""
-    num_line: int = SweepPlan.num_line
+    num_line: int = Race.num_line
     """race: settings on the line of S_churn alone."""
-    num_global: int = SweepPlan.num_global
+    num_global: int = Race.num_global
     """race: settings spread evenly over the space. random, optuna, asha: settings in all."""
-    num_model: int = SweepPlan.num_model
+    num_model: int = Race.num_model
     """race: settings that a model of the FID proposes."""
     confirm_chunks: int = SweepPlan.confirm_chunks
     """Chunks of fresh seeds that confirm the winner."""
-    grid_points: int = SweepPlan.grid_points
+    grid_points: int = GridSearch.points
     """grid: values that a range of the space is cut into."""
     seed: int = 0
     """Of the search's own choices."""
@@ -99,7 +102,7 @@ def run(args: Args) -> None:
     from edm_ray.evaluation.reference import estimate_real, open_reference
 
     space = load_space(args.space)
-    plan = SweepPlan(
+    plan = sweep_plan(
         strategy=args.strategy,
         objective=tuple(part.strip() for part in args.objective.split(",")),
         within=args.within,
@@ -129,8 +132,8 @@ def run(args: Args) -> None:
     guides = any(name.startswith("guidance") for name in space.search)
     if guides and model.guide is None and not model.config.network.label_dim:
         raise InputError(f"{args.space}: searches guidance, but {args.model} has no classes; give --guide MODEL too")
-    strategy = make_strategy(space, plan, args.seed, denoiser)
-    say(f"sweep of {space.name}: {strategy.describe()}")
+    driver = Driver(space, plan, args.seed, denoiser)
+    say(f"sweep of {space.name}: {driver.describe()}")
     if args.dry_run:
         return
     bench = Bench(
@@ -166,20 +169,21 @@ def run(args: Args) -> None:
     started = time.monotonic()
     sweep_on_ray(
         bench,
-        strategy,
+        driver,
         out,
-        TrialLines(lambda: save_progress(out, result_of(strategy), context)),
+        TrialLines(space, lambda: save_progress(out, result_of(driver), context)),
         concurrent=args.concurrent,
         budget_hours=args.budget_gpu_hours,
     )
-    result = result_of(strategy)
+    result = result_of(driver)
     found = result.of(result.found) or result.require_best()
     say("  sample grids for the report")
     seeds = torch.arange(args.grid, dtype=torch.int64)
     grids = {}
     shown = {"deterministic": space.sampler}
-    if strategy.paper is not None and strategy.paper != found.label:
-        shown[f"the paper's setting: {strategy.paper}"] = strategy.settings[strategy.paper]
+    registry = driver.search.registry
+    if registry.paper is not None and registry.paper != found.label:
+        shown[f"the paper's setting: {registry.paper}"] = registry.samplers[registry.paper]
     shown[f"found: {found.label}"] = found.settings
     for title, settings in shown.items():
         buffer = io.BytesIO()
@@ -221,19 +225,18 @@ def _as_flags(args: Args) -> list[str]:
 
 
 class TrialLines:
-    """One line for every trial as it ends; ``keep`` notes now and then what was told before it."""
+    """One line for every trial as it ends; ``save`` stores now and then what was told before it."""
 
-    def __init__(self, keep: Callable[[], None]) -> None:
-        self.count, self.keep, self.kept = 0, keep, -math.inf
+    def __init__(self, space: Space, save: Callable[[], None]) -> None:
+        self.space, self.save = space, save
+        self.count, self.saved = 0, -math.inf
 
-    def __call__(self, answer: Answer) -> None:
-        if self.count and time.monotonic() - self.kept > 5:
-            self.keep()
-            self.kept = time.monotonic()
+    def __call__(self, result: TrialResult) -> None:
+        if self.count and time.monotonic() - self.saved > 5:
+            self.save()
+            self.saved = time.monotonic()
         self.count += 1
-        what, found = answer.evaluation.settings, answer.estimate
-        text = f"FID {found.fid:6.2f} +- {found.se:.2f}  n={found.n}" if found else f"FAILED: {answer.failure}"
-        say(
-            f"  trial {self.count:>3}  {answer.evaluation.stage:<8} S_churn {what.s_churn:5.2f}  S_tmin "
-            f"{what.s_tmin:6.3f}  S_tmax {what.s_tmax:6.2f}  S_noise {what.s_noise:.3f}  {text}"
-        )
+        asked, found = result.evaluation, result.estimate
+        text = f"FID {found.fid:6.2f} +- {found.se:.2f}  n={found.n}" if found else f"FAILED: {result.failure}"
+        settings = in_words(self.space.describe(asked.settings))
+        say(f"  trial {self.count:>3}  {asked.stage:<8} {settings}  {text}")

@@ -17,7 +17,7 @@ from edm_ray.cli.workers import parse_workers
 from edm_ray.config.identity import identity_fields
 from edm_ray.config.load import configure
 from edm_ray.config.presets import preset
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.errors import InputError
 from edm_ray.storage import uris

@@ -7,7 +7,9 @@ import hashlib
 import json
 from typing import Any
 
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.objective import ObjectiveConfig
+from edm_ray.config.preconditioning import PreconditioningConfig
+from edm_ray.config.training import TrainingConfig
 
 _OUTSIDE = (
     *("total_kimg", "tick_kimg", "checkpoint_kimg", "keep_checkpoints", "on_damage"),
@@ -20,18 +22,32 @@ _ADDED = {"reader": "cache"}
 
 
 def identity_fields(config: TrainingConfig, dataset_hash: str) -> dict[str, Any]:
-    """The flat ``a.b.c -> value`` table that the identity is a hash of; a longer run continues a shorter one."""
+    """The flat ``a.b.c -> value`` table that the identity is a hash of; a longer run continues a shorter one.
+
+    Constants of Table 1 that are at their defaults are left out: the kind says them.
+    """
     flat: dict[str, Any] = {"dataset": dataset_hash}
 
-    def walk(prefix: str, value: dict[str, Any]) -> None:
-        for key, item in value.items():
-            if isinstance(item, dict):
-                walk(f"{prefix}{key}.", item)
-            elif f"{prefix}{key}" not in _OUTSIDE and _ADDED.get(f"{prefix}{key}", ...) != item:
-                flat[f"{prefix}{key}"] = list(item) if isinstance(item, tuple) else item
+    def walk(prefix: str, part: Any) -> None:
+        constants = isinstance(part, (PreconditioningConfig, ObjectiveConfig))
+        for entry in dataclasses.fields(part):
+            key, item = f"{prefix}{entry.name}", getattr(part, entry.name)
+            if dataclasses.is_dataclass(item):
+                walk(f"{key}.", item)
+            elif constants and entry.name != "kind" and item == entry.default:
+                continue
+            elif key not in _OUTSIDE and _ADDED.get(key, ...) != item:
+                flat[key] = _number(item)
 
-    walk("", dataclasses.asdict(config))
+    walk("", config)
     return flat
+
+
+def _number(item: Any) -> Any:
+    """1 and 1.0 are one value, whether a file or a program says it."""
+    if isinstance(item, tuple):
+        return [_number(part) for part in item]
+    return int(item) if isinstance(item, float) and item.is_integer() else item
 
 
 def identity(fields: dict[str, Any]) -> str:

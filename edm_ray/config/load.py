@@ -1,18 +1,25 @@
-"""From text to a validated configuration: preset < file < ``--set a.b=c``. Unknown keys name the nearest known one."""
+"""From text to a validated configuration: preset < file < ``--set a.b=c``. Unknown keys name the nearest known one.
+
+Files, ``--set`` and JSON are flat, ``denoiser.preconditioning: {kind: vp, beta_d: 5}``; the class of that kind is made
+here.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from edm_ray.config.kinds import kinds_of
 from edm_ray.errors import InputError, nearest
 
 T = TypeVar("T")
+FORMAT = 1
+"""Version of the configurations that are written, under the key ``format``."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -76,17 +83,76 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any], source: str, path:
     return merged
 
 
-def validate(cls: type[T], mapping: Mapping[str, Any], source: str) -> T:
-    """Mapping -> instance of a configuration class, types converted ("1e-3" is a number); InputError otherwise."""
+def validate(cls: type[T], mapping: Mapping[str, Any], source: str, path: str = "") -> T:
+    """Mapping -> instance of a configuration class, types converted ("1e-3" is a number); InputError otherwise.
+
+    A class with kinds takes the flat form and gives the class that ``kind`` names. ``path`` is where in the file it is.
+    """
+    values = dict(mapping)
+    made: Any = cls
+    if family := kinds_of(cls):
+        made = _in(source, family.class_of, values, path.rstrip("."))
+        values.pop("kind", None)
+    for name, part in _parts(made).items():
+        if isinstance(values.get(name), Mapping):
+            values[name] = validate(part, values[name], source, f"{path}{name}.")
     try:
-        return TypeAdapter(cls).validate_python(dict(mapping))
+        result: T = TypeAdapter(made).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
-        where = ".".join(str(part) for part in first["loc"])
+        where = path + ".".join(str(step) for step in first["loc"])
         if first["type"] == "value_error":
             raise InputError(f"{source}: {message}") from error
         raise InputError(f"{source}: {where}={first.get('input')!r}: {message}") from error
+    return result
+
+
+def _in(source: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    """The call's result; its InputError names the source."""
+    try:
+        return call(*arguments)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+
+
+def _parts(cls: object) -> dict[str, type]:
+    """Fields of a configuration class that are configurations themselves, with their classes."""
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        return {}
+    hints = get_type_hints(cls).items()
+    return {name: hint for name, hint in hints if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+
+
+def lay_over(cls: type, base: Mapping[str, Any], change: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """`merge` for a class whose parts have kinds: another ``kind`` brings its own fields and drops the old kind's."""
+    return merge(_switched(cls, base, change, source), change, source)
+
+
+def _switched(
+    cls: type, base: Mapping[str, Any], change: Mapping[str, Any], source: str, path: str = ""
+) -> dict[str, Any]:
+    """``base`` with the fields of the kinds that ``change`` names. Raises InputError for fields of other kinds."""
+    result = dict(base)
+    for name, part in _parts(cls).items():
+        here, asked = f"{path}{name}", change.get(name)
+        if not isinstance(asked, Mapping) or not isinstance(base.get(name), Mapping):
+            continue
+        if family := kinds_of(part):
+            kind = asked.get("kind", base[name]["kind"])
+            if kind != base[name]["kind"]:
+                result[name] = _in(source, family.switched, base[name], kind, here)
+            _in(source, family.class_of, {**asked, "kind": kind}, here)
+        else:
+            result[name] = _switched(part, base[name], asked, source, f"{here}.")
+    return result
+
+
+def require_format(content: Mapping[str, Any], known: int, source: str, fix: str) -> None:
+    """Raises InputError when a file says that it is of another format than the one that is read here."""
+    found = content.get("format", known)
+    if found != known:
+        raise InputError(f"{source}: format={found!r} is not allowed: this version reads format {known}; {fix}")
 
 
 def configure(base: T, file: str | None = None, overrides: Sequence[str] = ()) -> T:
@@ -96,18 +162,32 @@ def configure(base: T, file: str | None = None, overrides: Sequence[str] = ()) -
     if file is not None:
         if not Path(file).is_file():
             raise InputError(f"{file}: no such configuration file")
-        mapping, source = merge(mapping, parse_yaml(Path(file).read_text(), file), file), file
+        content = parse_yaml(Path(file).read_text(), file)
+        check_format(content.pop("format", FORMAT), file)
+        mapping, source = lay_over(type(base), mapping, content, file), file
     if overrides:
-        mapping, source = merge(mapping, parse_overrides(overrides), "--set"), "--set"
+        mapping, source = lay_over(type(base), mapping, parse_overrides(overrides), "--set"), "--set"
     return validate(type(base), mapping, source)
 
 
-def to_yaml(config: object) -> str:
-    """Readable text that `configure` takes back."""
+def check_format(version: object, source: str, known: int = FORMAT) -> None:
+    """Raises InputError for another format version than the one that this program reads and writes."""
+    if version != known:
+        raise InputError(f"{source}: format={version!r} is not allowed: this version of edm_ray reads format {known}")
+
+
+def to_flat(config: object) -> dict[str, Any]:
+    """The flat form: plain values that YAML and JSON hold, and `validate` takes back."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
-    return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)  # type: ignore[call-overload]
+    flat: dict[str, Any] = plain(dataclasses.asdict(config))  # type: ignore[call-overload]
+    return flat
+
+
+def to_yaml(config: object) -> str:
+    """Readable text that `configure` takes back."""
+    return yaml.safe_dump({"format": FORMAT, **to_flat(config)}, sort_keys=False)

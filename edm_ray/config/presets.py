@@ -8,22 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edm_ray.config import recipes
-from edm_ray.config.schema import (
-    AugmentConfig,
-    DenoiserConfig,
-    EmaConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    PreconditioningConfig,
-    TrainingConfig,
-)
+from edm_ray.config.denoiser import DenoiserConfig
+from edm_ray.config.network import DDPMpp
+from edm_ray.config.preconditioning import EDMPreconditioning
 from edm_ray.config.shape import DataShape
+from edm_ray.config.training import AugmentConfig, EmaConfig, OptimizerConfig, TrainingConfig
 from edm_ray.errors import InputError, nearest
 
 
 def digits(shape: DataShape) -> TrainingConfig:
     """Small DDPM++ for 8x8 digits: readable samples after 64,000 images, minutes on two CPU cores."""
-    network = NetworkConfig(
+    network = DDPMpp(
         img_resolution=shape.resolution,
         img_channels=shape.channels,
         label_dim=shape.num_classes,
@@ -34,7 +29,7 @@ def digits(shape: DataShape) -> TrainingConfig:
         dropout=0.0,
     )
     return TrainingConfig(
-        denoiser=DenoiserConfig(network=network, preconditioning=PreconditioningConfig(sigma_data=0.75)),
+        denoiser=DenoiserConfig(network=network, preconditioning=EDMPreconditioning(sigma_data=0.75)),
         optimizer=OptimizerConfig(lr=2e-3, ramp_kimg=2.0),
         ema=EmaConfig(halflife_kimg=4.0),
         batch_size=128,
@@ -46,7 +41,7 @@ def digits(shape: DataShape) -> TrainingConfig:
 
 def tiny(shape: DataShape) -> TrainingConfig:
     """Seconds on one core: for tests, and to see whether a set-up works at all."""
-    network = NetworkConfig(
+    network = DDPMpp(
         img_resolution=shape.resolution,
         img_channels=shape.channels,
         label_dim=shape.num_classes,
@@ -70,7 +65,7 @@ def tiny(shape: DataShape) -> TrainingConfig:
 
 def small_32(shape: DataShape) -> TrainingConfig:
     """Small DDPM++ for 32x32 images with augmentation: an hour on two CPU cores, minutes on a GPU."""
-    network = NetworkConfig(
+    network = DDPMpp(
         img_resolution=shape.resolution,
         img_channels=shape.channels,
         label_dim=shape.num_classes,

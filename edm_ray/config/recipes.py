@@ -11,17 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from edm_ray.config.schema import (
-    AugmentConfig,
-    DenoiserConfig,
-    EmaConfig,
-    NetworkConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    PreconditioningConfig,
-    TrainingConfig,
-)
+from edm_ray.config.denoiser import DenoiserConfig
+from edm_ray.config.network import ADM, NETWORKS
+from edm_ray.config.objective import OBJECTIVES, EDMObjective
+from edm_ray.config.preconditioning import PRECONDITIONINGS, EDMPreconditioning
 from edm_ray.config.shape import DataShape
+from edm_ray.config.training import AugmentConfig, EmaConfig, OptimizerConfig, TrainingConfig
 
 T = TypeVar("T")
 LETTERS = ("a", "b", "c", "d", "e", "f")
@@ -90,7 +85,7 @@ def config_a(shape: DataShape, family: Family, column: str) -> TrainingConfig:
     vp = column == "vp"
     return TrainingConfig(
         denoiser=DenoiserConfig(
-            network=NetworkConfig(
+            network=NETWORKS(
                 kind="ddpmpp" if vp else "ncsnpp",
                 img_resolution=shape.resolution,
                 img_channels=shape.channels,
@@ -101,9 +96,9 @@ def config_a(shape: DataShape, family: Family, column: str) -> TrainingConfig:
                 attn_resolutions=family.attn_resolutions,
                 dropout=0.10,  # recalled
             ),
-            preconditioning=PreconditioningConfig(kind=column),
+            preconditioning=PRECONDITIONINGS(column),
         ),
-        objective=ObjectiveConfig(kind=column),
+        objective=OBJECTIVES(column),
         optimizer=OptimizerConfig(lr=2e-4, ramp_kimg=640.0, grad_clip=1.0),  # ramp recalled: 5000 steps
         # Recalled: decay 0.9999 (VP) and 0.999 (VE) a step of 128 images, as half-lives.
         ema=EmaConfig(halflife_kimg=887.2 if vp else 88.7, rampup_ratio=0.0),
@@ -134,12 +129,12 @@ def config_c(shape: DataShape, family: Family, column: str) -> TrainingConfig:
 
 def config_d(shape: DataShape, family: Family, column: str) -> TrainingConfig:
     """+ Our preconditioning; the loss stays the old one."""
-    return change(config_c(shape, family, column), denoiser__preconditioning__kind="edm")
+    return change(config_c(shape, family, column), denoiser__preconditioning=EDMPreconditioning())
 
 
 def config_e(shape: DataShape, family: Family, column: str) -> TrainingConfig:
     """+ Our loss function: p_train(sigma) and lambda(sigma)."""
-    return change(config_d(shape, family, column), objective__kind="edm")
+    return change(config_d(shape, family, column), objective=EDMObjective())
 
 
 def config_f(shape: DataShape, family: Family, column: str) -> TrainingConfig:
@@ -159,8 +154,7 @@ LADDER: dict[str, Callable[[DataShape, Family, str], TrainingConfig]] = dict(
 
 def imagenet64_adm(shape: DataShape) -> TrainingConfig:
     """ImageNet-64, ADM network, trained from scratch with everything of the paper (Table 7, last column)."""
-    network = NetworkConfig(
-        kind="adm",
+    network = ADM(
         img_resolution=shape.resolution,
         img_channels=shape.channels,
         label_dim=shape.num_classes,

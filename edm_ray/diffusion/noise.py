@@ -1,6 +1,7 @@
-"""Noise schedules sigma(t), scalings s(t) and the iDDPM grid (Karras et al. 2022, Table 1).
+"""Noise: schedules sigma(t), scalings s(t), the iDDPM grid, and every constant of theirs (Karras et al. 2022, Table 1).
 
-Time and noise level are host floats: they are decided before anything runs on a device.
+Preconditionings, objectives and the configuration take their constants from here; no default is written twice. Time and
+noise level are host floats, decided before anything runs on a device, so this file needs torch for the iDDPM grid only.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
+from edm_ray.errors import InputError, require
 
-from edm_ray.errors import InputError
+SIGMA_DATA = 0.5
+"""Standard deviation of the paper's data in [-1, 1]."""
+LEAST_SHARE = 0.5
+"""The least share of a log-normal distribution that must lie in the range it is restricted to."""
 
 
 class Schedule(Protocol):
@@ -40,8 +44,49 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class LogNormal:
+    """ln sigma ~ N(p_mean, p_std^2): what the paper trains on (section 5)."""
+
+    p_mean: float = -1.2
+    p_std: float = 1.2
+
+    def shares(self, sigma_min: float, sigma_max: float) -> tuple[float, float]:
+        """P(sigma < sigma_min) and P(sigma < sigma_max): what is drawn when only this range may be.
+
+        Raises InputError where less than LEAST_SHARE of the distribution lies in the range.
+        """
+        low, high = (
+            0.0 if sigma <= 0 else 0.5 * math.erfc((self.p_mean - math.log(sigma)) / (self.p_std * math.sqrt(2)))
+            for sigma in (sigma_min, sigma_max)
+        )
+        require(
+            high - low >= LEAST_SHARE,
+            "objective.p_mean",
+            self.p_mean,
+            f"with p_std={self.p_std}, {100 * (high - low):.3g} % of these noise levels lie in {sigma_min:.6g}.."
+            f"{sigma_max:.6g}, which is what the preconditioning knows; at least {100 * LEAST_SHARE:.0f} % must",
+        )
+        return low, high
+
+    def check(self, where: str) -> None:
+        """Raises InputError, with the field below ``where``, for constants that no distribution has."""
+        require(math.isfinite(self.p_mean), f"{where}.p_mean", self.p_mean, "a finite number")
+        require(0 < self.p_std < math.inf, f"{where}.p_std", self.p_std, "greater than 0")
+
+
+@dataclass(frozen=True)
 class VE:
-    """sigma(t) = sqrt(t) (VE column)."""
+    """sigma(t) = sqrt(t) (VE column), trained on sigma_min..sigma_max."""
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    def check(self, where: str) -> None:
+        """Raises InputError, with the field below ``where``, for a range that is none."""
+        require(0 <= self.sigma_min < math.inf, f"{where}.sigma_min", self.sigma_min, "0 or more, finite")
+        require(0 < self.sigma_max < math.inf, f"{where}.sigma_max", self.sigma_max, "greater than 0, finite")
+        allowed = f"less than sigma_max={self.sigma_max}"
+        require(self.sigma_min < self.sigma_max, f"{where}.sigma_min", self.sigma_min, allowed)
 
     def sigma(self, t: float) -> float:
         return math.sqrt(max(t, 0.0))
@@ -55,10 +100,27 @@ class VE:
 
 @dataclass(frozen=True)
 class VP:
-    """sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1) (VP column)."""
+    """sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1) (VP column), trained on t in epsilon_t..1."""
 
     beta_d: float = 19.9
     beta_min: float = 0.1
+    epsilon_t: float = 1e-5
+
+    @property
+    def sigma_min(self) -> float:
+        """The lowest noise level of training, that of epsilon_t."""
+        return self.sigma(self.epsilon_t)
+
+    @property
+    def sigma_max(self) -> float:
+        """The highest noise level of training, that of t = 1."""
+        return self.sigma(1.0)
+
+    def check(self, where: str) -> None:
+        """Raises InputError, with the field below ``where``. (`from_range` makes schedules that no training has.)"""
+        require(0 < self.beta_d < math.inf, f"{where}.beta_d", self.beta_d, "greater than 0, finite")
+        require(0 <= self.beta_min < math.inf, f"{where}.beta_min", self.beta_min, "0 or more, finite")
+        require(0 < self.epsilon_t < 1, f"{where}.epsilon_t", self.epsilon_t, "greater than 0, less than 1")
 
     @classmethod
     def from_range(cls, sigma_min: float, sigma_max: float, epsilon_s: float = 1e-3) -> VP:
@@ -119,16 +181,47 @@ def make_path(schedule: str, scaling: str, sigma_min: float, sigma_max: float, e
     return Path(VE() if schedule == "ve" else Linear(), scaling)
 
 
+@dataclass(frozen=True)
+class IDDPMGrid:
+    """The noise levels u_0 > ... > u_M = 0 of iDDPM, M = num_train_steps; trained on u_0..u_{M-1}."""
+
+    num_train_steps: int = 1000
+    c_1: float = 0.001
+    c_2: float = 0.008
+
+    def levels(self) -> tuple[float, ...]:
+        """u_0..u_M by the recursion in float32, as the networks that were trained on them have them."""
+        return iddpm_grid(self.num_train_steps, self.c_1, self.c_2, single=True)
+
+    @property
+    def sigma_min(self) -> float:
+        """u_{M-1}."""
+        return self.levels()[-2]
+
+    @property
+    def sigma_max(self) -> float:
+        """u_0."""
+        return self.levels()[0]
+
+    def check(self, where: str) -> None:
+        """Raises InputError, with the field below ``where``, for constants that make no grid."""
+        require(self.num_train_steps >= 2, f"{where}.num_train_steps", self.num_train_steps, "at least 2")
+        require(0 < self.c_1 < 1, f"{where}.c_1", self.c_1, "greater than 0, less than 1")
+        require(0 <= self.c_2 < math.inf, f"{where}.c_2", self.c_2, "0 or more, finite")
+
+
 @functools.lru_cache(maxsize=16)
-def iddpm_grid(steps: int, c_1: float, c_2: float, dtype: torch.dtype = torch.float64) -> tuple[float, ...]:
+def iddpm_grid(steps: int, c_1: float, c_2: float, single: bool = False) -> tuple[float, ...]:
     """u_0 > ... > u_M = 0 of iDDPM (Table 1; appendix C.3), M = ``steps``.
 
     u_{j-1} = sqrt((u_j^2 + 1) / max(abar(j-1) / abar(j), c_1) - 1), abar(j) = sin^2(pi/2 j / (M (1 + c_2))).
-    abar is evaluated in float32, as the models that use the grid were trained; ``dtype`` is that of the recursion:
-    float64 in samplers, float32 in the network's own table.
+    abar is evaluated in float32, as the models that use the grid were trained; the recursion is float64 in samplers,
+    float32 (``single``) in the network's own table.
     """
-    alpha = (0.5 * math.pi * torch.arange(steps + 1) / steps / (c_2 + 1)).sin() ** 2
-    u = torch.zeros(steps + 1, dtype=dtype)
+    import torch  # here, because the configuration, which is to load without torch, reads the constants above
+
+    alpha = (0.5 * math.pi * torch.arange(steps + 1, device="cpu") / steps / (c_2 + 1)).sin() ** 2
+    u = torch.zeros(steps + 1, dtype=torch.float32 if single else torch.float64, device="cpu")
     for j in range(steps, 0, -1):
         u[j - 1] = ((u[j] ** 2 + 1) / (alpha[j - 1] / alpha[j]).clip(min=c_1) - 1).sqrt()
     return tuple(u.tolist())

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from edm_ray.diffusion import noise as noise_schedules
-from edm_ray.errors import InputError
+from edm_ray.diffusion import noise
+from edm_ray.errors import InputError, require
 
 Coefficients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Preconditioned(nn.Module):
-    """What the four have in common: float32 algebra around a network of any precision.
+    """What the four have in common: float32 algebra around a network of any precision. Each is a `Denoiser`.
 
-    network(x, noise_labels, class_labels, augment_labels) is F; it is kept as `model`, as in the official state dict.
+    network(x, noise_labels, class_labels, augment_labels) is F, any module: x float32 [B, C, H, W], noise_labels
+    float32 [B], class_labels float32 [B, label_dim] or None, augment_labels float32 or None -> [B, C or more, H, W]. A
+    network without the attribute ``label_dim`` is unconditional. It is kept as `model`, as in the official state dict.
     """
 
-    def __init__(self, network: nn.Module, sigma_data: float = 0.5) -> None:
+    sigma_data: float = noise.SIGMA_DATA
+
+    def __init__(self, network: nn.Module, sigma_min: float, sigma_max: float) -> None:
         super().__init__()
-        if not 0 < sigma_data < math.inf:
-            raise InputError(f"preconditioning.sigma_data={sigma_data!r} is not allowed: greater than 0, finite")
         self.model = network
-        self.sigma_data = sigma_data
-        self.sigma_min, self.sigma_max = 0.0, math.inf
+        self.label_dim = int(getattr(network, "label_dim", 0))
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     def round_sigma(self, sigma: torch.Tensor) -> torch.Tensor:
         """The nearest noise level that the network knows, in the dtype of ``sigma``: every one, unless overridden."""
@@ -54,7 +55,7 @@ class Preconditioned(nn.Module):
             raise InputError(f"sigma={tuple(sigma.shape)} is not allowed: a scalar or one value an image, [{len(x)}]")
         x = x.to(torch.float32)
         sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1).expand(len(x), 1, 1, 1)
-        label_dim = int(getattr(self.model, "label_dim", 0))
+        label_dim = self.label_dim
         if label_dim == 0:
             class_labels = None
         elif class_labels is None:
@@ -77,10 +78,15 @@ class EDM(Preconditioned):
     """The paper's own: F sees unit variance and is trained on targets of unit variance (appendix B.6)."""
 
     def __init__(
-        self, network: nn.Module, sigma_data: float = 0.5, sigma_min: float = 0.0, sigma_max: float = math.inf
+        self,
+        network: nn.Module,
+        sigma_data: float = noise.SIGMA_DATA,
+        sigma_min: float = 0.0,
+        sigma_max: float = math.inf,
     ) -> None:
-        super().__init__(network, sigma_data)
-        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        require(0 < sigma_data < math.inf, "preconditioning.sigma_data", sigma_data, "greater than 0, finite")
+        super().__init__(network, sigma_min, sigma_max)
+        self.sigma_data = sigma_data
 
     def coefficients(self, sigma: torch.Tensor) -> Coefficients:
         variance = sigma**2 + self.sigma_data**2
@@ -94,16 +100,12 @@ class VP(Preconditioned):
     def __init__(
         self,
         network: nn.Module,
-        sigma_data: float = 0.5,
-        beta_d: float = 19.9,
-        beta_min: float = 0.1,
-        num_train_steps: int = 1000,
-        epsilon_t: float = 1e-5,
+        schedule: noise.VP = noise.VP(),  # noqa: B008 (frozen)
+        num_train_steps: int = noise.IDDPMGrid.num_train_steps,
     ) -> None:
-        super().__init__(network, sigma_data)
-        self.beta_d, self.beta_min, self.steps = beta_d, beta_min, num_train_steps
-        schedule = noise_schedules.VP(beta_d, beta_min)
-        self.sigma_min, self.sigma_max = schedule.sigma(epsilon_t), schedule.sigma(1.0)
+        schedule.check("preconditioning")
+        super().__init__(network, schedule.sigma_min, schedule.sigma_max)
+        self.beta_d, self.beta_min, self.steps = schedule.beta_d, schedule.beta_min, num_train_steps
 
     def coefficients(self, sigma: torch.Tensor) -> Coefficients:
         log = (sigma**2).log1p()
@@ -114,11 +116,9 @@ class VP(Preconditioned):
 class VE(Preconditioned):
     """Variance exploding (Song et al. 2021): c_noise = ln(sigma / 2)."""
 
-    def __init__(
-        self, network: nn.Module, sigma_data: float = 0.5, sigma_min: float = 0.02, sigma_max: float = 100.0
-    ) -> None:
-        super().__init__(network, sigma_data)
-        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+    def __init__(self, network: nn.Module, schedule: noise.VE = noise.VE()) -> None:  # noqa: B008 (frozen)
+        schedule.check("preconditioning")
+        super().__init__(network, schedule.sigma_min, schedule.sigma_max)
 
     def coefficients(self, sigma: torch.Tensor) -> Coefficients:
         one = torch.ones_like(sigma)
@@ -133,20 +133,11 @@ class IDDPM(Preconditioned):
 
     u: torch.Tensor
 
-    def __init__(
-        self,
-        network: nn.Module,
-        sigma_data: float = 0.5,
-        c_1: float = 0.001,
-        c_2: float = 0.008,
-        num_train_steps: int = 1000,
-    ) -> None:
-        super().__init__(network, sigma_data)
-        self.steps = steps = num_train_steps
-        with torch.device("cpu"):  # numbers are needed, also where the network is built on "meta"
-            grid = noise_schedules.iddpm_grid(steps, c_1, c_2, torch.float32)
-        self.register_buffer("u", torch.tensor(grid, dtype=torch.float32))
-        self.sigma_min, self.sigma_max = grid[steps - 1], grid[0]
+    def __init__(self, network: nn.Module, grid: noise.IDDPMGrid = noise.IDDPMGrid()) -> None:  # noqa: B008 (frozen)
+        grid.check("preconditioning")
+        super().__init__(network, grid.sigma_min, grid.sigma_max)
+        self.steps = grid.num_train_steps
+        self.register_buffer("u", torch.tensor(grid.levels(), dtype=torch.float32))
 
     def index(self, sigma: torch.Tensor) -> torch.Tensor:
         """Index j of the nearest u_j (compared in float32): int64, same shape."""
@@ -161,4 +152,4 @@ class IDDPM(Preconditioned):
         return torch.ones_like(sigma), -sigma, 1 / (sigma**2 + 1).sqrt(), c_noise
 
 
-PRECONDITIONERS: dict[str, Callable[..., nn.Module]] = {"edm": EDM, "vp": VP, "ve": VE, "iddpm": IDDPM}
+PRECONDITIONERS: dict[str, type[Preconditioned]] = {"edm": EDM, "vp": VP, "ve": VE, "iddpm": IDDPM}

@@ -22,7 +22,7 @@ import ray.data
 import ray.train
 import torch
 
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.codec import view
 from edm_ray.data.fetch import SkippedShards
 from edm_ray.data.manifest import DataSet

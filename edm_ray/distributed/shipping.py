@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from edm_ray.config.codec import PIXELS, Codec
-from edm_ray.config.schema import DenoiserConfig
+from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.evaluation.extractors import pixels
 from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.extractors.pixels import Pixels

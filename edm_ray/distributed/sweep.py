@@ -32,7 +32,8 @@ from edm_ray.distributed.time_budget import limit_hours
 from edm_ray.distributed.trial import evaluate
 from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
-from edm_ray.search.strategy import Answer, Evaluation, Strategy
+from edm_ray.search.driver import Driver
+from edm_ray.search.trials import Evaluation, TrialResult
 from edm_ray.storage import uris
 from edm_ray.storage.commit import sha256
 
@@ -44,7 +45,7 @@ LOST = "its process was lost again and again; Ray's logs say how"
 class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if "AWS_" not in name}
 KEPT = ("failure", "estimate", "seconds", "generated")
 """Of a trial's result."""
-OnTrial = Callable[[Answer], None]
+OnTrial = Callable[[TrialResult], None]
 
 
 def concurrency(workers: int) -> int:
@@ -58,7 +59,7 @@ class StrategySearcher(Searcher):
     current: StrategySearcher | None = None
     """The one of the sweep that this process runs: what Tune unpickles as the searcher of a restored experiment."""
 
-    def __init__(self, strategy: Strategy, on_trial: OnTrial, judges: int = 1):
+    def __init__(self, strategy: Driver, on_trial: OnTrial, judges: int = 1):
         super().__init__(metric="fid", mode="min")
         self.strategy, self.on_trial, self.judges = strategy, on_trial, judges
         self.waiting: list[Evaluation] = []
@@ -94,7 +95,7 @@ class StrategySearcher(Searcher):
         self.on_trial(answer)
         self._tell(answer, told)
 
-    def _tell(self, answer: Answer, told: dict[str, Any]) -> None:
+    def _tell(self, answer: TrialResult, told: dict[str, Any]) -> None:
         self.told[answer.evaluation.id] = told
         if answer.estimate is None:
             self.strategy.tell_failure(answer.evaluation.id, answer.failure)
@@ -125,11 +126,11 @@ def _current() -> StrategySearcher:
     return StrategySearcher.current
 
 
-def _answer(evaluation: Evaluation, told: dict[str, Any]) -> Answer:
+def _answer(evaluation: Evaluation, told: dict[str, Any]) -> TrialResult:
     if "failure" in told:
-        return Answer(evaluation=evaluation, failure=told["failure"])
+        return TrialResult(evaluation=evaluation, failure=told["failure"])
     estimate = FidEstimate.from_dict(json.loads(told["estimate"]))
-    return Answer(evaluation=evaluation, estimate=estimate, seconds=told["seconds"])
+    return TrialResult(evaluation=evaluation, estimate=estimate, seconds=told["seconds"])
 
 
 def _trial_config(evaluation: Evaluation, chunk_size: int, judge: int) -> dict[str, Any]:
@@ -147,10 +148,18 @@ def _trial_config(evaluation: Evaluation, chunk_size: int, judge: int) -> dict[s
     }
 
 
-def _experiment(bench: Bench, strategy: Strategy, hours: float | None) -> str:
+def _experiment(bench: Bench, strategy: Driver, hours: float | None) -> str:
     """The experiment's name, from all that its answers and decisions follow from: another sweep is another one."""
     reference = bench.reference.moments.hash
-    parts = (__version__, strategy.space, strategy.plan, strategy.seed, hours, bench.generator(), reference)
+    parts = (
+        __version__,
+        strategy.search.space,
+        strategy.plan,
+        strategy.search.seed,
+        hours,
+        bench.generator(),
+        reference,
+    )
     return f"tune-{sha256(repr(parts).encode())[:12]}"
 
 
@@ -172,7 +181,7 @@ def can_restore(folder: str) -> bool:
 
 def sweep_on_ray(
     bench: Bench,
-    strategy: Strategy,
+    strategy: Driver,
     out: str,
     on_trial: OnTrial,
     *,

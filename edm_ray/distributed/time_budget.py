@@ -9,11 +9,12 @@ from typing import Any
 
 from edm_ray.distributed.chunks import chunks_of, is_stored
 from edm_ray.distributed.evaluate import Bench, make_chunks
-from edm_ray.search.strategy import DETERMINISTIC, Strategy
+from edm_ray.search.driver import Driver
+from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.storage import uris
 
 
-def limit_hours(strategy: Strategy, hours: float, bench: Bench, queue: Any, out: str) -> None:
+def limit_hours(strategy: Driver, hours: float, bench: Bench, queue: Any, out: str) -> None:
     """Limit the sweep before it starts. Raises InputError when that is too little to confirm anything.
 
     The speed is written down, so that a sweep that is run again stops at the same place.
@@ -24,16 +25,17 @@ def limit_hours(strategy: Strategy, hours: float, bench: Bench, queue: Any, out:
     else:
         speed = _measure(strategy, bench, queue)
         uris.write_bytes(path, json.dumps({"evaluations_per_worker_hour": speed}).encode())
-    strategy.limit_evaluations(int(hours * speed))
+    strategy.search.budget.limit_evaluations(int(hours * speed))
 
 
-def _measure(strategy: Strategy, bench: Bench, queue: Any) -> float:
+def _measure(strategy: Driver, bench: Bench, queue: Any) -> float:
     """Network evaluations of one image an hour of one worker: a chunk each to warm up, then a chunk each on the clock.
 
     They are chunks that the sweep looks at anyway.
     """
-    settings, plan, workers = strategy.settings[DETERMINISTIC], strategy.plan, bench.workers
-    chunks = chunks_of(bench.generator(), settings, "search", plan.max_chunks + 2 * workers, plan.chunk_size)
+    settings, plan, workers = strategy.search.registry.samplers[DETERMINISTIC], strategy.plan, bench.workers
+    most = plan.strategy.max_chunks + 2 * workers
+    chunks = chunks_of(bench.generator(), settings, "search", most, plan.chunk_size)
     new = list(itertools.islice((chunk for chunk in chunks if not is_stored(bench.store, chunk)), 2 * workers))
     make_chunks(queue, new[:workers], lambda done, total: None)
     started = time.monotonic()

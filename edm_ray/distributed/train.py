@@ -18,7 +18,7 @@ import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.distributed import ray_data
 from edm_ray.distributed.cluster.node_check import require_nodes

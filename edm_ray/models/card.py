@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edm_ray.config.schema import DenoiserConfig
+from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.storage.commit import canonical_json
 
 _FIRST = ("preset", "dataset", "images_seen", "seed", "file", "sha256", "class_name")

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 
 from edm_ray.config.codec import PIXELS, Codec
+from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.config.load import validate
-from edm_ray.config.schema import DenoiserConfig
 from edm_ray.data.decoders import decoder_version
 from edm_ray.diffusion.preconditioning import Preconditioned
 from edm_ray.errors import InputError, IntegrityError

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
-from edm_ray.config.schema import CONSTANTS, DenoiserConfig, NetworkConfig
-from edm_ray.diffusion.preconditioning import PRECONDITIONERS
-from edm_ray.errors import InputError
-from edm_ray.networks.dhariwal_unet import DhariwalUNet
-from edm_ray.networks.song_unet import SongUNet
+from edm_ray.config.denoiser import DenoiserConfig
+from edm_ray.config.network import ADM, NetworkConfig, OwnNetwork, SongNetwork
+from edm_ray.config.preconditioning import (
+    EDMPreconditioning,
+    IDDPMPreconditioning,
+    PreconditioningConfig,
+    VEPreconditioning,
+    VPPreconditioning,
+)
+from edm_ray.diffusion.preconditioning import EDM, IDDPM, PRECONDITIONERS, VE, VP, Preconditioned
+from edm_ray.errors import InputError, require
+from edm_ray.networks.dhariwal import DhariwalUNet
+from edm_ray.networks.own import fit_own
+from edm_ray.networks.song import SongUNet
 from edm_ray.seeding import stream_key
-
-NCSNPP: dict[str, Any] = {
-    "embedding_type": "fourier",
-    "channel_mult_noise": 2,
-    "encoder_type": "residual",
-    "resample_filter": (1, 3, 3, 1),
-}
-"""What makes NCSN++ of the class whose defaults are DDPM++."""
-SONG_CHOICES = ("embedding_type", "channel_mult_noise", "encoder_type", "decoder_type", "resample_filter")
-"""Fields that override what a kind says."""
 
 
 def build_network(config: NetworkConfig, seed: int = 0, out_channels: int | None = None) -> nn.Module:
@@ -31,54 +28,63 @@ def build_network(config: NetworkConfig, seed: int = 0, out_channels: int | None
     The weights are a function of ``config`` and ``seed`` alone: they are drawn on the CPU whatever the device, and the
     global generators are left as they were. Under ``torch.device("meta")`` there is nothing to draw.
     out_channels: channels of the output where they are not those of the images.
+    Raises InputError for sizes that make no network, and for one that is the user's own class.
     """
     device = torch.get_default_device()
     with torch.random.fork_rng(devices=[]), torch.device("meta" if device.type == "meta" else "cpu"):
         # Not torch.manual_seed: that would reseed the CUDA generators too.
         torch.default_generator.manual_seed(stream_key("weights", seed) >> 1)
-        try:
-            network = _construct(config, config.img_channels if out_channels is None else out_channels)
-        except InputError as error:
-            if str(error).startswith("network."):
-                raise
-            raise InputError(
-                f"network.model_channels={config.model_channels!r} with "
-                f"network.channel_mult={config.channel_mult!r} is not allowed: {error}"
-            ) from None
+        network = _construct(config, config.img_channels if out_channels is None else out_channels)
     return network.to(device)
 
 
 def _construct(config: NetworkConfig, out_channels: int) -> nn.Module:
-    arguments: dict[str, Any] = {
-        "img_resolution": config.img_resolution,
-        "in_channels": config.img_channels,
-        "out_channels": out_channels,
-        "label_dim": config.label_dim,
-        "augment_dim": config.augment_dim,
-        "model_channels": config.model_channels,
-        "channel_mult": tuple(config.channel_mult),
-        "channel_mult_emb": config.channel_mult_emb,
-        "num_blocks": config.num_blocks,
-        "attn_resolutions": tuple(config.attn_resolutions),
-        "dropout": config.dropout,
-        "label_dropout": config.label_dropout,
-    }
-    if config.kind == "adm":
-        return DhariwalUNet(**arguments)
-    chosen = {name: getattr(config, name) for name in SONG_CHOICES if getattr(config, name) is not None}
-    return SongUNet(**arguments, **{**(NCSNPP if config.kind == "ncsnpp" else {}), **chosen})
+    if isinstance(config, OwnNetwork):
+        raise InputError(
+            f"this model's network is your own class {config.class_path or '(no name given)'}: pass the module, "
+            "edm.load_model(uri, network=module) or edm.train(..., network=module)"
+        )
+    try:
+        if isinstance(config, ADM):
+            return DhariwalUNet(config, out_channels)
+        assert isinstance(config, SongNetwork), config
+        return SongUNet(config, out_channels)
+    except InputError as error:
+        if str(error).startswith("network.") or not isinstance(config, (ADM, SongNetwork)):
+            raise
+        raise InputError(
+            f"network.model_channels={config.model_channels!r} with "
+            f"network.channel_mult={config.channel_mult!r} is not allowed: {error}"
+        ) from None
 
 
-def build_denoiser(config: DenoiserConfig, seed: int = 0) -> nn.Module:
-    """The preconditioned denoiser D around ``build_network`` with the same ``seed``; the network is ``.model``."""
+def build_denoiser(config: DenoiserConfig, seed: int = 0, network: nn.Module | None = None) -> Preconditioned:
+    """The preconditioned denoiser D around ``build_network`` with the same ``seed``; the network is ``.model``.
+
+    network: the user's own module, where the configuration says ``network.kind: own``; its weights stay as they are.
+    Raises InputError where it is missing, not asked for, or not what the configuration says (`networks.own`).
+    """
     kind = config.preconditioning.kind
-    if kind not in PRECONDITIONERS:
-        raise InputError(f"preconditioning.kind={kind!r} is not allowed: {', '.join(PRECONDITIONERS)}")
-    # iDDPM networks also predict a variance, in as many channels again, which the denoiser does not use.
-    out_channels = config.network.img_channels * (2 if kind == "iddpm" else 1)
-    network = build_network(config.network, seed, out_channels)
-    given = {name: getattr(config.preconditioning, name) for name in CONSTANTS}
-    arguments = {name: value for name, value in given.items() if value is not None}
-    if kind == "edm":
-        arguments["sigma_data"] = config.preconditioning.sigma_data
-    return PRECONDITIONERS[kind](network, **arguments)
+    require(kind in PRECONDITIONERS, "preconditioning.kind", kind, ", ".join(PRECONDITIONERS))
+    if network is None:
+        # iDDPM networks also predict a variance, in as many channels again, which the denoiser does not use.
+        out_channels = config.network.img_channels * (2 if kind == "iddpm" else 1)
+        return precondition(build_network(config.network, seed, out_channels), config.preconditioning)
+    if not isinstance(config.network, OwnNetwork):
+        raise InputError(f"network.kind={config.network.kind!r} is built here; a module of your own needs kind 'own'")
+    return precondition(fit_own(network, config.network), config.preconditioning)
+
+
+def precondition(network: nn.Module, config: PreconditioningConfig) -> Preconditioned:
+    """The preconditioning that the configuration says, around any network."""
+    match config:
+        case EDMPreconditioning():
+            low, high = config.noise_range
+            return EDM(network, sigma_data=config.sigma_data, sigma_min=low, sigma_max=high)
+        case VPPreconditioning():
+            return VP(network, config.schedule, config.num_train_steps)
+        case VEPreconditioning():
+            return VE(network, config.schedule)
+        case IDDPMPreconditioning():
+            return IDDPM(network, config.grid)
+    raise AssertionError(config)

@@ -11,7 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from edm_ray.config.schema import DenoiserConfig, PreconditioningConfig
+from edm_ray.config.denoiser import DenoiserConfig
+from edm_ray.config.network import UNetConfig
+from edm_ray.config.preconditioning import EDMPreconditioning, IDDPMPreconditioning
 from edm_ray.networks.build import build_denoiser
 
 
@@ -42,9 +44,11 @@ class _Flops(TorchDispatchMode):
 def network_cost(config: DenoiserConfig) -> NetworkCost:
     """Count one image's forward pass with torch's own formulas and saved-tensor hooks."""
     # Preconditionings differ in the width of the output at most, and dropout of any strength keeps one mask.
-    kind = "iddpm" if config.preconditioning.kind == "iddpm" else "edm"
-    network = dataclasses.replace(config.network, dropout=0.5 * (config.network.dropout > 0))
-    return _cost(DenoiserConfig(network=network, preconditioning=PreconditioningConfig(kind=kind)))
+    network, iddpm = config.network, isinstance(config.preconditioning, IDDPMPreconditioning)
+    if isinstance(network, UNetConfig):
+        network = dataclasses.replace(network, dropout=0.5 * (network.dropout > 0))
+    preconditioning = IDDPMPreconditioning() if iddpm else EDMPreconditioning()
+    return _cost(DenoiserConfig(network=network, preconditioning=preconditioning))
 
 
 @lru_cache(maxsize=64)

@@ -14,7 +14,7 @@ from edm_ray.diffusion.analysis.analytic import GaussianMixture
 from edm_ray.diffusion.analysis.inversion import round_trip_errors
 from edm_ray.diffusion.analysis.truncation import truncation_errors
 from edm_ray.diffusion.denoiser import AtLevel, Denoiser
-from edm_ray.diffusion.objectives import OBJECTIVES
+from edm_ray.diffusion.objectives import OBJECTIVES, objective
 from edm_ray.diffusion.samplers import Euler, Heun
 from edm_ray.diffusion.samplers.heun import ode_step
 
@@ -97,12 +97,12 @@ def draw_weighting(sigma_data: float) -> Figure:
     share = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     sigmas = torch.logspace(-3, 2.5, 200, dtype=torch.float64)
     edges = np.linspace(math.log(1e-3), math.log(10**2.5), 121)
-    for name, make in OBJECTIVES.items():
-        objective = make(sigma_data=sigma_data)
-        draw = share if objective.draw == "uniform" else torch.erfinv(2 * share - 1) * math.sqrt(2)
-        counts, _ = np.histogram(objective.sigma(draw).log().numpy(), bins=edges)
+    for name in OBJECTIVES:
+        made = objective(name, **({"sigma_data": sigma_data} if name == "edm" else {}))
+        draw = share if made.draw == "uniform" else torch.erfinv(2 * share - 1) * math.sqrt(2)
+        counts, _ = np.histogram(made.sigma(draw).log().numpy(), bins=edges)
         below.stairs(counts / len(share) / np.diff(edges), np.exp(edges), label=name)
-        above.plot(sigmas, objective.weight(sigmas), label=name, linestyle=STYLES[name])
+        above.plot(sigmas, made.weight(sigmas), label=name, linestyle=STYLES[name])
     above.set(title="Weight lambda(sigma)", yscale="log", xscale="log")
     below.set(title="Noise distribution p_train", xlabel="sigma", ylabel="density of ln sigma", xscale="log")
     above.legend()

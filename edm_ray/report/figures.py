@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.report.parameters import each_choice, each_value, looks_of, pair, searched, searched_choices
 from edm_ray.report.plots import ACCENT, INK, MUTED, WIDE, fid_against_churn, fid_of_all, reach, svg
+from edm_ray.search.objective import front
+from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.result import SweepResult
-from edm_ray.search.strategy import DETERMINISTIC, front
 
 MOST_PAIRS = 15
 MOST_BARS = 60

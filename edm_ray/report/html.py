@@ -9,10 +9,10 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from edm_ray.diffusion.samplers import setting_names
 from edm_ray.evaluation.fid import interval_95
 from edm_ray.report.figures import drawings
 from edm_ray.search.result import SweepResult
+from edm_ray.search.space import IN_PAPER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +51,15 @@ def render_report(result: SweepResult, context: Context) -> str:
         figures=figures,
         trial_seconds=seconds,
         summary=summary(result, context),
-        others=_others(result),
+        columns=_columns(result),
     )
 
 
-def _others(result: SweepResult) -> list[str]:
-    """Settings that differ between samplers, beside the four of Algorithm 2 that are always shown."""
-    samplers = [trial.evaluation.settings for trial in result.trials]
-    names = [name for name in setting_names(samplers) if name not in ("s_churn", "s_tmin", "s_tmax", "s_noise")]
-    return [name for name in names if len({getattr(each, name, None) for each in samplers}) > 1]
+def _columns(result: SweepResult) -> dict[str, str]:
+    """Setting -> heading, of all that tells the samplers from each other."""
+    tried = dict.fromkeys(trial.evaluation.label for trial in result.trials)
+    names = dict.fromkeys(name for label in tried for name in result.samplers[label])
+    return {name: IN_PAPER.get(name, name) for name in names}
 
 
 def summary(result: SweepResult, context: Context) -> list[str]:
@@ -69,7 +69,7 @@ def summary(result: SweepResult, context: Context) -> list[str]:
     told = [trial for trial in result.trials if trial.estimate is not None]
     lines = [
         f"This sweep has not ended: {len(told)} evaluations so far, {len(result.trials) - len(told)} failed. "
-        "Run its command again: it goes on from its chunks."
+        "Run its command again: it resumes from its chunks."
     ]
     longest = max((trial.evaluation.chunks for trial in told if trial.evaluation.seeds == "search"), default=0)
     ranks = [(t.estimate, t.evaluation.label) for t in told if t.evaluation.chunks == longest and t.estimate]

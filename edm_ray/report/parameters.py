@@ -16,10 +16,10 @@ from matplotlib.ticker import NullFormatter
 from edm_ray.diffusion.samplers import Sampler, setting_names
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.report.plots import ACCENT, INK, MUTED, PANEL, reach, svg
+from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.result import SweepResult
-from edm_ray.search.strategy import DETERMINISTIC
+from edm_ray.search.space import IN_PAPER
 
-NAMES = {"s_churn": "S_churn", "s_tmin": "S_tmin", "s_tmax": "S_tmax", "s_noise": "S_noise"}
 UNITS = {"s_tmin": "noise level sigma", "s_tmax": "noise level sigma", "sigma_min": "sigma", "sigma_max": "sigma"}
 Array = np.ndarray[Any, Any]
 CELLS = 7
@@ -33,13 +33,16 @@ class Look:
     settings: Sampler
     estimate: FidEstimate
 
+    @property
+    def flat(self) -> dict[str, Any]:
+        return self.settings.to_dict()
+
 
 def searched(looks: list[Look]) -> list[str]:
     """Numeric settings that took three finite values or more; ``churn_bins.0`` is S_churn in the first bin."""
     names = setting_names(look.settings for look in looks)
     names += [
-        f"churn_bins.{i}"
-        for i in range(max((len(getattr(look.settings, "churn_bins", ())) for look in looks), default=0))
+        f"churn_bins.{i}" for i in range(max((len(look.flat.get("churn_bins", ())) for look in looks), default=0))
     ]
     return [name for name in names if len({v for look in looks if math.isfinite(v := _value(look, name))}) >= 3]
 
@@ -63,18 +66,18 @@ def looks_of(result: SweepResult, chunks: int | None = None) -> list[Look]:
 
 
 def _value(look: Look, name: str) -> float:
-    """Not a number where the setting is none."""
+    """Not a number where the setting is none, or the solver has no such setting."""
     stem, _, index = name.partition(".")
-    value = getattr(look.settings, stem, None)
+    value = look.flat.get(stem)
     if index:
-        return float(value[int(index)][2]) if int(index) < len(value) else math.nan
+        return float(value[int(index)][2]) if value and int(index) < len(value) else math.nan
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
 def _choice(look: Look, name: str) -> str:
     """Empty where the setting is a number, or none."""
-    value = getattr(look.settings, name)
-    if isinstance(value, tuple):
+    value = look.flat.get(name)
+    if isinstance(value, (tuple, list)):
         return " ".join(",".join(f"{number:g}" for number in part) for part in value) or "none"
     return value if isinstance(value, str) else ""
 
@@ -86,7 +89,7 @@ def _no_minor_labels(axes: Axes) -> None:
 
 
 def _name(axes: Axes, set_label: Callable[[str], object], name: str) -> None:
-    label = NAMES.get(name, name)
+    label = IN_PAPER.get(name, name)
     set_label(f"{label} ({UNITS[name]})" if name in UNITS else label)
 
 

@@ -8,8 +8,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from edm_ray.evaluation.fid import FidEstimate, interval_95
+from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.result import SweepResult
-from edm_ray.search.strategy import DETERMINISTIC
 
 matplotlib.rcParams["svg.hashsalt"] = "edm_ray"
 INK, ACCENT, MUTED = "#24304a", "#c2410c", "#8a94a6"

@@ -46,18 +46,18 @@ def load_report(out: str) -> tuple[SweepResult, Context]:
     if not uris.exists(uris.join(out, RESULT)):
         path = uris.join(out, PROGRESS)
         if uris.exists(path):
-            kept = _json(path)
-            result, context = kept.get("result") or {}, kept.get("context") or {}
-            return validate(SweepResult, result, path), validate(Context, context, path)
+            so_far = _json(path)
+            result, context = so_far.get("result") or {}, so_far.get("context") or {}
+            return SweepResult.from_dict(result, path), validate(Context, context, path)
         if "chunks" in uris.list_names(out):
             raise InputError(
-                f"{out}: a sweep that has not ended, with nothing to report yet; run its command again, it goes on "
+                f"{out}: a sweep that has not ended, with nothing to report yet; run its command again, it resumes "
                 "from its chunks"
             )
         raise InputError(f"{out}: no sweep there ({RESULT} is missing); give the --out of an `edm-ray sweep`")
-    result = validate(SweepResult, _json(uris.join(out, RESULT)), uris.join(out, RESULT))
+    result = SweepResult.from_dict(_json(uris.join(out, RESULT)), uris.join(out, RESULT))
     if not uris.exists(uris.join(out, CONTEXT)):
-        raise InputError(f"{out}: {CONTEXT} is missing; run the sweep's command again, it generates nothing anew")
+        raise InputError(f"{out}: {CONTEXT} is missing; run the sweep's command again, it generates nothing twice")
     about = _json(uris.join(out, CONTEXT))
     grids = {title: uris.read_bytes(uris.join(out, str(name))) for title, name in about.get("grids", {}).items()}
     return result, validate(Context, {**about, "grids": grids}, uris.join(out, CONTEXT))
@@ -67,7 +67,7 @@ def _json(path: str) -> dict[str, Any]:
     try:
         content = json.loads(uris.read_bytes(path))
     except ValueError as error:
-        raise IntegrityError(f"{path}: not JSON ({error}); run the sweep's command again to write it anew") from error
+        raise IntegrityError(f"{path}: not JSON ({error}); run the sweep's command again to rewrite it") from error
     if not isinstance(content, dict):
-        raise IntegrityError(f"{path}: not what a sweep writes; run the sweep's command again to write it anew")
+        raise IntegrityError(f"{path}: not what a sweep writes; run the sweep's command again to rewrite it")
     return content

@@ -14,7 +14,7 @@ class Dimension(Protocol):
 
     def at(self, share: float) -> Any: ...
 
-    def nearest(self, value: Any) -> Any: ...
+    def clip(self, value: Any) -> Any: ...
 
     def features(self, value: Any) -> list[float]: ...
 
@@ -55,7 +55,7 @@ class Range:
         value = min(max(value, self.low), self.high)
         return round(value) if self.integer else float(value)
 
-    def nearest(self, value: Any) -> Any:
+    def clip(self, value: Any) -> Any:
         value = min(max(self.low if value is None else value, self.low), self.high)
         return round(value) if self.integer else float(value)
 
@@ -112,7 +112,7 @@ class Grid:
     def at(self, share: float) -> Any:
         return self.grid[min(int(share * len(self.grid)), len(self.grid) - 1)]
 
-    def nearest(self, value: Any) -> Any:
+    def clip(self, value: Any) -> Any:
         value = min(max(self.grid[0] if value is None else value, self.grid[0]), self.grid[-1])
         return min(self.grid, key=lambda entry: (0.0 if entry == value else abs(entry - value), entry))
 
@@ -148,7 +148,7 @@ class Choice:
     def at(self, share: float) -> Any:
         return self.choices[min(int(share * len(self.choices)), len(self.choices) - 1)]
 
-    def nearest(self, value: Any) -> Any:
+    def clip(self, value: Any) -> Any:
         return value if value in self.choices else self.choices[0]
 
     def features(self, value: Any) -> list[float]:

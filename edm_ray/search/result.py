@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from edm_ray.config.load import parse_yaml
-from edm_ray.diffusion.samplers import Euler, Sampler, read_sampler
+from edm_ray.config.load import require_format, validate
 from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
-from edm_ray.search.ledger import Cost, costs
+from edm_ray.search.budget import Cost, costs
+from edm_ray.search.driver import Driver
+from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.sampler_field import SamplerField
+from edm_ray.search.space import in_words
 from edm_ray.search.statistics import Difference, Noise, difference, probability_best
-from edm_ray.search.strategy import DETERMINISTIC, Answer, Strategy
+from edm_ray.search.trials import TrialResult
+
+FORMAT = 1
+"""Of sweep.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,9 @@ class SweepResult:
 
     space: str
     strategy: str
-    trials: tuple[Answer, ...]
+    trials: tuple[TrialResult, ...]
+    samplers: dict[str, dict[str, str]]
+    """Label -> the settings that tell it from the others (`Space.describe`)."""
     first_chunks: int
     """Chunks at which most settings were first looked at."""
     line: tuple[str, ...]
@@ -82,10 +88,10 @@ class SweepResult:
         """What was found, in a few sentences."""
         best, found = self.require_best(), self.of(self.found)
         assert found is not None
-        tried, chosen, n = len({trial.evaluation.label for trial in self.trials}), found.settings, found.estimate.n
+        tried = len({trial.evaluation.label for trial in self.trials})
         first = (
-            f"Best of {tried} samplers: {_churn_text(chosen)}, "
-            f"with FID {found.estimate.fid:.3f} +- {found.estimate.se:.3f} on {n} fresh images."
+            f"Best of {tried} samplers: {in_words(self.samplers[found.label])}, "
+            f"with FID {found.estimate.fid:.3f} +- {found.estimate.se:.3f} on {found.estimate.n} fresh images."
         )
         return [*self._against_deterministic(best, found, first), *self._more(found)]
 
@@ -129,130 +135,80 @@ class SweepResult:
                 return [plain(item) for item in value]
             return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
-        content: dict[str, Any] = plain(dataclasses.asdict(self))
-        return content
+        return {"format": FORMAT, **plain(dataclasses.asdict(self))}
 
-
-def _churn_text(chosen: Sampler) -> str:
-    if not isinstance(chosen, Euler):
-        return str(chosen)
-    return (
-        f"S_churn {chosen.s_churn:.3g}, S_tmin {chosen.s_tmin:.3g}, S_tmax {chosen.s_tmax:.3g}, "
-        f"S_noise {chosen.s_noise:.4g}"
-    )
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], source: str) -> SweepResult:
+        """What `to_dict` wrote. Raises InputError naming the source and what is wrong, also of another format."""
+        require_format(content, FORMAT, source, "run the sweep's command again: it rewrites it from its chunks")
+        return validate(cls, {key: value for key, value in content.items() if key != "format"}, source)
 
 
 def _interval(gain: Difference) -> str:
     return f"difference {gain.gap:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}"
 
 
-def result_of(strategy: Strategy) -> SweepResult:
-    """Read the result off a strategy (finished or not: what there is so far)."""
-    trials = tuple(strategy.trials)
-    confirmed = _confirmed(strategy)
-    best = strategy.best
+def result_of(driver: Driver) -> SweepResult:
+    """Read the result off a driver (finished or not: what there is so far)."""
+    trials, search, outcome = tuple(driver.trials), driver.search, driver.outcome
+    registry, log = search.registry, search.log
+    confirmed = _confirmed(driver)
+    best = outcome.best
     winner = next((entry for entry in confirmed if entry.label == best), None)
     if winner is not None and winner.gain is not None and winner.gain[0] >= 0:
         # A rule fixed beforehand, not a choice among the confirmed: without a gain the simplest sampler is the answer.
         best = DETERMINISTIC
-    ledger = costs(trials, strategy.plan.chunk_size)
+    spent = costs(trials, driver.plan.chunk_size)
     return SweepResult(
-        space=strategy.space.name,
-        strategy=strategy.name,
+        space=search.space.name,
+        strategy=driver.plan.strategy.name,
         trials=trials,
-        first_chunks=strategy.first_chunks,
-        line=tuple(strategy.line),
-        found=strategy.best,
+        samplers={label: search.space.describe(sampler) for label, sampler in registry.samplers.items()},
+        first_chunks=log.first_chunks,
+        line=tuple(log.line),
+        found=outcome.best,
         best=best,
-        paper=strategy.paper,
-        tied=tuple(strategy.tied),
-        confirmed=tuple(confirmed),
-        front=tuple(strategy.front),
-        cheapest=strategy.cheapest,
-        within=strategy.plan.within,
-        noise=strategy.noise,
-        decisions=tuple(strategy.decisions),
-        stopped=strategy.stopped,
-        costs=ledger,
-        images=sum(cost.images for cost in ledger),
-        evaluations=sum(cost.evaluations for cost in ledger),
+        paper=registry.paper,
+        tied=outcome.tied,
+        confirmed=confirmed,
+        front=outcome.front,
+        cheapest=outcome.cheapest,
+        within=search.objective.within,
+        noise=log.noise,
+        decisions=tuple(log.decisions),
+        stopped=log.stopped,
+        costs=spent,
+        images=sum(cost.images for cost in spent),
+        evaluations=sum(cost.evaluations for cost in spent),
     )
 
 
-def _confirmed(strategy: Strategy) -> list[Confirmed]:
-    answers = {
+def _confirmed(driver: Driver) -> tuple[Confirmed, ...]:
+    """In the order of asking, each compared with the others on the same seeds."""
+    registry = driver.search.registry
+    estimates = {
         trial.evaluation.label: trial.estimate
-        for trial in strategy.trials
+        for trial in driver.trials
         if trial.evaluation.seeds == "confirm" and trial.estimate is not None
     }
-    chances = probability_best(answers, strategy.seed)
+    chances = probability_best(estimates, driver.search.seed)
 
     def against(label: str, other: str | None) -> Difference | None:
-        known = other in answers and other is not None and other != label
-        return difference(answers[label], answers[other]) if known and other is not None else None
+        known = other is not None and other in estimates and other != label
+        return difference(estimates[label], estimates[other]) if known and other is not None else None
 
     entries = []
-    for label, estimate in answers.items():
+    for label, estimate in estimates.items():
         gain = against(label, DETERMINISTIC)
         entries.append(
             Confirmed(
                 label=label,
-                settings=strategy.settings[label],
+                settings=registry.samplers[label],
                 estimate=estimate,
                 gain=None if gain is None else (gain.gap, gain.se),
                 against_deterministic=gain,
-                against_paper=against(label, strategy.paper),
+                against_paper=against(label, registry.paper),
                 probability_best=chances[label],
             )
         )
-    return entries
-
-
-def best_sampler_yaml(result: SweepResult, **source: str) -> str:
-    """The winner's settings, where they come from, and alternatives; `settings_from_yaml` reads the winner back."""
-    best = result.require_best()
-    content: dict[str, Any] = {
-        "sampler": best.settings.to_dict(),
-        "found_by": {"space": result.space, "strategy": result.strategy, **source, **_about(best)},
-    }
-    others = [entry for entry in result.confirmed if entry.label in (*result.front, result.cheapest)]
-    others = sorted((entry for entry in others if entry.label != best.label), key=lambda entry: entry.settings.nfe)
-    if others:
-        content["alternatives"] = [
-            {
-                "label": entry.label,
-                "nfe": entry.settings.nfe,
-                "cheapest_within_percent": result.within if entry.label == result.cheapest else None,
-                **_about(entry),
-                "sampler": entry.settings.to_dict(),
-            }
-            for entry in others
-        ]
-    text = yaml.safe_dump(_lists(content), sort_keys=False)
-    return "# The best sampler a sweep found. Use: edm-ray generate --sampler THIS_FILE ...\n" + text
-
-
-def _lists(value: Any) -> Any:
-    """YAML knows no tuples."""
-    if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _about(entry: Confirmed) -> dict[str, Any]:
-    estimate = entry.estimate
-    return {
-        "extractor": estimate.extractor,
-        "reference": estimate.reference,
-        "n": estimate.n,
-        "fid": round(float(estimate.fid), 4),
-        "standard_error": round(float(estimate.se), 4),
-    }
-
-
-def settings_from_yaml(text: str, source: str = "sampler file") -> Sampler:
-    """Settings of a best-sampler.yaml. Raises InputError naming what is wrong."""
-    content = parse_yaml(text, source)
-    if not isinstance(content.get("sampler"), dict):
-        raise InputError(f"{source}: key 'sampler' with the settings is missing")
-    return read_sampler(content["sampler"], source)
+    return tuple(entries)

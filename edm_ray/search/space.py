@@ -1,8 +1,8 @@
 """Tune spaces: which sampler settings a sweep may try, as data (`tune_spaces/*.yaml`).
 
-Any setting of any sampler can be searched. S_churn is searched as ``churn_fraction``, the share of its cap
+Any setting of a sampler can be searched. S_churn is searched as ``churn_fraction``, the share of its cap
 num_steps * (sqrt(2) - 1), above which it changes nothing (or as a grid of ``s_churn``, as in the paper);
-``churn_bins.0`` is the same share within the first bin.
+``churn_bins.0`` is the same share within the first bin. Settings that the solver of a point does not take are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from edm_ray.search.sampler_field import SamplerField
 Point = Mapping[str, Any]
 """Value of each searched setting; churn as a share of its cap."""
 CHURN = "churn_fraction"
-_FIELDS = {"solver": "str", **{each.name: str(each.type) for cls in SOLVERS.values() for each in settings_of(cls)}}
+BINS = "churn_bins"
+IN_PAPER = {"s_churn": "S_churn", "s_tmin": "S_tmin", "s_tmax": "S_tmax", "s_noise": "S_noise"}
+"""Settings that the paper writes otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,56 +47,55 @@ class Space:
     """The start that is the paper's choice: the confirmation compares with it."""
 
     def settings(self, point: Point) -> Sampler:
-        """A point -> sampler settings; what is missing from it is that of ``sampler``.
+        """A point -> sampler. What the point lacks is that of ``sampler``; what its solver does not have is left out.
 
         A window with s_tmin > s_tmax holds no noise level: that is plain deterministic sampling. An interval with
-        guidance_min > guidance_max is no guidance. What the point's solver does not have is left out. Raises InputError
-        for combinations that no sampler allows.
+        guidance_min > guidance_max is no guidance. Raises InputError for combinations that no sampler allows.
         """
-        values = {key: value for key, value in point.items() if key in _FIELDS}
-        base, solver = self.sampler, SOLVERS[values.get("solver", self.sampler.solver)]
-        cap = values.get("num_steps", base.num_steps) * GAMMA_MAX
-        bins = {int(key.partition(".")[2]): share for key, share in point.items() if key.startswith("churn_bins.")}
-        if bins:
-            given = values.get("churn_bins", getattr(base, "churn_bins", ()))
-            values["churn_bins"] = tuple((low, high, bins.get(i, 0.0) * cap) for i, (low, high, _) in enumerate(given))
+        changes = dict(point)
+        flat = self.sampler.to_dict() | changes
+        cap = flat["num_steps"] * GAMMA_MAX
         if CHURN in point:
-            values["s_churn"] = point[CHURN] * cap
-        if values.get("s_tmin", getattr(base, "s_tmin", 0.0)) > values.get("s_tmax", getattr(base, "s_tmax", math.inf)):
-            values |= {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf}
-        if values.get("guidance_min", base.guidance_min) > values.get("guidance_max", base.guidance_max):
-            values |= {"guidance": 1.0, "guidance_min": 0.0, "guidance_max": math.inf}
-        own = {"solver", *(each.name for each in settings_of(solver))}
-        return with_changes(base, {name: value for name, value in values.items() if name in own}, self.name)
-
-    def at(self, shares: Sequence[float]) -> Point:
-        """Shares in [0, 1], one a dimension -> point."""
-        return {name: where.at(share) for (name, where), share in zip(self.search.items(), shares, strict=True)}
+            changes["s_churn"] = point[CHURN] * cap
+        shares = {name: share for name, share in point.items() if _bin(name) is not None}
+        if shares:
+            bins = enumerate(flat.get(BINS, ()))
+            changes[BINS] = tuple((low, high, shares.get(f"{BINS}.{i}", 0.0) * cap) for i, (low, high, _) in bins)
+        if flat.get("s_tmin", 0.0) > flat.get("s_tmax", math.inf):
+            changes |= {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf}
+        if flat["guidance_min"] > flat["guidance_max"]:
+            changes |= {"guidance": 1.0, "guidance_min": 0.0, "guidance_max": math.inf}
+        own = {"solver", *(each.name for each in settings_of(SOLVERS[flat["solver"]]))}
+        return with_changes(self.sampler, {name: value for name, value in changes.items() if name in own}, self.name)
 
     def with_churn(self, share: float) -> Sampler | None:
         """``sampler`` with this share of the cap of S_churn at every noise level; None if churn is not searched so."""
         for name, amount in ((CHURN, share), ("s_churn", share * self.sampler.num_steps * GAMMA_MAX)):
             if name in self.search:
-                return self.settings({name: self.search[name].nearest(amount)})
+                return self.settings({name: self.search[name].clip(amount)})
         return None
+
+    def describe(self, settings: Sampler) -> dict[str, str]:
+        """Setting -> its value in words: what is searched, and what else differs from ``sampler``.
+
+        Bounds that ``sampler`` leaves open are told where they are searched only.
+        """
+        mine, base = settings.to_dict(), self.sampler.to_dict()
+        searched = dict.fromkeys("s_churn" if name == CHURN else name.partition(".")[0] for name in self.search)
+        others = [name for name in mine if base.get(name) is not None and mine[name] != base[name]]
+        return {name: _text(mine[name]) for name in dict.fromkeys([*searched, *others]) if name in mine}
+
+    def at(self, shares: Sequence[float]) -> Point:
+        """Shares in [0, 1], one a dimension -> point."""
+        return {name: where.at(share) for (name, where), share in zip(self.search.items(), shares, strict=True)}
 
     def features(self, point: Point) -> list[float]:
         """What a model of the FID sees of a point: numbers in [0, 1]; a choice is one-hot."""
         return [number for name, where in self.search.items() for number in where.features(point[name])]
 
     def point_of(self, settings: Sampler) -> Point:
-        """The nearest point of the space."""
-        point: dict[str, Any] = {}
-        for name, where in self.search.items():
-            if name == CHURN:
-                value: Any = _share(settings, getattr(settings, "s_churn", 0.0))
-            elif name.startswith("churn_bins."):
-                index, bins = int(name.partition(".")[2]), getattr(settings, "churn_bins", ())
-                value = _share(settings, bins[index][2] if index < len(bins) else 0.0)
-            else:
-                value = getattr(settings, name, getattr(self.sampler, name, None))
-            point[name] = where.nearest(value)
-        return point
+        """The nearest point of the space; where the solver has no such setting, that of ``sampler``."""
+        return {name: where.clip(_value(settings, name, self.sampler)) for name, where in self.search.items()}
 
     def count(self, points: int | None = None) -> int | None:
         """Points of the space, ranges cut into ``points`` values; None: infinitely many."""
@@ -107,9 +108,42 @@ class Space:
         return [dict(zip(self.search, row, strict=True)) for row in itertools.product(*values)]
 
 
-def _share(sampler: Sampler, s_churn: float) -> float:
+def in_words(described: Mapping[str, str]) -> str:
+    """What `Space.describe` gives, in one line."""
+    return ", ".join(f"{IN_PAPER.get(name, name)} {text}" for name, text in described.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return " ".join(",".join(f"{number:.4g}" for number in row) for row in value) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _fields() -> dict[str, str]:
+    """Every setting of any solver -> its type."""
+    return {"solver": "str", **{each.name: str(each.type) for cls in SOLVERS.values() for each in settings_of(cls)}}
+
+
+def _bin(name: str) -> int | None:
+    """The index of ``churn_bins.INDEX``."""
+    stem, _, index = name.partition(".")
+    return int(index) if stem == BINS and index.isdecimal() else None
+
+
+def _value(settings: Sampler, name: str, base: Sampler) -> Any:
+    """Of a dimension; None where neither solver has such a setting."""
+    index = _bin(name)
+    if name == CHURN:
+        return _share(settings, getattr(settings, "s_churn", 0.0))
+    if index is not None:
+        bins = getattr(settings, BINS, ())
+        return _share(settings, bins[index][2] if index < len(bins) else 0.0)
+    return getattr(settings, name, getattr(base, name, None))
+
+
+def _share(settings: Sampler, s_churn: float) -> float:
     """S_churn as a share of its cap."""
-    return min(s_churn / (sampler.num_steps * GAMMA_MAX), 1.0)
+    return min(s_churn / (settings.num_steps * GAMMA_MAX), 1.0)
 
 
 def load_space(path: str) -> Space:
@@ -156,15 +190,7 @@ def space_of(given: Mapping[str, Any], path: str) -> Space:
 def _dimension(sampler: Sampler, name: str, given: Any, path: str) -> Range | Grid | Choice:
     """One entry of ``search``; every bound, grid value and choice must make a sampler."""
     where = f"{path}: search.{name}"
-    stem, _, index = name.partition(".")
-    if stem == "churn_bins" and index:
-        if not index.isdecimal() or int(index) >= len(getattr(sampler, "churn_bins", ())):
-            raise InputError(
-                f"{where} is not allowed: sampler.churn_bins has {len(getattr(sampler, 'churn_bins', ()))} bins"
-            )
-    elif name != CHURN and name not in _FIELDS:
-        known = [CHURN, *_FIELDS]
-        raise InputError(f"{where}: no such setting{nearest(name, known)}; there are: {', '.join(known)}")
+    _require_setting(sampler, name, where)
     if not isinstance(given, dict):
         raise InputError(f"{where}: give {{low, high}}, {{grid: [...]}} or {{choices: [...]}}, got {given!r}")
     kind: type[Range] | type[Grid] | type[Choice] = Choice if "choices" in given else Grid if "grid" in given else Range
@@ -177,8 +203,8 @@ def _dimension(sampler: Sampler, name: str, given: Any, path: str) -> Range | Gr
     dimension: Any = validate(kind, given, where)
     if name == "s_churn" and not isinstance(dimension, Grid):
         raise InputError(f"{where}: give {{grid: [...]}}, or search churn_fraction, the share of S_churn's cap")
-    share = name == CHURN or (stem == "churn_bins" and bool(index))
-    kind_of = "float" if share else _FIELDS[name]
+    share = name == CHURN or _bin(name) is not None
+    kind_of = "float" if share else _fields()[name]
     if isinstance(dimension, Choice):
         if share:
             raise InputError(f"{where}: churn is searched by {{low, high}} or {{grid: [...]}}")
@@ -197,6 +223,17 @@ def _dimension(sampler: Sampler, name: str, given: Any, path: str) -> Range | Gr
     if kind_of == "int" and isinstance(dimension, Grid):
         dimension = Grid(grid=tuple(int(value) for value in dimension.grid))
     return dimension  # type: ignore[no-any-return]
+
+
+def _require_setting(sampler: Sampler, name: str, where: str) -> None:
+    stem, _, index = name.partition(".")
+    if stem == BINS and index:
+        bins = getattr(sampler, BINS, ())
+        if not index.isdecimal() or int(index) >= len(bins):
+            raise InputError(f"{where} is not allowed: sampler.churn_bins has {len(bins)} bins")
+    elif name != CHURN and name not in _fields():
+        known = [CHURN, *_fields()]
+        raise InputError(f"{where}: no such setting{nearest(name, known)}; there are: {', '.join(known)}")
 
 
 def _require_something(space: Space, path: str) -> None:

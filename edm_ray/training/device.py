@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.errors import InputError
 
 

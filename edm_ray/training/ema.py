@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from edm_ray.config.schema import EmaConfig
+from edm_ray.config.training import EmaConfig
 
 
 def ema_beta(config: EmaConfig, images_seen: int, batch_size: int) -> float:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from edm_ray.config.published import V100_HOURS, Quantity, gpu_price
 from edm_ray.config.recipes import CIFAR10, config_f
-from edm_ray.config.schema import TrainingConfig
 from edm_ray.config.shape import DataShape
+from edm_ray.config.training import TrainingConfig
 from edm_ray.networks.cost import NetworkCost, network_cost
 
 STATE_BYTES = 4 * 5

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions, shares
 from edm_ray.data.reader import Served, open_reader

@@ -7,7 +7,7 @@ import json
 
 from edm_ray.config.identity import differences, identity, identity_fields
 from edm_ray.config.load import to_yaml
-from edm_ray.config.schema import TrainingConfig
+from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError
 from edm_ray.models.checkpoints import CheckpointStore

@@ -6,8 +6,7 @@ import copy
 
 import torch
 
-from edm_ray.config.schema import TrainingConfig
-from edm_ray.diffusion.preconditioning import Preconditioned
+from edm_ray.config.training import TrainingConfig
 from edm_ray.models.checkpoints import Checkpoint
 from edm_ray.networks.build import build_denoiser
 
@@ -22,7 +21,8 @@ class TrainingState:
 
     def __init__(self, config: TrainingConfig, device: torch.device, network: torch.nn.Module | None = None) -> None:
         self.config, self.device = config, device
-        self.denoiser = _initial_denoiser(config, network).to(device).train()
+        own = copy.deepcopy(network)
+        self.denoiser = build_denoiser(config.denoiser, config.seed, own).to(device).train()
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
         self.powers = {width: copy.deepcopy(self.average) for width in config.ema.sigma_rels}
         self.parameters = list(self.denoiser.parameters())
@@ -63,11 +63,3 @@ class TrainingState:
 
 def _power_stem(width: float) -> str:
     return f"ema-{width:g}"
-
-
-def _initial_denoiser(config: TrainingConfig, network: torch.nn.Module | None) -> Preconditioned:
-    denoiser = build_denoiser(config.denoiser, seed=config.seed)
-    assert isinstance(denoiser, Preconditioned)
-    if network is not None:
-        denoiser.model = copy.deepcopy(network)
-    return denoiser

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from edm_ray.config.codec import PIXELS, Codec
-from edm_ray.config.schema import OptimizerConfig, TrainingConfig
+from edm_ray.config.training import OptimizerConfig, TrainingConfig
 from edm_ray.data.codec import to_training
 from edm_ray.data.order import rank_positions
 from edm_ray.data.reader import Served
-from edm_ray.diffusion.objectives import OBJECTIVES
+from edm_ray.diffusion.objectives import Objective, objective
 from edm_ray.errors import InputError
 from edm_ray.networks.dropout import key_dropout, words_needed
 from edm_ray.seeding import image_noise, normal, stream_key, uniform, words
@@ -153,18 +153,14 @@ def learning_rate(config: OptimizerConfig, images_seen: int) -> float:
     return config.lr * min(images_seen / (config.ramp_kimg * 1000.0), 1.0)
 
 
-def make_objective(config: TrainingConfig) -> Any:
-    """The objective named in the configuration, with its constants."""
-    kind = config.objective.kind
-    if kind != "edm":
-        return OBJECTIVES[kind]()
-    sigma_data = config.denoiser.preconditioning.sigma_data
-    return OBJECTIVES[kind](p_mean=config.objective.p_mean, p_std=config.objective.p_std, sigma_data=sigma_data)
+def make_objective(config: TrainingConfig) -> Objective:
+    """The objective named in the configuration; where it is of the preconditioning's kind it has its constants."""
+    return objective(config.objective.kind, **config.objective.constants(config.denoiser.preconditioning))
 
 
 def share_loss(
     denoiser: torch.nn.Module,
-    objective: Any,
+    objective: Objective,
     pixels: torch.Tensor,
     labels: torch.Tensor,
     positions: np.ndarray,

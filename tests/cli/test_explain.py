@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from edm_ray.cli.explain import Args, run
-from edm_ray.config.schema import DenoiserConfig, NetworkConfig
+from edm_ray.config.denoiser import DenoiserConfig
+from edm_ray.config.network import DDPMpp
 from edm_ray.diffusion.samplers import sample, sampler
 from edm_ray.errors import InputError
 from edm_ray.models.directory import save_model
@@ -40,7 +41,7 @@ def test_data_without_a_model_and_too_few_steps_are_refused(tmp_path: Path) -> N
 
 def test_the_loss_of_a_model_is_drawn_too(tmp_path: Path, digits_dir: Path) -> None:
     small = {"model_channels": 16, "channel_mult": (1,), "num_blocks": 1, "attn_resolutions": ()}
-    network = NetworkConfig(img_resolution=8, img_channels=1, label_dim=10, **small)
+    network = DDPMpp(img_resolution=8, img_channels=1, label_dim=10, **small)
     config = DenoiserConfig(network=network)
     save_model(str(tmp_path / "model"), config, build_denoiser(config).state_dict(), {})
     run(

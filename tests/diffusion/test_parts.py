@@ -9,7 +9,7 @@ import torch
 
 from edm_ray.diffusion.analysis.analytic import GaussianMixture
 from edm_ray.diffusion.noise import VE, VP, Linear, Path, iddpm_grid
-from edm_ray.diffusion.objectives import OBJECTIVES, loss_by_sigma
+from edm_ray.diffusion.objectives import OBJECTIVES, loss_by_sigma, objective
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS
 from edm_ray.errors import InputError
 
@@ -55,7 +55,7 @@ class Recorder(torch.nn.Module):
 @pytest.mark.parametrize("kind", ["edm", "vp", "ve", "iddpm"])
 def test_preconditioning_is_table_1(kind) -> None:
     net = Recorder(6 if kind == "iddpm" else 3)
-    denoiser = PRECONDITIONERS[kind](net, sigma_data=0.7)
+    denoiser = PRECONDITIONERS[kind](net, **({"sigma_data": 0.7} if kind == "edm" else {}))
     sigma = float(denoiser.round_sigma(torch.tensor([1.3], dtype=torch.float64)))
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     out = denoiser(x, torch.tensor(sigma))
@@ -126,26 +126,26 @@ def test_training_distributions_are_table_1() -> None:
 @pytest.mark.parametrize("kind", ["edm", "vp", "ve", "iddpm"])
 def test_loss_of_gaussian_data_is_its_posterior_variance(gaussian, kind) -> None:
     """E (D - y)^2 = sigma^2 sd^2 / (sigma^2 + sd^2) for the ideal denoiser of N(mean, sd^2)."""
-    objective = OBJECTIVES[kind](p_mean=-1.2, p_std=1.2, sigma_data=0.5)
+    made = OBJECTIVES[kind](**({"p_mean": -1.2, "p_std": 1.2, "sigma_data": 0.5} if kind == "edm" else {}))
     generator = torch.Generator().manual_seed(0)
     y = 0.3 + 0.5 * torch.randn(64, 1, 32, 32, dtype=torch.float64, generator=generator)
     n = torch.randn(y.shape, dtype=torch.float64, generator=generator)
-    losses = loss_by_sigma(gaussian, objective, y, n, [0.1, 1.0, 10.0]).mean(1)
+    losses = loss_by_sigma(gaussian, made, y, n, [0.1, 1.0, 10.0]).mean(1)
     for sigma, loss in zip((0.1, 1.0, 10.0), losses.tolist()):
         weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2 if kind == "edm" else 1 / sigma**2
         assert loss == pytest.approx(weight * sigma**2 * 0.25 / (sigma**2 + 0.25), rel=0.02)
     draw = torch.full((64,), 0.4, dtype=torch.float64)
-    level = objective.sigma(draw)[0].item()
-    loss = objective.loss(lambda x, s, *rest: gaussian(x, s), y, draw, n)
+    level = made.sigma(draw)[0].item()
+    loss = made.loss(lambda x, s, *rest: gaussian(x, s), y, draw, n)
     assert loss.shape == y.shape
-    expected = loss_by_sigma(gaussian, objective, y, n, [level])[0]
+    expected = loss_by_sigma(gaussian, made, y, n, [level])[0]
     assert torch.allclose(loss.flatten(1).mean(1), expected, rtol=1e-9)
 
 
 def test_objectives_have_the_papers_constants_and_take_others_and_any_denoiser(latents) -> None:
-    assert OBJECTIVES["edm"]() == OBJECTIVES["edm"]
-    assert OBJECTIVES["edm"](p_std=2.0).p_std == 2.0 and OBJECTIVES["edm"].p_std == 1.2
-    assert {name: objective.draw for name, objective in OBJECTIVES.items()} == {
+    assert OBJECTIVES["edm"]() == objective("edm")
+    assert objective("edm", p_std=2.0).p_std == 2.0 and objective("edm").p_std == 1.2
+    assert {name: cls.draw for name, cls in OBJECTIVES.items()} == {
         "edm": "normal",
         "vp": "uniform",
         "ve": "uniform",
@@ -153,7 +153,8 @@ def test_objectives_have_the_papers_constants_and_take_others_and_any_denoiser(l
     }
     mixture = GaussianMixture(torch.zeros(1, 3, 2, 2), torch.ones(1), torch.ones(1))
     draw, noise = torch.tensor([0.3, 0.6], dtype=torch.float64), torch.ones_like(latents)
-    for objective in OBJECTIVES.values():
-        sigma = objective.sigma(draw).reshape(-1, 1, 1, 1)
-        expected = objective.weight(sigma) * ((latents + sigma) / (1 + sigma**2) - latents) ** 2
-        assert torch.allclose(objective.loss(mixture, latents, draw, noise), expected, rtol=1e-12)
+    for name in OBJECTIVES:
+        made = objective(name)
+        sigma = made.sigma(draw).reshape(-1, 1, 1, 1)
+        expected = made.weight(sigma) * ((latents + sigma) / (1 + sigma**2) - latents) ** 2
+        assert torch.allclose(made.loss(mixture, latents, draw, noise), expected, rtol=1e-12)

@@ -28,10 +28,9 @@ from edm_ray.distributed.sweep import StrategySearcher, can_restore, concurrency
 from edm_ray.evaluation.reference import open_reference
 from edm_ray.generation.generate import MICRO_BATCH
 from edm_ray.models import open_model
-from edm_ray.search.race import Race
 from edm_ray.search.space import load_space
-from tests.search.worlds import PLAN, simulate, space_from
 from tests.search.worlds import SPACE as WORLD
+from tests.search.worlds import driver_of, simulate
 
 pytestmark = pytest.mark.ray
 SPACE = """
@@ -179,7 +178,7 @@ def test_a_trial_imports_nothing_heavy():
 
 
 def _searcher(space: str = WORLD) -> StrategySearcher:
-    return StrategySearcher(Race(space_from(space), PLAN), lambda answer: None)
+    return StrategySearcher(driver_of(space), lambda answer: None)
 
 
 def _play(searcher: StrategySearcher, most: float = math.inf) -> int:
@@ -213,7 +212,7 @@ def test_a_restored_searcher_asks_only_what_was_not_answered_and_decides_the_sam
     while (config := again.suggest("t")) != Searcher.FINISHED:
         told = calm.told.get(config["evaluation"])
         again.on_trial_complete("t", {"fid": 1.0, **told} if told else None)
-    assert again.told == calm.told and again.strategy.decisions == calm.strategy.decisions
+    assert again.told == calm.told and again.strategy.search.log.decisions == calm.strategy.search.log.decisions
 
 
 def test_no_more_trials_are_in_flight_than_the_pool_keeps_busy():

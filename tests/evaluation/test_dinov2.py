@@ -32,7 +32,7 @@ def _by_torchs_parts(state: dict[str, torch.Tensor], images: torch.Tensor) -> to
     x = x + state["pos_embed"]
     for i in range(2):
         block = f"blocks.{i}"
-        attention = torch.nn.MultiheadAttention(128, 2, batch_first=True).eval()
+        attention = torch.nn.MultiheadAttention(128, 2, batch_first=True, dtype=torch.float64).eval()
         attention.load_state_dict(
             {
                 "in_proj_weight": state[f"{block}.attn.qkv.weight"],
@@ -56,11 +56,12 @@ def _by_torchs_parts(state: dict[str, torch.Tensor], images: torch.Tensor) -> to
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_the_network_is_that_of_torchs_own_parts(gated):
-    state, images = _state(gated), torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    state = {name: tensor.double() for name, tensor in _state(gated).items()}
+    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
-        expected, found = _by_torchs_parts(state, images), dinov2_from_state(state, "f")(images)
+        expected, found = _by_torchs_parts(state, images), dinov2_from_state(state, "f").double()(images)
     assert float(expected.abs().max()) > 0.3
-    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-10)
 
 
 def test_positions_are_stretched_over_another_size_by_its_offset():

@@ -15,8 +15,16 @@ from edm_ray.evaluation.inception_score import inception_score
 from edm_ray.evaluation.kid import group_kernel_sums, kid, subset_kids, unbiased_mmd2
 from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.precision_recall import precision_recall
-
-BITS = 14
+from tests.evaluation.double import (
+    BITS,
+    FORWARD,
+    feature_bound,
+    fid_bound,
+    kid_bound,
+    metrics_in_float64,
+    on_grid,
+    values_of,
+)
 
 
 def _features(n, d=16, mean=0.0, std=1.0, seed=0):
@@ -28,58 +36,54 @@ def _values(features):
     return features / 2.0**BITS
 
 
-@pytest.fixture(scope="session")
-def theirs(inception_weights, two_sets, tmp_path_factory):
-    """torch-fidelity's own numbers of two folders of PNG files."""
-    ensure_torchvision()
-    from torch_fidelity import calculate_metrics
-
-    folders = []
-    for images in two_sets:
-        folders.append(tmp_path_factory.mktemp("pngs"))
+def test_all_metrics_are_those_of_torch_fidelity_on_the_same_images(inception_weights, two_sets, tmp_path):
+    extractor = load_extractor("inception", inception_weights)
+    for name, images in zip("ab", two_sets):
+        (tmp_path / name).mkdir()
         for i, image in enumerate(images):
-            Image.fromarray(image.transpose(1, 2, 0)).save(folders[-1] / f"{i:03d}.png")
-    return calculate_metrics(
-        input1=str(folders[0]),
-        input2=str(folders[1]),
+            Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / name / f"{i:03d}.png")
+    theirs, extracted = metrics_in_float64(
+        lambda features: {
+            "2048": values_of(on_grid(features["2048"])),
+            "logits_unbiased": torch.from_numpy(extractor.logits(on_grid(features["2048"]))),
+        },
+        input1=str(tmp_path / "a"),
+        input2=str(tmp_path / "b"),
         fid=True,
         kid=True,
         isc=True,
         prc=True,
-        cuda=False,
         batch_size=25,
         feature_extractor="inception-v3-compat",
         feature_extractor_weights_path=str(inception_weights),
         kid_subset_size=16,
         kid_subsets=20,
         isc_splits=3,
-        save_cpu_ram=True,
-        cache=False,
-        verbose=False,
     )
-
-
-@pytest.fixture(scope="session")
-def ours(inception_weights, two_sets):
-    extractor = load_extractor("inception", inception_weights)
-    return extractor, [extractor.extract(torch.from_numpy(images)) for images in two_sets]
-
-
-def test_all_metrics_are_those_of_torch_fidelity_on_the_same_images(theirs, ours):
-    extractor, (a, b) = ours
+    weights = torch.load(inception_weights, weights_only=True)["fc.weight"]
+    for images, features in zip(two_sets, extracted, strict=True):
+        values, logits = features["2048"], features["logits_unbiased"]
+        found, off = extractor.extract(torch.from_numpy(images)), feature_bound(values)
+        assert np.abs(found - values.double().numpy() * 2.0**BITS).max() <= off
+        # A logit moves by a feature's error times the sum of a class's weights, and by its own float32 pass.
+        off = off / 2.0**BITS * float(weights.abs().sum(1).max()) + FORWARD * float(logits.abs().max())
+        assert 200 * off < logits.abs().max()
+        assert np.abs(extractor.logits(found) - logits.double().numpy()).max() <= off
+    a, b = (on_grid(features["2048"]) for features in extracted)
     moments = [Moments.of(features, extractor.identity, extractor.scale_bits) for features in (a, b)]
-    assert theirs["frechet_inception_distance"] > 1
-    assert frechet_distance(*moments) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
-    result = kid(a, np.arange(len(a)), b, BITS, 4, subsets=20, subset_size=16)
-    # They add kernel values of about 1 in float32.
-    assert result.mean == pytest.approx(theirs["kernel_inception_distance_mean"], abs=2e-6, rel=1e-5)
-    assert result.std == pytest.approx(theirs["kernel_inception_distance_std"], abs=2e-6, rel=1e-5)
+    fid, off = theirs["frechet_inception_distance"], fid_bound(*(m.covariance for m in moments))
+    assert fid > max(1, 1000 * off) and frechet_distance(*moments) == pytest.approx(fid, rel=0, abs=off)
+    result, off = kid(a, np.arange(len(a)), b, BITS, 4, subsets=20, subset_size=16), kid_bound(a, b)
+    assert 1000 * off < result.std < result.mean
+    assert result.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=0, abs=off)
+    assert result.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=0, abs=off)
     score = inception_score(extractor.logits(a), splits=3)
     assert theirs["inception_score_mean"] > 1.2
-    assert score.mean == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
-    assert score.std == pytest.approx(theirs["inception_score_std"], rel=1e-3)
+    assert score.mean == pytest.approx(theirs["inception_score_mean"], rel=1e-12)
+    assert score.std == pytest.approx(theirs["inception_score_std"], rel=1e-12)
     shares = precision_recall(a, b)
     assert 0 < shares.precision < 1 and 0 < shares.recall < 1
+    # Counts of 24 and 25, which torch-fidelity divides in float32.
     assert shares.precision == pytest.approx(theirs["precision"], rel=1e-6)
     assert shares.recall == pytest.approx(theirs["recall"], rel=1e-6)
     assert shares.f_score == pytest.approx(theirs["f_score"], rel=1e-6)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from edm_ray.cli import main
-from edm_ray.config.schema import DenoiserConfig, NetworkConfig
+from edm_ray.config.denoiser import DenoiserConfig
+from edm_ray.config.network import DDPMpp
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed.shipping import ShippedModel
 from edm_ray.errors import InputError
@@ -22,7 +23,7 @@ from tests.search.worlds import space_from
 
 def _save(path, seed: int) -> str:
     small = {"model_channels": 16, "channel_mult": (1,), "num_blocks": 1, "attn_resolutions": ()}
-    config = DenoiserConfig(network=NetworkConfig(img_resolution=8, img_channels=1, **small))
+    config = DenoiserConfig(network=DDPMpp(img_resolution=8, img_channels=1, **small))
     torch.manual_seed(seed)
     denoiser = build_denoiser(config)
     for parameter in denoiser.parameters():  # the last layers begin at 0: two new networks would be one

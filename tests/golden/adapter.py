@@ -33,10 +33,10 @@ from edm_ray.generation.generate import generate, labels_of
 from edm_ray.models import open_model
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.networks.build import build_denoiser
-from edm_ray.search.plan import SweepPlan
+from edm_ray.search.driver import Driver
+from edm_ray.search.plan import sweep_plan
 from edm_ray.search.result import result_of
 from edm_ray.search.space import space_of
-from edm_ray.search.strategies import make_strategy
 from edm_ray.training.device import Place
 from edm_ray.training.metrics import read_metrics
 from edm_ray.training.run import checkpoint_store, model_uri
@@ -240,13 +240,13 @@ class Sweep:
 
     def __init__(self, space: str, plan: dict[str, Any], seed: int) -> None:
         changes = {name: tuple(value) if isinstance(value, list) else value for name, value in plan.items()}
-        self._strategy = make_strategy(space_of(parse_yaml(space, "space"), "space"), SweepPlan(**changes), seed)
-        self.most_images = self._strategy.most_images
+        self._driver = Driver(space_of(parse_yaml(space, "space"), "space"), sweep_plan(**changes), seed)
+        self.most_images = self._driver.search.budget.most_images
 
     def batches(self) -> Iterator[list[dict[str, Any]]]:
         """label, sampler, stage, seeds and chunks of each evaluation asked; `tell` all before the next batch."""
-        while not self._strategy.finished:
-            batch = self._strategy.ask()
+        while not self._driver.finished:
+            batch = self._driver.ask()
             assert batch
             self._ids = [each.id for each in batch]
             yield [
@@ -255,10 +255,10 @@ class Sweep:
             ]
 
     def tell(self, index: int, **estimate: Any) -> None:
-        self._strategy.tell(self._ids[index], FidEstimate(**estimate, reference="r", extractor="e"), seconds=1.0)
+        self._driver.tell(self._ids[index], FidEstimate(**estimate, reference="r", extractor="e"), seconds=1.0)
 
     def result(self) -> dict[str, Any]:
-        result = result_of(self._strategy)
+        result = result_of(self._driver)
         names = ("found", "best", "paper", "first_chunks", "images", "evaluations", "within")
         return {
             **{name: getattr(result, name) for name in names},

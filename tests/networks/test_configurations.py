@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from edm_ray.config.schema import DenoiserConfig, NetworkConfig, PreconditioningConfig
+from edm_ray.config.denoiser import DenoiserConfig
+from edm_ray.config.network import NETWORKS
+from edm_ray.config.preconditioning import PRECONDITIONINGS
 from edm_ray.errors import InputError
 from edm_ray.networks import build_denoiser, build_network
 
@@ -44,7 +46,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("form", list(FORMS))
 def test_gradients_of_every_form_agree_with_finite_differences(form: str) -> None:
-    network = awake(build_network(NetworkConfig(**FORMS[form])), torch.float64)
+    network = awake(build_network(NETWORKS(**FORMS[form])), torch.float64)
     given = inputs(torch.float64)
     weights = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(2)).double()
     given[0].requires_grad_(True)
@@ -66,7 +68,7 @@ def test_gradients_of_every_form_agree_with_finite_differences(form: str) -> Non
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("form", ["skip both", "residual and skip"])
 def test_every_form_compiles_without_graph_breaks(form: str, mode: str) -> None:
-    network = awake(build_network(NetworkConfig(**{**FORMS[form], "dropout": 0.1, "label_dropout": 0.1})))
+    network = awake(build_network(NETWORKS(**{**FORMS[form], "dropout": 0.1, "label_dropout": 0.1})))
     network.train(mode == "train")
     torch._dynamo.reset()
     explained = torch._dynamo.explain(network)(*inputs())
@@ -82,7 +84,7 @@ def test_every_form_compiles_without_graph_breaks(form: str, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_the_denoiser_compiles_without_graph_breaks(kind: str, mode: str) -> None:
     denoiser = build_denoiser(
-        DenoiserConfig(network=NetworkConfig(**SMALL), preconditioning=PreconditioningConfig(kind=kind))
+        DenoiserConfig(network=NETWORKS(**SMALL), preconditioning=PRECONDITIONINGS(kind=kind))
     ).train(mode == "train")
     torch._dynamo.reset()
     x, _, labels, augment = inputs()
@@ -95,7 +97,7 @@ def test_the_denoiser_compiles_without_graph_breaks(kind: str, mode: str) -> Non
 
 @pytest.mark.parametrize("form", ["ddpmpp", "ncsnpp", "adm", "skip both"])
 def test_channels_last_gives_the_same_image_and_stays_channels_last(form: str) -> None:
-    network = awake(build_network(NetworkConfig(**{**FORMS[form], "img_channels": 3})))
+    network = awake(build_network(NETWORKS(**{**FORMS[form], "img_channels": 3})))
     x, *rest = inputs()
     x = x.expand(-1, 3, -1, -1).contiguous()
     expected = network(x, *rest)
@@ -111,7 +113,7 @@ def test_channels_last_gives_the_same_image_and_stays_channels_last(form: str) -
 
 @pytest.mark.parametrize("form", ["ddpmpp", "ncsnpp", "adm"])
 def test_attention_is_the_fused_kernel_call(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = awake(build_network(NetworkConfig(**FORMS[form])))
+    network = awake(build_network(NETWORKS(**FORMS[form])))
     calls: list[tuple[int, ...]] = []
     original = torch.nn.functional.scaled_dot_product_attention
 
@@ -128,7 +130,7 @@ def test_attention_is_the_fused_kernel_call(form: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("form", ["ddpmpp", "ncsnpp", "adm"])
 def test_weights_are_cast_by_autocast_alone_and_never_in_python(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cast of weights in every call would be seen here as a call of Tensor.to, .half, .float or .type."""
-    network = awake(build_network(NetworkConfig(**FORMS[form])))
+    network = awake(build_network(NETWORKS(**FORMS[form])))
     given = inputs()
     expected = network(*given)
     weights = {id(parameter) for parameter in network.parameters()}
@@ -164,7 +166,7 @@ def test_weights_are_cast_by_autocast_alone_and_never_in_python(form: str, monke
 )
 def test_a_form_that_does_not_exist_is_refused_by_field(field: str, config: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
-        NetworkConfig(**config)
+        NETWORKS(**config)
     assert str(caught.value).startswith(field) and "is not allowed: " in str(caught.value)
 
 
@@ -185,7 +187,7 @@ def test_a_form_that_does_not_exist_is_refused_by_field(field: str, config: dict
 )
 def test_a_constant_that_a_preconditioning_cannot_have_is_refused_by_field(field: str, config: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
-        PreconditioningConfig(**config)
+        PRECONDITIONINGS(**config)
     assert str(caught.value).startswith(field) and "is not allowed: " in str(caught.value)
 
 
@@ -195,7 +197,7 @@ def test_a_form_given_in_full_is_the_same_network_as_its_kind() -> None:
         ("ncsnpp", ("fourier", 2, "residual", "standard", (1, 3, 3, 1))),
     ):
         names = ("embedding_type", "channel_mult_noise", "encoder_type", "decoder_type", "resample_filter")
-        full = build_network(NetworkConfig(**SMALL, kind="ddpmpp", **dict(zip(names, said))))
-        named = build_network(NetworkConfig(**SMALL, kind=kind))
+        full = build_network(NETWORKS(**SMALL, kind="ddpmpp", **dict(zip(names, said))))
+        named = build_network(NETWORKS(**SMALL, kind=kind))
         assert full.state_dict().keys() == named.state_dict().keys()
         assert torch.equal(awake(full)(*inputs()), awake(named)(*inputs()))

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from edm_ray.config.denoiser import DenoiserConfig
+from edm_ray.config.network import NETWORKS
+from edm_ray.config.preconditioning import PRECONDITIONINGS
 from edm_ray.config.presets import PRESETS
-from edm_ray.config.schema import DenoiserConfig, NetworkConfig, PreconditioningConfig
 from edm_ray.networks.build import build_denoiser
 from edm_ray.networks.cost import network_cost
 
 TINY = DenoiserConfig(
-    network=NetworkConfig(img_resolution=8, model_channels=16, channel_mult=(1, 2), num_blocks=1, attn_resolutions=())
+    network=NETWORKS(img_resolution=8, model_channels=16, channel_mult=(1, 2), num_blocks=1, attn_resolutions=())
 )
 
 
@@ -70,13 +72,13 @@ def test_a_network_is_counted_once_whatever_surrounds_it(monkeypatch):
     for dropout in (0.1, 0.13, 0.25):
         for kind in ("edm", "vp", "ve"):
             config = DenoiserConfig(
-                network=replace(network, dropout=dropout), preconditioning=PreconditioningConfig(kind=kind)
+                network=replace(network, dropout=dropout), preconditioning=PRECONDITIONINGS(kind=kind)
             )
             cost = network_cost(config)
     assert len(built) == 1
     bare = network_cost(DenoiserConfig(network=replace(network, dropout=0.0)))
     assert bare.forward_macs == cost.forward_macs and bare.saved_bytes < cost.saved_bytes
-    iddpm = network_cost(replace(config, preconditioning=PreconditioningConfig(kind="iddpm")))
+    iddpm = network_cost(replace(config, preconditioning=PRECONDITIONINGS(kind="iddpm")))
     assert iddpm.parameters == cost.parameters + 3 * (20 * 9 + 1) and len(built) == 3
 
 

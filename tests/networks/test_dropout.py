@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edm_ray.config.schema import NetworkConfig
+from edm_ray.config.network import NETWORKS
 from edm_ray.networks.build import build_network
 from edm_ray.networks.dropout import dropout_layers, key_dropout, keyed_mask, words_needed
 from edm_ray.networks.layers import LabelDropout
 from edm_ray.seeding import stream_key, words
 
-TINY = NetworkConfig(
+TINY = NETWORKS(
     img_resolution=8,
     model_channels=16,
     channel_mult=(1, 2),

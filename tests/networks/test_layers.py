@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from edm_ray.errors import InputError
-from edm_ray.networks.block import BlockStyle, UNetBlock, attend
 from edm_ray.networks.layers import (
     Conv2d,
     Dropout,
@@ -20,6 +19,7 @@ from edm_ray.networks.layers import (
     Linear,
     PositionalEmbedding,
 )
+from edm_ray.networks.unet import BlockStyle, UNetBlock, attend
 
 XAVIER = Init("xavier_uniform", bias=1.0)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from edm_ray.config.schema import NetworkConfig
+from edm_ray.config.network import NETWORKS, SongNetwork, UNetConfig
 from edm_ray.networks import build_network
 
 State = dict[str, torch.Tensor]
@@ -78,13 +78,11 @@ def normalise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: fl
 class Plain:
     """A configuration and a state dict, as a function of images and labels."""
 
-    def __init__(self, config: NetworkConfig, state: State) -> None:
+    def __init__(self, config: UNetConfig, state: State) -> None:
         self.config, self.state, self.adm = config, state, config.kind == "adm"
-        ncsn = config.kind == "ncsnpp"
-        self.taps = config.resample_filter or ((1, 3, 3, 1) if ncsn else (1, 1))
-        self.encoder = config.encoder_type or ("residual" if ncsn else "standard")
-        self.fourier = (config.embedding_type or ("fourier" if ncsn else "positional")) == "fourier"
-        self.decoder = config.decoder_type or "standard"
+        song = config if isinstance(config, SongNetwork) else SongNetwork()
+        self.taps, self.encoder, self.decoder = song.resample_filter, song.encoder_type, song.decoder_type
+        self.fourier = song.embedding_type == "fourier"
         self.eps, self.scale = (1e-5, 1.0) if self.adm else (1e-6, math.sqrt(0.5))
 
     def layer(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,7 +186,7 @@ class Plain:
 
 @pytest.mark.parametrize("form", list(FORMS))
 def test_a_whole_network_is_the_papers_formulas(form: str) -> None:
-    config = NetworkConfig(**{**SMALL, **FORMS[form]})
+    config = NETWORKS(**{**SMALL, **FORMS[form]})
     network = build_network(config, seed=1).double().eval()
     generator = torch.Generator().manual_seed(2)
 

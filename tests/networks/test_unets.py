@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from edm_ray.config.schema import DenoiserConfig, NetworkConfig, PreconditioningConfig
+from edm_ray.config.denoiser import DenoiserConfig
+from edm_ray.config.network import NETWORKS, DDPMpp
+from edm_ray.config.preconditioning import PRECONDITIONINGS
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS
 from edm_ray.errors import InputError
 from edm_ray.networks import build_denoiser, build_network
-from edm_ray.networks.song_unet import SongUNet
+from edm_ray.networks.song import SongUNet
 
 R64 = {"img_resolution": 64, "channel_mult": (1, 2, 2, 2)}
 ADM = {
@@ -33,7 +35,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 def on_meta(**config: Any) -> nn.Module:
     with torch.device("meta"):
-        return build_network(NetworkConfig(**config))
+        return build_network(NETWORKS(**config))
 
 
 def count(network: nn.Module) -> int:
@@ -125,7 +127,7 @@ def test_official_names_and_shapes_of_adm() -> None:
 
 @pytest.mark.parametrize("kind", list(TINY))
 def test_weights_depend_on_the_seed_alone_and_leave_the_global_generator_untouched(kind: str) -> None:
-    config = NetworkConfig(**TINY[kind])
+    config = NETWORKS(**TINY[kind])
     torch.manual_seed(123)
     before = torch.get_rng_state()
     first = build_network(config, seed=5).state_dict()
@@ -137,7 +139,7 @@ def test_weights_depend_on_the_seed_alone_and_leave_the_global_generator_untouch
 
 
 def test_song_embedding_takes_class_and_augmentation_before_the_mlp() -> None:
-    network = awake(build_network(NetworkConfig(**TINY["ddpmpp"])))
+    network = awake(build_network(NETWORKS(**TINY["ddpmpp"])))
     _, c_noise, labels, augment = tiny_inputs()
     half = 4
     phase = c_noise[:, None] * torch.tensor([10000 ** (-k / (half - 1)) for k in range(half)], dtype=torch.float64)
@@ -150,7 +152,7 @@ def test_song_embedding_takes_class_and_augmentation_before_the_mlp() -> None:
 
 
 def test_adm_embedding_takes_the_class_after_the_mlp() -> None:
-    network = awake(build_network(NetworkConfig(**TINY["adm"])))
+    network = awake(build_network(NETWORKS(**TINY["adm"])))
     _, c_noise, labels, augment = tiny_inputs()
     phase = c_noise[:, None] * torch.tensor([10000 ** (-k / 32) for k in range(32)], dtype=torch.float64)
     emb = torch.cat([phase.cos(), phase.sin()], dim=1) + augment @ network.map_augment.weight.T
@@ -161,7 +163,7 @@ def test_adm_embedding_takes_the_class_after_the_mlp() -> None:
 
 @pytest.mark.parametrize("kind", list(TINY))
 def test_missing_labels_are_zeros_and_one_noise_label_serves_the_batch(kind: str) -> None:
-    network = awake(build_network(NetworkConfig(**TINY[kind])))
+    network = awake(build_network(NETWORKS(**TINY[kind])))
     x, c_noise, labels, augment = tiny_inputs()
     zeros = network(x, c_noise[:1].expand(2), torch.zeros_like(labels), torch.zeros_like(augment))
     torch.testing.assert_close(network(x, c_noise[:1]), zeros)
@@ -172,7 +174,7 @@ def test_missing_labels_are_zeros_and_one_noise_label_serves_the_batch(kind: str
 
 @pytest.mark.parametrize("kind", list(TINY))
 def test_gradients_agree_with_finite_differences(kind: str) -> None:
-    network = awake(build_network(NetworkConfig(**TINY[kind])))
+    network = awake(build_network(NETWORKS(**TINY[kind])))
     inputs = tiny_inputs()
     weights = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
@@ -203,8 +205,11 @@ def test_gradients_agree_with_finite_differences(kind: str) -> None:
 def test_every_encoder_and_decoder_type_uses_all_its_parameters(encoder: Any, decoder: Any) -> None:
     network = awake(
         SongUNet(
-            8, 1, 2, model_channels=8, channel_mult=(1, 2, 2), num_blocks=1, attn_resolutions=(4,),
-            encoder_type=encoder, decoder_type=decoder, resample_filter=(1, 3, 3, 1),
+            DDPMpp(
+                img_resolution=8, img_channels=1, model_channels=8, channel_mult=(1, 2, 2), num_blocks=1,
+                attn_resolutions=(4,), encoder_type=encoder, decoder_type=decoder, resample_filter=(1, 3, 3, 1),
+            ),
+            out_channels=2,
         )
     )  # fmt: skip
     x, c_noise, *_ = tiny_inputs()
@@ -220,14 +225,14 @@ def test_every_encoder_and_decoder_type_uses_all_its_parameters(encoder: Any, de
 
 @pytest.mark.parametrize("kind", list(TINY))
 def test_an_image_does_not_depend_on_the_others_in_the_batch(kind: str) -> None:
-    network = awake(build_network(NetworkConfig(**TINY[kind])))
+    network = awake(build_network(NETWORKS(**TINY[kind])))
     inputs = tiny_inputs(3)
     torch.testing.assert_close(network(*inputs)[1:2], network(*(t[1:2] for t in inputs)))
 
 
 @pytest.mark.parametrize("kind", list(TINY))
 def test_the_network_compiles_without_graph_breaks(kind: str) -> None:
-    network = awake(build_network(NetworkConfig(**TINY[kind])))
+    network = awake(build_network(NETWORKS(**TINY[kind])))
     inputs = tiny_inputs()
     torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(*inputs), network(*inputs))
     network.train()
@@ -237,7 +242,8 @@ def test_the_network_compiles_without_graph_breaks(kind: str) -> None:
 @pytest.mark.parametrize("kind", list(PRECONDITIONERS))
 def test_the_denoiser_holds_the_network_as_model_and_gives_images(kind: str) -> None:
     config = DenoiserConfig(
-        network=NetworkConfig(**DIGITS), preconditioning=PreconditioningConfig(kind=kind, sigma_data=0.7)
+        network=NETWORKS(**DIGITS),
+        preconditioning=PRECONDITIONINGS(kind, **({"sigma_data": 0.7} if kind == "edm" else {})),
     )
     denoiser = build_denoiser(config, seed=4).eval()
     weights = build_network(config.network, 4, out_channels=2 if kind == "iddpm" else None).state_dict()
@@ -250,7 +256,7 @@ def test_the_denoiser_holds_the_network_as_model_and_gives_images(kind: str) -> 
 @pytest.mark.parametrize("kind", list(TINY))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
 def test_the_denoiser_takes_labels_of_any_type_and_one_row_for_all(kind: str, dtype: torch.dtype) -> None:
-    denoiser = build_denoiser(DenoiserConfig(network=NetworkConfig(**TINY[kind])))
+    denoiser = build_denoiser(DenoiserConfig(network=NETWORKS(**TINY[kind])))
     awake(denoiser).float()
     x, sigma = torch.randn(2, 1, 8, 8), torch.tensor([0.5, 2.0])
     labels, augment = torch.eye(3)[1:2], torch.tensor([[1.0, 2.0]])
@@ -264,7 +270,7 @@ def test_the_denoiser_takes_labels_of_any_type_and_one_row_for_all(kind: str, dt
 def test_a_preconditioning_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(PRECONDITIONERS, "edm")
     with pytest.raises(InputError, match=r"^preconditioning.kind='edm' is not allowed: "):
-        build_denoiser(DenoiserConfig(network=NetworkConfig(**DIGITS)))
+        build_denoiser(DenoiserConfig(network=NETWORKS(**DIGITS)))
 
 
 @pytest.mark.parametrize(
@@ -288,7 +294,7 @@ def test_an_impossible_configuration_is_refused_by_field_value_and_what_is_allow
 
 
 def test_wrong_shapes_are_refused_by_tensor_name() -> None:
-    network = build_network(NetworkConfig(**DIGITS))
+    network = build_network(NETWORKS(**DIGITS))
     x, c_noise = torch.zeros(2, 1, 8, 8), torch.zeros(2)
     for name, arguments in {
         "x": (torch.zeros(2, 3, 8, 8), c_noise),

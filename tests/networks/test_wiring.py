@@ -9,14 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from edm_ray.networks.dhariwal_unet import DhariwalUNet
+from edm_ray.config.network import ADM, DDPMpp
+from edm_ray.networks.dhariwal import DhariwalUNet
 from edm_ray.networks.layers import GroupNorm
-from edm_ray.networks.song_unet import SongUNet
+from edm_ray.networks.song import SongUNet
 
 
 def song(**arguments: Any) -> SongUNet:
     sizes = {"model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attn_resolutions": (4,), "dropout": 0.0}
-    return SongUNet(8, 1, 1, **(sizes | arguments)).double()
+    return SongUNet(DDPMpp(img_resolution=8, img_channels=1, **(sizes | arguments)), 1).double()
+
+
+def adm(**arguments: Any) -> DhariwalUNet:
+    sizes = {"model_channels": 64, "channel_mult": (1, 1), "num_blocks": 1, "attn_resolutions": (4,)}
+    return DhariwalUNet(ADM(img_resolution=8, img_channels=1, **(sizes | arguments)), 1)
 
 
 def traffic(network: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -60,7 +66,7 @@ def test_a_residual_encoder_carries_its_sum_to_the_level_below() -> None:
 
 def test_skips_of_the_encoder_reach_the_decoder_in_reverse_order() -> None:
     names = ["8x8_conv", "8x8_block0", "4x4_down", "4x4_block0"]
-    for network, width in ((song(), 8), (DhariwalUNet(8, 1, 1, 0, 0, 64, (1, 1), 4, 1, (4,), 0.0).double(), 64)):
+    for network, width in ((song(), 8), (adm(dropout=0.0).double(), 64)):
         _, inputs, outputs = traffic(network)
         for reader, source in zip(["8x8_block1", "8x8_block0", "4x4_block1", "4x4_block0"], names, strict=True):
             source_out = outputs[f"enc.{source}"]
@@ -97,7 +103,7 @@ def test_song_starts_with_small_attention_and_nearly_zero_last_layers() -> None:
 
 
 def test_adm_starts_with_zero_last_layers_and_augmentation() -> None:
-    network = DhariwalUNet(8, 1, 1, 5, 9, 64, (1, 1), 4, 1, (4,))
+    network = adm(label_dim=5, augment_dim=9)
     for name, weight in network.named_parameters():
         zero = any(part in name for part in (".conv1.", ".proj.", "out_conv.", "map_augment."))
         if "norm" not in name and "map_label" not in name:
@@ -110,10 +116,10 @@ def test_adm_starts_with_zero_last_layers_and_augmentation() -> None:
 def test_the_constants_of_the_blocks_are_the_papers() -> None:
     for network, eps, skip_scale in (
         (song(), 1e-6, math.sqrt(0.5)),
-        (DhariwalUNet(8, 1, 1, 0, 0, 64, (1, 1), 4, 1, (4,)), 1e-5, 1.0),
+        (adm(), 1e-5, 1.0),
     ):
         norms = [module for module in network.modules() if isinstance(module, GroupNorm)]
         assert {norm.eps for norm in norms} == {eps}
         assert {block.skip_scale for block in network.dec.values() if hasattr(block, "skip_scale")} == {skip_scale}
-    heads = DhariwalUNet(8, 1, 1, 0, 0, 64, (1, 3), 4, 1, (8, 4))
+    heads = adm(channel_mult=(1, 3), attn_resolutions=(8, 4))
     assert (heads.enc["8x8_block0"].num_heads, heads.dec["4x4_in0"].num_heads) == (1, 3)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import html
 import io
 import json
@@ -18,9 +17,8 @@ from edm_ray.report.figures import drawings
 from edm_ray.report.html import Context, render_report
 from edm_ray.report.parameters import cell_means, looks_of, searched, searched_choices
 from edm_ray.report.saved import load_report, save_progress, save_report
-from edm_ray.search.race import Race
 from edm_ray.search.result import result_of
-from tests.search.worlds import PLAN, SPACE, run, simulate, space_from
+from tests.search.worlds import SPACE, driver_of, run, simulate
 
 # Figure -> panels: four parameters are searched.
 FIGURES = {"fid-churn": 1, "fid-parameters": 4, "fid-pairs": 6, "race": 1, "chunks": 1, "fid-all": 1}
@@ -32,11 +30,11 @@ def page(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("s") / "space.yaml"
     path.write_text(SPACE.replace("  paper:", "  <script>alert(1)</script>:"))
-    controller = Race(load_space(str(path)), PLAN)
-    run(controller)
+    driver = driver_of(load_space(str(path)))
+    run(driver)
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(buffer, format="PNG")
-    result = result_of(controller)
+    result = result_of(driver)
     context = Context(
         title="T",
         reference="digits <b>train</b> (n=1297), extractor digits",
@@ -105,15 +103,15 @@ def test_a_saved_report_is_written_again_with_the_same_bytes(page, tmp_path, cap
 
 @pytest.mark.parametrize("answers", [0, 1, 18])
 def test_an_unfinished_sweep_gets_a_report_so_far_that_says_so(tmp_path, capsys, answers):
-    strategy = Race(space_from(SPACE), PLAN)
+    driver = driver_of(SPACE)
     told = 0
     while told < answers:
-        for evaluation in strategy.ask():
+        for evaluation in driver.ask():
             if told < answers:
-                strategy.tell(evaluation.id, simulate(evaluation))
+                driver.tell(evaluation.id, simulate(evaluation))
             told += 1
     context = Context(title="T", reference="R", commands=("edm-ray sweep --model M",))
-    save_progress(str(tmp_path), result_of(strategy), context)
+    save_progress(str(tmp_path), result_of(driver), context)
     assert main(["report", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text()
     assert "This sweep has not ended" in text and "edm-ray sweep --model M" in text
@@ -145,23 +143,21 @@ def test_a_directory_without_a_finished_sweep_is_named(tmp_path, capsys, files, 
 
 
 def test_a_front_of_cost_is_drawn_where_costs_differ():
-    space = space_from(
-        "name: t\nsearch:\n  churn_fraction: {low: 0, high: 1}\n  num_steps: {low: 8, high: 24, integer: true}\n"
-    )
-    strategy = Race(space, dataclasses.replace(PLAN, objective=("fid", "nfe")))
-    run(strategy)
-    assert {"pareto", "fid-pairs"} < {drawing.id for drawing in drawings(result_of(strategy))}
+    space = "name: t\nsearch:\n  churn_fraction: {low: 0, high: 1}\n  num_steps: {low: 8, high: 24, integer: true}\n"
+    driver = driver_of(space, objective=("fid", "nfe"))
+    run(driver)
+    assert {"pareto", "fid-pairs"} < {drawing.id for drawing in drawings(result_of(driver))}
 
 
 def test_settings_that_are_no_numbers_and_churn_by_bins_are_drawn_and_listed():
-    space = space_from(
+    space = (
         "name: t\nsampler: {churn_bins: [[0, 1, 0], [1, 50, 0]]}\nsearch:\n"
         "  churn_bins.0: {low: 0, high: 1}\n  churn_bins.1: {low: 0, high: 1}\n"
         "  solver: {choices: [heun, euler, dpmpp_2m]}\n  restarts: {choices: [[], [[0.14, 0.3, 3, 2]]]}\n"
     )
-    strategy = Race(space, dataclasses.replace(PLAN, num_global=16))
-    run(strategy)
-    result = result_of(strategy)
+    driver = driver_of(space, num_global=16)
+    run(driver)
+    result = result_of(driver)
     first = looks_of(result, result.first_chunks)
     assert {"solver", "restarts"} <= set(searched_choices(first)) and "churn_bins.1" in searched(first)
     found = {drawing.id: len(drawing.svgs) for drawing in drawings(result)}
@@ -171,9 +167,9 @@ def test_settings_that_are_no_numbers_and_churn_by_bins_are_drawn_and_listed():
 
 
 def test_the_confirmed_are_shown_with_paired_intervals_and_the_probability_of_being_best():
-    strategy = Race(space_from(SPACE + "paper: paper\n"), PLAN)
-    run(strategy)
-    result = result_of(strategy)
+    driver = driver_of(SPACE + "paper: paper\n")
+    run(driver)
+    result = result_of(driver)
     text = render_report(result, Context(title="T", reference="R", commands=("c",)))
     for entry in result.confirmed:
         row = re.search(rf"<tr[^>]*><td>{entry.label}\b.*?</tr>", text).group(0)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
 import yaml
 
 from edm_ray.diffusion.samplers import Sampler, sampler
-from edm_ray.search.result import best_sampler_yaml, result_of, settings_from_yaml
-from edm_ray.search.strategies import STRATEGIES, make_strategy
-from edm_ray.search.strategy import front
+from edm_ray.search.objective import front
+from edm_ray.search.plan import STRATEGIES
+from edm_ray.search.result import result_of
+from edm_ray.search.sampler_file import best_sampler_yaml, settings_from_yaml
 from tests.search.test_statistics import estimate
-from tests.search.worlds import PLAN, run, space_from
+from tests.search.worlds import driver_of, run
 
 SPACE = """
 name: steps
@@ -22,7 +22,7 @@ search:
   rho: {low: 3, high: 11}
 sampler: {num_steps: 18}
 """
-PLAN = dataclasses.replace(PLAN, objective=("fid", "nfe"), within=5.0, num_line=0, grid_points=6, num_finalists=8)
+BOTH = {"objective": ("fid", "nfe"), "within": 5.0, "num_line": 0, "grid_points": 6, "num_finalists": 8}
 
 
 def fid(settings: Sampler) -> float:
@@ -38,34 +38,35 @@ def test_the_front_leaves_out_what_something_cheaper_beats():
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_every_strategy_names_a_front_and_the_cheapest_within(name):
-    strategy = make_strategy(space_from(SPACE), dataclasses.replace(PLAN, strategy=name))
-    run(strategy, fid=fid)
-    result = result_of(strategy)
-    costs = [strategy.settings[label].nfe for label in result.front]
+    driver = driver_of(SPACE, **BOTH, strategy=name)
+    run(driver, fid=fid)
+    result, samplers = result_of(driver), driver.search.registry.samplers
+    costs = [samplers[label].nfe for label in result.front]
     assert costs == sorted(set(costs)) and result.found in result.front
-    cheapest = strategy.settings[result.cheapest]
-    assert fid(cheapest) < 1.06 * fid(strategy.settings[result.found])
-    assert cheapest.nfe <= strategy.settings[result.found].nfe
+    cheapest = samplers[result.cheapest]
+    assert fid(cheapest) < 1.06 * fid(samplers[result.found])
+    assert cheapest.nfe <= samplers[result.found].nfe
     json.dumps(result.to_dict(), allow_nan=False)
 
 
 def test_the_race_keeps_cheap_settings_that_one_objective_would_drop():
-    plan = dataclasses.replace(PLAN, num_global=12)
-    both = make_strategy(space_from(SPACE), plan)
+    plan = {**BOTH, "num_global": 12}
+    both = driver_of(SPACE, **plan)
     run(both, fid=fid)
-    single = make_strategy(space_from(SPACE), dataclasses.replace(plan, objective=("fid",)))
+    single = driver_of(SPACE, **{**plan, "objective": ("fid",)})
     run(single, fid=fid)
-    assert single.front == [] and single.cheapest is None
-    assert len(both.front) >= 3 and both.settings[both.front[0]].nfe < 20
+    assert single.outcome.front == () and single.outcome.cheapest is None
+    line = both.outcome.front
+    assert len(line) >= 3 and both.search.registry.samplers[line[0]].nfe < 20
     result = result_of(both)
     best, cheap = result.of(result.found), result.of(result.cheapest)
     assert cheap.settings.nfe < 0.7 * best.settings.nfe and fid(cheap.settings) < 1.06 * fid(best.settings)
 
 
 def test_alternatives_are_in_the_sampler_file_and_the_best_is_still_read():
-    strategy = make_strategy(space_from(SPACE), PLAN)
-    run(strategy, fid=fid)
-    result = result_of(strategy)
+    driver = driver_of(SPACE, **BOTH)
+    run(driver, fid=fid)
+    result, samplers = result_of(driver), driver.search.registry.samplers
     text = best_sampler_yaml(result, model="m")
     content = yaml.safe_load(text)
     assert settings_from_yaml(text) == result.require_best().settings
@@ -76,4 +77,4 @@ def test_alternatives_are_in_the_sampler_file_and_the_best_is_still_read():
         assert [entry["label"] for entry in chosen] == [result.cheapest]
     for entry in alternatives:
         again = settings_from_yaml(yaml.safe_dump({"sampler": entry["sampler"]}))
-        assert again == strategy.settings[entry["label"]]
+        assert again == samplers[entry["label"]]

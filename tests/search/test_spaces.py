@@ -13,11 +13,11 @@ import yaml
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.errors import InputError
 from edm_ray.search.dimensions import Choice, Grid, Range
-from edm_ray.search.plan import SweepPlan
+from edm_ray.search.driver import Driver
+from edm_ray.search.plan import SweepPlan, sweep_plan
 from edm_ray.search.schema import schema
 from edm_ray.search.schema import text as schema_text
-from edm_ray.search.space import load_space
-from edm_ray.search.strategies import make_strategy
+from edm_ray.search.space import in_words, load_space
 from tests.search.worlds import SPACE, space_from
 
 FILES = sorted(Path("tune_spaces").glob("*.yaml"))
@@ -29,7 +29,7 @@ def test_every_space_that_ships_keeps_to_the_schema_and_can_be_searched(path):
     jsonschema.Draft202012Validator(schema()).validate(yaml.safe_load(path.read_text()))
     space = load_space(str(path))
     assert space.name == path.stem
-    assert len(make_strategy(space, SweepPlan(strategy="random", num_global=5)).ask()) >= 6
+    assert len(Driver(space, sweep_plan(strategy="random", num_global=5)).ask()) >= 6
 
 
 def test_the_schema_that_ships_is_that_of_the_dataclass():
@@ -138,8 +138,8 @@ def test_the_papers_grid_holds_its_own_choice():
     assert space.count() == 11 * 12 * 9 * 11
     paper = space.starts["paper"]
     assert space.settings(space.point_of(paper)) == paper
-    strategy = make_strategy(space, SweepPlan())
-    assert strategy.paper == "paper" and strategy.settings["paper"].nfe == 511
+    registry = Driver(space, SweepPlan()).search.registry
+    assert registry.paper == "paper" and registry.samplers["paper"].nfe == 511
 
 
 @pytest.mark.parametrize(
@@ -156,12 +156,12 @@ def test_the_papers_grid_holds_its_own_choice():
 def test_dimensions_keep_to_their_bounds(dimension):
     values = [dimension.at(i / 50) for i in range(51)]
     for value in values:
-        assert dimension.nearest(value) == value
+        assert dimension.clip(value) == value
         assert all(0 <= number <= 1 for number in dimension.features(value))
         for spacing in (0.25, 0.05):
             near = dimension.beside(value, spacing)
             assert value not in near and len(set(near)) == len(near)
-            assert all(dimension.nearest(other) == other for other in near)
+            assert all(dimension.clip(other) == other for other in near)
     points = dimension.values(4)
     assert len(points) == dimension.size(4) and len(set(points)) == len(points)
     for a, b in itertools.pairwise(points):
@@ -170,5 +170,20 @@ def test_dimensions_keep_to_their_bounds(dimension):
 
 def test_starts_outside_the_space_are_still_evaluated_as_they_are():
     space = space_from(SPACE + "  far: {s_churn: 2, s_noise: 1.5}\n")
-    strategy = make_strategy(space, SweepPlan())
-    assert strategy.settings["far"].s_noise == 1.5 and strategy.points["far"]["s_noise"] == 1.01
+    registry = Driver(space, SweepPlan()).search.registry
+    assert registry.samplers["far"].s_noise == 1.5 and registry.points["far"]["s_noise"] == 1.01
+
+
+def test_a_sampler_is_described_by_what_is_searched_and_what_differs():
+    space = space_from(
+        HEAD + "{churn_fraction: {low: 0, high: 1}, s_tmin: {low: 0, high: 1}}\nsampler: {num_steps: 12}"
+    )
+    assert space.describe(space.sampler) == {"s_churn": "0", "s_tmin": "0"}
+    other = space.settings({"churn_fraction": 0.5, "s_tmin": 0.25, "rho": 5.0})
+    assert space.describe(other) == {"s_churn": "2.485", "s_tmin": "0.25", "rho": "5"}
+    assert in_words(space.describe(other)) == "S_churn 2.485, S_tmin 0.25, rho 5"
+    space = space_from(HEAD + "{sigma_max: {low: 20, high: 80}, restarts: {choices: [[], [[0.14, 0.3, 3, 2]]]}}")
+    effective = space.sampler.effective(None)
+    assert space.describe(effective) == {"sigma_max": "80", "restarts": "none"}, "bounds left open are no difference"
+    restarts = space.search["restarts"].values()[1]
+    assert space.describe(space.settings({"restarts": restarts}))["restarts"] == "0.14,0.3,3,2"

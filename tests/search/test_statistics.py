@@ -10,11 +10,10 @@ import pytest
 
 from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
-from edm_ray.search.race import Race
 from edm_ray.search.result import result_of
 from edm_ray.search.statistics import difference, measure_noise, probability_best, pseudo_values
 from edm_ray.search.surrogate import Surrogate
-from tests.search.worlds import PLAN, SPACE, run, space_from, truth
+from tests.search.worlds import SPACE, driver_of, run, space_from, truth
 
 
 def estimate(groups) -> FidEstimate:
@@ -85,9 +84,9 @@ def test_noise_is_measured():
 
 def test_the_confirmed_are_compared_with_deterministic_and_with_the_papers_setting():
     space = space_from(SPACE + "paper: paper\n")
-    strategy = Race(space, PLAN)
-    run(strategy)
-    result = result_of(strategy)
+    driver = driver_of(space)
+    run(driver)
+    result = result_of(driver)
     found = result.of(result.found)
     assert {result.found, "deterministic", "paper"} <= {entry.label for entry in result.confirmed}
     gain = truth(found.settings) - truth(space.starts["paper"].effective(None))

@@ -9,7 +9,8 @@ import numpy as np
 from edm_ray.config.load import parse_yaml
 from edm_ray.diffusion.samplers import Sampler
 from edm_ray.evaluation.fid import FidEstimate
-from edm_ray.search.plan import SweepPlan
+from edm_ray.search.driver import Driver
+from edm_ray.search.plan import SweepPlan, sweep_plan
 from edm_ray.search.space import Space, space_of
 
 SPACE = """
@@ -22,9 +23,26 @@ search:
 starts:
   paper: {s_churn: 40, s_tmin: 0.05, s_tmax: 50, s_noise: 1.003}
 """
-PLAN = SweepPlan(
-    chunk_size=100, initial_chunks=2, max_chunks=8, num_line=4, num_global=8, num_model=6, confirm_chunks=10
-)
+CHUNK_SIZE, CONFIRM_CHUNKS = 100, 10
+FLAT = {
+    "chunk_size": CHUNK_SIZE,
+    "initial_chunks": 2,
+    "max_chunks": 8,
+    "num_line": 4,
+    "num_global": 8,
+    "num_model": 6,
+    "confirm_chunks": CONFIRM_CHUNKS,
+}
+
+
+def plan_of(**changes) -> SweepPlan:
+    """A small plan, in the flat form; by default of a race."""
+    return sweep_plan(**{**FLAT, **changes})
+
+
+def driver_of(space: Space | str, seed: int = 0, **changes) -> Driver:
+    """A sweep over a space, or over the text of one, by a small plan."""
+    return Driver(space_from(space) if isinstance(space, str) else space, plan_of(**changes), seed)
 
 
 def space_from(text: str) -> Space:
@@ -56,16 +74,16 @@ def simulate(evaluation, world=0, fid=truth, chunk_size=100, noise=(10.0, 0.5)):
     )
 
 
-def run(strategy, order=lambda items: items, world=0, fail=lambda e: False, **how):
-    """Play a strategy to its end; all that it asked."""
+def run(driver, order=lambda items: items, world=0, fail=lambda e: False, **how):
+    """Play a sweep to its end; all that it asked."""
     asked = []
-    while not strategy.finished:
-        batch = strategy.ask()
+    while not driver.finished:
+        batch = driver.ask()
         assert batch, "the strategy waits for nothing"
         asked += batch
         for evaluation in order(list(batch)):
             if fail(evaluation):
-                strategy.tell_failure(evaluation.id, "out of memory")
+                driver.tell_failure(evaluation.id, "out of memory")
             else:
-                strategy.tell(evaluation.id, simulate(evaluation, world, **how), seconds=1.0)
+                driver.tell(evaluation.id, simulate(evaluation, world, **how), seconds=1.0)
     return asked

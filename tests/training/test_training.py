@@ -12,7 +12,7 @@ import torch
 
 from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
-from edm_ray.config.schema import EmaConfig, OptimizerConfig
+from edm_ray.config.training import EmaConfig, OptimizerConfig
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.order import rank_positions
 from edm_ray.data.reader import open_reader

@@ -20,12 +20,12 @@ from typing import Any, ClassVar, Self
 import torch
 
 from edm_ray.diffusion.denoiser import AtLevel, Denoiser, Guided, as_denoiser
-from edm_ray.diffusion.noise import VP, Linear, Path, iddpm_grid, make_path
+from edm_ray.diffusion.noise import VE, VP, IDDPMGrid, Linear, Path, iddpm_grid, make_path
 from edm_ray.errors import InputError
 
 Noise = Callable[..., torch.Tensor]
 """noise(step, draw=0) -> unit normal, of the shape of the latents."""
-RANGES = {"edm": (0.002, 80.0), "iddpm": (0.002, 81.0), "ve": (0.02, 100.0)}
+RANGES = {"edm": (0.002, 80.0), "iddpm": (0.002, 81.0), "ve": (VE.sigma_min, VE.sigma_max)}
 """Default noise levels of each discretization (Table 1); those of vp follow from epsilon_s."""
 SOLVERS: dict[str, type[Sampler]] = {}
 """Name in files and ``--set`` -> class; a class enters when it is defined."""
@@ -63,11 +63,11 @@ class Sampler(ABC):
     """s(t): none or vp."""
     epsilon_s: float = 1e-3
     """Smallest t of the vp schedule and discretization."""
-    c_1: float = 0.001
+    c_1: float = IDDPMGrid.c_1
     """iddpm: least ratio of neighbouring abar."""
-    c_2: float = 0.008
+    c_2: float = IDDPMGrid.c_2
     """iddpm: offset of the cosine schedule."""
-    num_train_steps: int = 1000
+    num_train_steps: int = IDDPMGrid.num_train_steps
     """iddpm: M, the number of noise levels of its grid."""
     sigmas: tuple[float, ...] = ()
     """Explicit noise levels sigma_0 > ... > sigma_{N-1} > 0, instead of a discretization; num_steps is their number."""

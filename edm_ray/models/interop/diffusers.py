@@ -15,33 +15,24 @@ from typing import Any
 
 import torch
 
-from edm_ray.config.schema import DenoiserConfig
+from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.models.card import model_card
 from edm_ray.models.weights import weights_bytes
 from edm_ray.networks import build_denoiser
-from edm_ray.networks.build import NCSNPP
 from edm_ray.storage.commit import commit
 
 KIND = "edm_ray diffusers folder"
 WEIGHTS, CONFIG = "unet/diffusion_pytorch_model.safetensors", "unet/config.json"
-_DDPMPP = {
-    "embedding_type": "positional", "channel_mult_noise": 1, "encoder_type": "standard", "resample_filter": (1, 1),
-}  # fmt: skip
 
 
 def plain_config(config: DenoiserConfig) -> dict[str, Any]:
     """The configuration with nothing left to look up: what a kind or Table 1 says is written out."""
     network = dataclasses.asdict(config.network)
-    if config.network.kind == "adm":
-        network = {name: value for name, value in network.items() if value is not None}
-    else:
-        said = {**_DDPMPP, "decoder_type": "standard", **(NCSNPP if config.network.kind == "ncsnpp" else {})}
-        network = {name: said[name] if value is None else value for name, value in network.items()}
     constants = dataclasses.asdict(config.preconditioning)
     preconditioning = {name: value for name, value in constants.items() if value is not None}
     with torch.device("meta"):
         denoiser = build_denoiser(config)
-    for name in ("beta_d", "beta_min", "sigma_min", "sigma_max"):
+    for name in ("sigma_min", "sigma_max"):
         value = getattr(denoiser, name, None)
         if isinstance(value, float) and math.isfinite(value):
             preconditioning.setdefault(name, value)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from edm_ray.config.schema import DenoiserConfig
+from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.errors import InputError, nearest
 from edm_ray.models.interop.containers import read_network_file
 from edm_ray.models.interop.inert import TensorRecord

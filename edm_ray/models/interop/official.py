@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.config.load import validate
-from edm_ray.config.schema import DenoiserConfig
+from edm_ray.config.network import DDPMpp, NCSNpp, SongNetwork, UNetConfig
+from edm_ray.diffusion.noise import SIGMA_DATA, VE, VP, IDDPMGrid
 from edm_ray.errors import InputError, nearest
-from edm_ray.networks.build import NCSNPP
 
 _COMMON: dict[str, Any] = {"img_resolution": None, "img_channels": None, "label_dim": 0, "use_fp16": False}
 WRAPPERS: dict[str, dict[str, Any]] = {
     "VPPrecond": {
-        **_COMMON, "beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5, "model_type": "SongUNet",
+        **_COMMON, "beta_d": VP.beta_d, "beta_min": VP.beta_min, "M": IDDPMGrid.num_train_steps,
+        "epsilon_t": VP.epsilon_t, "model_type": "SongUNet",
     },
-    "VEPrecond": {**_COMMON, "sigma_min": 0.02, "sigma_max": 100.0, "model_type": "SongUNet"},
-    "iDDPMPrecond": {**_COMMON, "C_1": 0.001, "C_2": 0.008, "M": 1000, "model_type": "DhariwalUNet"},
+    "VEPrecond": {**_COMMON, "sigma_min": VE.sigma_min, "sigma_max": VE.sigma_max, "model_type": "SongUNet"},
+    "iDDPMPrecond": {
+        **_COMMON, "C_1": IDDPMGrid.c_1, "C_2": IDDPMGrid.c_2, "M": IDDPMGrid.num_train_steps,
+        "model_type": "DhariwalUNet",
+    },
     "EDMPrecond": {
-        **_COMMON, "sigma_min": 0.0, "sigma_max": math.inf, "sigma_data": 0.5, "model_type": "DhariwalUNet",
+        **_COMMON, "sigma_min": 0.0, "sigma_max": math.inf, "sigma_data": SIGMA_DATA, "model_type": "DhariwalUNet",
     },
 }  # fmt: skip
 """Class -> arguments in their order, with defaults (None = required)."""
@@ -35,7 +41,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "attn_resolutions": (32, 16, 8), "dropout": 0.10, "label_dropout": 0.0,
     },
 }  # fmt: skip
-_DDPMPP = {name: NETWORKS["SongUNet"][name] for name in (*NCSNPP, "decoder_type")}
+_FORM = [entry.name for entry in fields(SongNetwork) if entry.name not in {part.name for part in fields(UNetConfig)}]
+_DDPMPP, _NCSNPP = ({name: getattr(kind, name) for name in _FORM} for kind in (DDPMpp, NCSNpp))
 _KINDS = {"VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm", "EDMPrecond": "edm"}
 _RENAMED = {"M": "num_train_steps", "C_1": "c_1", "C_2": "c_2"}
 # Sizes beyond these are no network but a way to keep the reader busy.
@@ -111,7 +118,7 @@ def official_config(class_name: str, kwargs: Mapping[str, Any]) -> DenoiserConfi
         config["kind"] = "adm"
     else:
         choices = {name: config.pop(name) for name in _DDPMPP}
-        ncsnpp = choices == {**_DDPMPP, **NCSNPP}
+        ncsnpp = choices == _NCSNPP
         config["kind"] = "ncsnpp" if ncsnpp else "ddpmpp"
         if not ncsnpp:
             config |= {name: value for name, value in choices.items() if value != _DDPMPP[name]}

@@ -22,8 +22,8 @@ from torch import nn
 
 from edm_ray.models.interop import from_official
 from edm_ray.models.interop.official import WRAPPERS
-from edm_ray.networks.block import UNetBlock
 from edm_ray.networks.layers import Dropout, LabelDropout
+from edm_ray.networks.unet import UNetBlock
 
 SONG = {
     "model_channels": 16,

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from edm_ray.cli import main
-from edm_ray.config.schema import DenoiserConfig
+from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.models import load_model, open_model, save_model
 from edm_ray.models.card import model_card
 from edm_ray.models.weights import weights_bytes

@@ -156,8 +156,8 @@ def test_a_model_directory_gives_back_an_official_network_bit_for_bit(tmp_path: 
 def test_the_configuration_says_only_what_a_kind_does_not() -> None:
     assert official_config("VPPrecond", BASE).network.kind == "ddpmpp"
     config = official_config("VEPrecond", {**IMAGES, **NCSN})
-    assert (config.network.kind, config.network.encoder_type) == ("ncsnpp", None)
-    assert (config.preconditioning.kind, config.preconditioning.sigma_max) == ("ve", None)
+    assert (config.network.kind, config.network.encoder_type) == ("ncsnpp", "residual")
+    assert (config.preconditioning.kind, config.preconditioning.sigma_max) == ("ve", 100.0)
     config = official_config("VEPrecond", {**IMAGES, **NCSN, "decoder_type": "skip", "sigma_max": 50.0})
     assert (config.network.kind, config.network.embedding_type, config.network.decoder_type) == (
         "ddpmpp", "fourier", "skip",

@@ -1,15 +1,18 @@
-"""The residual block all three U-Nets are made of, and what they check (Karras et al. 2022, appendix F)."""
+"""What all three U-Nets have in common: the residual block, the levels, the forward pass, and what they check
+(Karras et al. 2022, appendix F)."""
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from edm_ray.config.network import UNetConfig
 from edm_ray.errors import InputError
-from edm_ray.networks.layers import Conv2d, Dropout, GroupNorm, Init, Linear
+from edm_ray.networks.layers import Conv2d, Dropout, GroupNorm, Init, LabelDropout, Linear
 
 
 @dataclass(frozen=True)
@@ -123,27 +126,146 @@ def attend(x: torch.Tensor, qkv: Conv2d, proj: Conv2d, heads: int) -> torch.Tens
     return out.transpose(1, 2).reshape(batch, channels, height, width)
 
 
-def check_geometry(
-    img_resolution: int, model_channels: int, channel_mult: tuple[int, ...], attn_resolutions: tuple[int, ...]
-) -> None:
+class UNet(nn.Module, abc.ABC):
+    """F_theta: the noise level and the labels become one embedding, which every block of the encoder and the decoder
+    takes; the decoder's blocks also take the encoder's outputs, in reverse order.
+
+    Names and shapes of the parameters are those of the released networks, and so is the order in which initial weights
+    are drawn: that in which the layers are made. Subclasses make the maps of the embedding, then call `build_levels`.
+    """
+
+    map_noise: nn.Module
+    map_label: Linear | None
+    map_augment: Linear | None
+    map_layer0: Linear
+    map_layer1: Linear
+    label_dropout: LabelDropout
+
+    def __init__(self, config: UNetConfig, out_channels: int, style: BlockStyle) -> None:
+        super().__init__()
+        check_geometry(config)
+        self.config, self.style = config, style
+        self.img_resolution, self.img_channels, self.out_channels = (
+            config.img_resolution,
+            config.img_channels,
+            out_channels,
+        )
+        self.label_dim, self.augment_dim = config.label_dim, config.augment_dim
+
+    def build_levels(self, first_channels: int) -> None:
+        """Make ``enc`` and ``dec``; ``first_channels`` is the width of the first convolution."""
+        config, style = self.config, self.style
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        sizes = [config.img_resolution >> level for level in range(len(config.channel_mult))]
+        channels, widths = first_channels, []
+        for level, (res, mult) in enumerate(zip(sizes, config.channel_mult)):
+            if level == 0:
+                self.enc[f"{res}x{res}_conv"] = Conv2d(config.img_channels, channels, 3, style.init)
+            else:
+                self.enc[f"{res}x{res}_down"] = UNetBlock(channels, channels, style, down=True)
+                self.widen_encoder(level, channels)
+            widths.append(channels)
+            for index in range(config.num_blocks):
+                width, attention = config.model_channels * mult, res in config.attn_resolutions
+                self.enc[f"{res}x{res}_block{index}"] = UNetBlock(channels, width, style, attention=attention)
+                channels = width
+                widths.append(channels)
+        for level in reversed(range(len(sizes))):
+            res = sizes[level]
+            if level == len(sizes) - 1:
+                self.dec[f"{res}x{res}_in0"] = UNetBlock(channels, channels, style, attention=True)
+                self.dec[f"{res}x{res}_in1"] = UNetBlock(channels, channels, style)
+            else:
+                self.dec[f"{res}x{res}_up"] = UNetBlock(channels, channels, style, up=True)
+            for index in range(config.num_blocks + 1):
+                width = config.model_channels * config.channel_mult[level]
+                attention = res in config.attn_resolutions and self.decoder_attends(index)
+                joined = channels + widths.pop()
+                self.dec[f"{res}x{res}_block{index}"] = UNetBlock(joined, width, style, attention=attention)
+                channels = width
+            self.widen_decoder(level, channels)
+
+    def widen_encoder(self, level: int, channels: int) -> None:
+        """Add what a lower level of the encoder has besides its blocks; nothing here."""
+
+    def decoder_attends(self, index: int) -> bool:
+        """Whether this block of a level with attention has it: every one, unless overridden."""
+        return True
+
+    @abc.abstractmethod
+    def widen_decoder(self, level: int, channels: int) -> None:
+        """Add what turns ``channels`` of a level into (a part of) the output."""
+
+    @abc.abstractmethod
+    def embed(
+        self, noise_labels: torch.Tensor, class_labels: torch.Tensor | None, augment_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """noise_labels [B or 1], labels [B or 1, dim] -> [B or 1, emb_channels]."""
+
+    def embed_augmented(self, emb: torch.Tensor, augment_labels: torch.Tensor | None) -> torch.Tensor:
+        """The augmentation joins, then the MLP without its last activation."""
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels)
+        out: torch.Tensor = self.map_layer1(F.silu(self.map_layer0(emb)))
+        return out
+
+    def encode(self, x: torch.Tensor, emb: torch.Tensor) -> list[torch.Tensor]:
+        """The output of every block; the decoder starts at the last."""
+        skips: list[torch.Tensor] = []
+        for block in self.enc.values():
+            x = block(x, emb) if isinstance(block, UNetBlock) else block(x)
+            skips.append(x)
+        return skips
+
+    def run(
+        self, name: str, block: nn.Module, x: torch.Tensor, skips: list[torch.Tensor], emb: torch.Tensor
+    ) -> torch.Tensor:
+        """One block of the decoder; it takes the last of ``skips`` away where it is one that joins."""
+        out: torch.Tensor = block(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
+        return out
+
+    @abc.abstractmethod
+    def decode(self, skips: list[torch.Tensor], emb: torch.Tensor) -> torch.Tensor:
+        """Outputs of the encoder -> [B, out, R, R]."""
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        noise_labels: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x [B, C, R, R], noise_labels [B or 1], class_labels and augment_labels [B or 1, dim] -> [B, out, R, R].
+
+        Missing labels are rows of zeros.
+        """
+        check_images(x, self.img_channels, self.img_resolution)
+        class_labels = check_rows("class_labels", class_labels, self.label_dim, len(x))
+        augment_labels = check_rows("augment_labels", augment_labels, self.augment_dim, len(x))
+        emb = self.embed(noise_labels, class_labels, augment_labels)
+        return self.decode(self.encode(x, emb), emb)
+
+
+def check_geometry(config: UNetConfig) -> None:
     """Refuse a resolution that cannot be halved once a level, and attention at a resolution no level has."""
-    if not channel_mult or any(mult < 1 for mult in channel_mult):
+    channel_mult = config.channel_mult
+    if any(mult < 1 for mult in channel_mult):
         raise InputError(f"network.channel_mult={channel_mult!r} is not allowed: one multiplier, 1 or more, a level")
     levels = len(channel_mult)
     step = 2 ** (levels - 1)
-    if img_resolution < 1 or img_resolution % step:
+    if config.img_resolution % step:
         raise InputError(
-            f"network.img_resolution={img_resolution!r} is not allowed: a multiple of {step}, "
+            f"network.img_resolution={config.img_resolution!r} is not allowed: a multiple of {step}, "
             f"because network.channel_mult={channel_mult!r} has {levels} levels"
         )
-    resolutions = [img_resolution >> level for level in range(levels)]
-    if any(res not in resolutions for res in attn_resolutions):
+    resolutions = [config.img_resolution >> level for level in range(levels)]
+    if any(res not in resolutions for res in config.attn_resolutions):
         raise InputError(
-            f"network.attn_resolutions={attn_resolutions!r} is not allowed: the network's levels are at "
+            f"network.attn_resolutions={config.attn_resolutions!r} is not allowed: the network's levels are at "
             + ", ".join(map(str, resolutions))
         )
-    if model_channels < 4 or model_channels % 4:
-        raise InputError(f"network.model_channels={model_channels!r} is not allowed: a multiple of 4")
+    if config.model_channels < 4 or config.model_channels % 4:
+        raise InputError(f"network.model_channels={config.model_channels!r} is not allowed: a multiple of 4")
 
 
 def check_images(x: torch.Tensor, channels: int, resolution: int) -> None:

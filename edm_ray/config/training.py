@@ -1,159 +1,15 @@
-"""What a run is made of: frozen dataclasses in the field's own names. Standard library only.
+"""What a run is made of: frozen dataclasses in the field's own names.
 
 Numbers of images are counted in images (``nimg``) or thousands of them (``kimg``); the clock of a run is images seen.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-from edm_ray.errors import InputError
-
-
-def require(condition: bool, path: str, got: object, allowed: str) -> None:
-    """Refuse a value: dotted path, what was got, what is allowed."""
-    if not condition:
-        raise InputError(f"{path}={got!r} is not allowed: {allowed}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
-    """F_theta: which U-Net, at which size (Karras et al. 2022, Table 7 and appendix F)."""
-
-    kind: str = "ddpmpp"
-    """ddpmpp | ncsnpp | adm."""
-    img_resolution: int = 32
-    img_channels: int = 3
-    label_dim: int = 0
-    """Number of classes; 0 = unconditional."""
-    augment_dim: int = 0
-    """Width of the augmentation label; 0 = none, 9 = the paper's geometric transforms."""
-    model_channels: int = 128
-    channel_mult: tuple[int, ...] = (2, 2, 2)
-    num_blocks: int = 4
-    """Residual blocks a level in the encoder; the decoder has one more."""
-    attn_resolutions: tuple[int, ...] = (16,)
-    dropout: float = 0.10
-    label_dropout: float = 0.0
-    """Probability of training an image without its label (for classifier-free guidance)."""
-    channel_mult_emb: int = 4
-    """Width of the embedding's MLP, in model_channels."""
-    embedding_type: str | None = None
-    """Noise embedding: positional (ddpmpp's) | fourier (ncsnpp's). This and the rest: none = what `kind` says."""
-    channel_mult_noise: int | None = None
-    """Width of the noise embedding, in model_channels: 1 (ddpmpp) or 2 (ncsnpp)."""
-    encoder_type: str | None = None
-    """standard (ddpmpp) | skip | residual (ncsnpp)."""
-    decoder_type: str | None = None
-    """standard (both) | skip."""
-    resample_filter: tuple[float, ...] | None = None
-    """Taps of the resampling filter, an even number: 1, 1 (ddpmpp) or 1, 3, 3, 1 (ncsnpp)."""
-
-    def __post_init__(self) -> None:
-        require(self.kind in ("ddpmpp", "ncsnpp", "adm"), "network.kind", self.kind, "ddpmpp, ncsnpp or adm")
-        for name in ("img_resolution", "img_channels", "model_channels", "num_blocks", "channel_mult_emb"):
-            require(getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "at least 1")
-        for name in ("label_dim", "augment_dim"):
-            require(getattr(self, name) >= 0, f"network.{name}", getattr(self, name), "0 or more")
-        require(len(self.channel_mult) >= 1, "network.channel_mult", self.channel_mult, "one multiplier a level")
-        for name in ("dropout", "label_dropout"):
-            require(0.0 <= getattr(self, name) < 1.0, f"network.{name}", getattr(self, name), "0 <= p < 1")
-        choices = {"embedding_type": ("positional", "fourier"), "encoder_type": ("standard", "skip", "residual"),
-                   "decoder_type": ("standard", "skip")}  # fmt: skip
-        for name in (*choices, "channel_mult_noise", "resample_filter"):
-            value = getattr(self, name)
-            if value is not None:
-                require(self.kind != "adm", f"network.{name}", value, "adm has one form only; leave it out")
-                if name in choices:
-                    require(value in choices[name], f"network.{name}", value, " or ".join(choices[name]))
-        noise, taps = self.channel_mult_noise, self.resample_filter
-        require(noise is None or noise >= 1, "network.channel_mult_noise", noise, "at least 1")
-        if taps is not None:
-            # An odd number of taps would make 2R - 1 pixels of R.
-            even = len(taps) >= 2 and len(taps) % 2 == 0 and all(math.isfinite(tap) for tap in taps)
-            allowed = "an even number of finite taps whose sum is not 0"
-            require(even and sum(taps) != 0, "network.resample_filter", taps, allowed)
-
-
-CONSTANTS = {
-    "beta_d": ("vp",),
-    "beta_min": ("vp",),
-    "epsilon_t": ("vp",),
-    "sigma_min": ("ve", "edm"),
-    "sigma_max": ("ve", "edm"),
-    "c_1": ("iddpm",),
-    "c_2": ("iddpm",),
-    "num_train_steps": ("vp", "iddpm"),
-}
-"""Constants of a preconditioning -> the kinds that have them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreconditioningConfig:
-    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) (Table 1, "Network and preconditioning")."""
-
-    kind: str = "edm"
-    """edm | vp | ve | iddpm."""
-    sigma_data: float = 0.5
-    """Standard deviation of the data in [-1, 1]; used by "edm". `edm-ray prepare` prints the data set's own."""
-    beta_d: float | None = None
-    """vp: 19.9. This and the rest: none = the value of Table 1, given here; a kind takes its own only."""
-    beta_min: float | None = None
-    """vp: 0.1."""
-    epsilon_t: float | None = None
-    """vp: 1e-5, the smallest time of training."""
-    sigma_min: float | None = None
-    """Noise levels the network knows. ve: 0.02; edm: 0."""
-    sigma_max: float | None = None
-    """ve: 100; edm: no limit."""
-    c_1: float | None = None
-    """iddpm: 0.001."""
-    c_2: float | None = None
-    """iddpm: 0.008."""
-    num_train_steps: int | None = None
-    """vp and iddpm: M = 1000."""
-
-    def __post_init__(self) -> None:
-        require(self.kind in ("edm", "vp", "ve", "iddpm"), "preconditioning.kind", self.kind, "edm, vp, ve or iddpm")
-        require(0 < self.sigma_data < math.inf, "preconditioning.sigma_data", self.sigma_data, "greater than 0, finite")
-        for name, kinds in CONSTANTS.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            path = f"preconditioning.{name}"
-            require(self.kind in kinds, path, value, f"it belongs to {' and '.join(kinds)}, the kind is {self.kind}")
-            if name == "num_train_steps":
-                require(value >= 2, path, value, "at least 2")
-            elif name in ("sigma_min", "beta_min", "c_1", "c_2"):
-                require(0 <= value < math.inf, path, value, "0 or more, finite")
-            else:
-                require(0 < value < math.inf, path, value, "greater than 0, finite")
-        low = (0.02 if self.kind == "ve" else 0.0) if self.sigma_min is None else self.sigma_min
-        high = (100.0 if self.kind == "ve" else math.inf) if self.sigma_max is None else self.sigma_max
-        require(low < high, "preconditioning.sigma_min", low, f"less than sigma_max={high}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenoiserConfig:
-    """The preconditioned denoiser D: all that a model directory needs to rebuild it."""
-
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    preconditioning: PreconditioningConfig = field(default_factory=PreconditioningConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """p_train(sigma) and lambda(sigma) (Table 1, "Training"); free of the preconditioning."""
-
-    kind: str = "edm"
-    """edm | vp | ve | iddpm."""
-    p_mean: float = -1.2
-    p_std: float = 1.2
-
-    def __post_init__(self) -> None:
-        require(self.kind in ("edm", "vp", "ve", "iddpm"), "objective.kind", self.kind, "edm, vp, ve or iddpm")
-        require(self.p_std > 0, "objective.p_std", self.p_std, "greater than 0")
+from edm_ray.config.denoiser import DenoiserConfig
+from edm_ray.config.objective import EDMObjective, ObjectiveConfig
+from edm_ray.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +77,7 @@ class TrainingConfig:
     rounding only (micro_batch, compile, threads)."""
 
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: ObjectiveConfig = field(default_factory=EDMObjective)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -261,6 +117,7 @@ class TrainingConfig:
     """
 
     def __post_init__(self) -> None:
+        self.objective.check_beside(self.denoiser.preconditioning)
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         require(self.threads >= 1, "threads", self.threads, "at least 1")
         require(self.micro_batch >= 0, "micro_batch", self.micro_batch, "0 (the whole share) or more")
