@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -11,6 +12,7 @@ import safetensors.torch
 import torch
 
 from edm_ray.config.load import configure
+from edm_ray.config.network import OwnNetwork
 from edm_ray.config.presets import tiny
 from edm_ray.config.training import EmaConfig, OptimizerConfig
 from edm_ray.data.manifest import open_dataset
@@ -371,6 +373,8 @@ class _Own(torch.nn.Module):
 def test_a_network_of_ones_own_is_trained_in_a_copy_and_resumes_bit_for_bit(dataset, config, tmp_path):
     torch.manual_seed(3)
     own = _Own(len(dataset.class_names))
+    sizes = OwnNetwork(img_resolution=8, img_channels=1, label_dim=own.label_dim)
+    config = dataclasses.replace(config, denoiser=dataclasses.replace(config.denoiser, network=sizes))
     before = {name: value.clone() for name, value in own.state_dict().items()}
 
     def run(uri, **more):
