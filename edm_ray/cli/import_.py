@@ -114,4 +114,4 @@ def read_source(args: Args) -> Imported:
         raise InputError(
             f"{args.source}: makes latents for the decoder {model.codec.decoder!r}; the format has no such"
         )
-    return Imported(config=model.config, state=dict(model.denoiser().state_dict()), facts=dict(model.about))
+    return Imported(config=model.config, state=dict(model.denoiser().module.state_dict()), facts=dict(model.about))

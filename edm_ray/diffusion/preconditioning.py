@@ -105,6 +105,7 @@ class VP(Preconditioned):
     ) -> None:
         schedule.check("preconditioning")
         super().__init__(network, schedule.sigma_min, schedule.sigma_max)
+        self.schedule = schedule
         self.beta_d, self.beta_min, self.steps = schedule.beta_d, schedule.beta_min, num_train_steps
 
     def coefficients(self, sigma: torch.Tensor) -> Coefficients:
@@ -119,6 +120,7 @@ class VE(Preconditioned):
     def __init__(self, network: nn.Module, schedule: noise.VE = noise.VE()) -> None:  # noqa: B008 (frozen)
         schedule.check("preconditioning")
         super().__init__(network, schedule.sigma_min, schedule.sigma_max)
+        self.schedule = schedule
 
     def coefficients(self, sigma: torch.Tensor) -> Coefficients:
         one = torch.ones_like(sigma)
@@ -136,7 +138,7 @@ class IDDPM(Preconditioned):
     def __init__(self, network: nn.Module, grid: noise.IDDPMGrid = noise.IDDPMGrid()) -> None:  # noqa: B008 (frozen)
         grid.check("preconditioning")
         super().__init__(network, grid.sigma_min, grid.sigma_max)
-        self.steps = grid.num_train_steps
+        self.grid, self.steps = grid, grid.num_train_steps
         self.register_buffer("u", torch.tensor(grid.levels(), dtype=torch.float32))
 
     def index(self, sigma: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,9 @@ class ShippedModel:
     tensors: dict[str, tuple[np.ndarray, torch.dtype, tuple[int, ...]]]
     codec: Codec = PIXELS
     guide: ShippedModel | None = None
+    network: torch.nn.Module | None = None
+    """The user's own module: it travels as Ray pickles it, so its class must be importable on the workers, or be
+    defined in the script that was started."""
 
     @classmethod
     def of(cls, model: Model) -> ShippedModel:
@@ -41,7 +44,14 @@ class ShippedModel:
         flat = {name: tensor.contiguous().flatten().view(torch.uint8).numpy() for name, tensor in state.items()}
         tensors = {name: (flat[name], tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
         guide = None if model.guide is None else cls.of(model.guide)
-        return cls(uri=model.uri, config=model.config, tensors=tensors, codec=model.codec, guide=guide)
+        return cls(
+            uri=model.uri,
+            config=model.config,
+            tensors=tensors,
+            codec=model.codec,
+            guide=guide,
+            network=model.network,
+        )
 
     def denoiser(self, device: str) -> ModelDenoiser:
         state = {}
@@ -49,9 +59,9 @@ class ShippedModel:
             # frombuffer warns that the store's memory is read-only; nothing writes to it, the network copies it.
             view = torch.from_numpy(content) if content.flags.writeable else _read_only(content)
             state[name] = view.view(dtype).reshape(shape)
-        module = network_with(self.config, state, self.uri).to(device)
+        module = network_with(self.config, state, self.uri, self.network).to(device)
         guide = None if self.guide is None else self.guide.denoiser(device)
-        return ModelDenoiser(module, self.codec, guide, self.uri)
+        return ModelDenoiser(module, self.config.network, self.codec, guide, self.uri)
 
 
 def _read_only(content: np.ndarray) -> torch.Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from edm_ray.config.codec import PIXELS, Codec
+from edm_ray.config.network import NetworkConfig
 from edm_ray.diffusion.preconditioning import Preconditioned
 
 
@@ -14,14 +13,18 @@ class ModelDenoiser:
     """A `Denoiser` that knows what it makes. Nothing of it changes after it is built."""
 
     def __init__(
-        self, module: Preconditioned, codec: Codec = PIXELS, guide: ModelDenoiser | None = None, uri: str = ""
+        self,
+        module: Preconditioned,
+        network: NetworkConfig,
+        codec: Codec = PIXELS,
+        guide: ModelDenoiser | None = None,
+        uri: str = "",
     ) -> None:
-        """module: a preconditioned network (`diffusion.preconditioning`), in evaluation mode on its device."""
+        """module: a preconditioned network in evaluation mode on its device; network: what it takes and makes."""
         self.module, self.codec, self.guide, self.uri = module, codec, guide, uri
         self.sigma_min, self.sigma_max = float(module.sigma_min), float(module.sigma_max)
-        network: Any = module.model
-        self.label_dim = int(getattr(network, "label_dim", 0))
-        self.shape = (int(network.img_channels), int(network.img_resolution), int(network.img_resolution))
+        self.label_dim = network.label_dim
+        self.shape = (network.img_channels, network.img_resolution, network.img_resolution)
         """(C, H, W) of one sample."""
 
     @property
@@ -29,8 +32,7 @@ class ModelDenoiser:
         return next(self.module.parameters()).device
 
     def round_sigma(self, sigma: torch.Tensor) -> torch.Tensor:
-        rounded: torch.Tensor = self.module.round_sigma(sigma)
-        return rounded
+        return self.module.round_sigma(sigma)
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
         """x [B, C, H, W], sigma [B] or a scalar, class_labels one-hot -> D float32 [B, C, H, W]."""

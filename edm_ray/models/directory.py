@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -41,6 +42,8 @@ class Model:
     """What its samples are, and how they become pictures."""
     guide: Model | None = None
     """The model that guides it, where sampler settings say so (autoguidance)."""
+    network: torch.nn.Module | None = None
+    """The user's own module, where the configuration says kind "own"; the weights are loaded into a copy."""
 
     @property
     def hash(self) -> str:
@@ -56,9 +59,10 @@ class Model:
 
     def denoiser(self, device: str = "cpu") -> ModelDenoiser:
         """D in evaluation mode, with its guide if there is one."""
-        module = network_with(self.config, safetensors.torch.load(self.weights), self.uri).to(device)
+        state = safetensors.torch.load(self.weights)
+        module = network_with(self.config, state, self.uri, self.network).to(device)
         guide = None if self.guide is None else self.guide.denoiser(device)
-        return ModelDenoiser(module, self.codec, guide, self.uri)
+        return ModelDenoiser(module, self.config.network, self.codec, guide, self.uri)
 
     def with_guide(self, guide: Model) -> Model:
         """Raises InputError for a guide of other images or classes."""
@@ -73,11 +77,12 @@ class Model:
         return dataclasses.replace(self, guide=guide)
 
 
-def network_with(config: DenoiserConfig, state: dict[str, torch.Tensor], where: str) -> Preconditioned:
-    """The preconditioned network with these tensors, copied, in evaluation mode. Raises IntegrityError when the tensors
-    are not the network's."""
-    module = build_denoiser(config)
-    assert isinstance(module, Preconditioned)
+def network_with(
+    config: DenoiserConfig, state: dict[str, torch.Tensor], where: str, network: torch.nn.Module | None = None
+) -> Preconditioned:
+    """The preconditioned network with these tensors, copied, in evaluation mode. network: the user's own, where the
+    configuration says so. Raises IntegrityError when the tensors are not the network's."""
+    module = build_denoiser(config, network=copy.deepcopy(network))
     if wrong := misfit(module.state_dict(), state):
         raise IntegrityError(f"{where}: {wrong}")
     module.load_state_dict(state)
@@ -106,10 +111,11 @@ def add_metrics(uri: str, metrics: Mapping[str, Any]) -> None:
     save_model(uri, model.config, safetensors.torch.load(model.weights), about, model.codec)
 
 
-def open_model(uri: str, guide: str | None = None) -> Model:
-    """Read and check a model directory, and that of a model to guide it. Raises InputError when there is none."""
+def open_model(uri: str, guide: str | None = None, network: torch.nn.Module | None = None) -> Model:
+    """Read and check a model directory, and that of a model to guide it. network: the user's own module, where the
+    model was trained with one. Raises InputError when there is none."""
     if guide is not None:
-        return open_model(uri).with_guide(open_model(guide))
+        return open_model(uri, network=network).with_guide(open_model(guide))
     manifest = read_manifest(uri)
     if manifest is None and read_manifest(uris.join(uri, "model")) is not None:
         raise InputError(f"{uri}: is a run, not a model; give {uris.join(uri, 'model')}")
@@ -125,9 +131,15 @@ def open_model(uri: str, guide: str | None = None) -> Model:
             f"{uri}: its codec has {len(codec.mean)} channels, its network {config.network.img_channels}"
         )
     weights = read_file(uri, "model.safetensors", manifest)
-    return Model(uri=uri, config=config, weights=weights, about=content["about"], codec=codec)
+    return Model(uri=uri, config=config, weights=weights, about=content["about"], codec=codec, network=network)
 
 
-def load_model(uri: str, device: str = "cpu", guide: str | None = None) -> ModelDenoiser:
-    """Model directory (local or s3://) -> D in evaluation mode. guide: directory of the model that guides it."""
-    return open_model(uri, guide).denoiser(device)
+def load_model(
+    uri: str, device: str = "cpu", guide: str | None = None, network: torch.nn.Module | None = None
+) -> ModelDenoiser:
+    """Model directory (local or s3://) -> D in evaluation mode.
+
+    guide: directory of the model that guides it. network: a module of the class that the model was trained with, where
+    that is your own. Raises InputError when there is no model.
+    """
+    return open_model(uri, guide, network).denoiser(device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -73,6 +75,43 @@ def build_denoiser(config: DenoiserConfig, seed: int = 0, network: nn.Module | N
     if not isinstance(config.network, OwnNetwork):
         raise InputError(f"network.kind={config.network.kind!r} is built here; a module of your own needs kind 'own'")
     return precondition(fit_own(network, config.network), config.preconditioning)
+
+
+def config_of(denoiser: Preconditioned, shape: tuple[int, int, int] | None = None) -> DenoiserConfig:
+    """The configuration that a preconditioned network was built with, or could have been: the inverse of
+    `build_denoiser`. shape: (C, H, W) of its images, where a module of the user's own does not say it itself."""
+    return DenoiserConfig(network=_network_config(denoiser.model, shape), preconditioning=_preconditioning_of(denoiser))
+
+
+def _network_config(network: nn.Module, shape: tuple[int, int, int] | None) -> NetworkConfig:
+    if isinstance(network, (SongUNet, DhariwalUNet)):
+        return network.config
+    channels, resolution = getattr(network, "img_channels", None), getattr(network, "img_resolution", None)
+    if shape is not None:
+        channels, resolution = shape[0], shape[2]
+    name = f"{type(network).__module__}.{type(network).__qualname__}"
+    if channels is None or resolution is None:
+        raise InputError(f"{name}: does not say img_channels and img_resolution; give shape=(C, H, W) of its images")
+    sizes = {key: int(getattr(network, key, 0)) for key in ("label_dim", "augment_dim")}
+    return OwnNetwork(img_resolution=int(resolution), img_channels=int(channels), class_path=name, **sizes)
+
+
+def _preconditioning_of(denoiser: Preconditioned) -> PreconditioningConfig:
+    match denoiser:
+        case EDM():
+            high = None if math.isinf(denoiser.sigma_max) else denoiser.sigma_max
+            return EDMPreconditioning(sigma_data=denoiser.sigma_data, sigma_min=denoiser.sigma_min, sigma_max=high)
+        case VP():
+            s = denoiser.schedule
+            return VPPreconditioning(
+                beta_d=s.beta_d, beta_min=s.beta_min, epsilon_t=s.epsilon_t, num_train_steps=denoiser.steps
+            )
+        case VE():
+            return VEPreconditioning(sigma_min=denoiser.schedule.sigma_min, sigma_max=denoiser.schedule.sigma_max)
+        case IDDPM():
+            g = denoiser.grid
+            return IDDPMPreconditioning(num_train_steps=g.num_train_steps, c_1=g.c_1, c_2=g.c_2)
+    raise InputError(f"{type(denoiser).__qualname__}: only edm.EDM, VP, VE and IDDPM can be kept in a model directory")
 
 
 def precondition(network: nn.Module, config: PreconditioningConfig) -> Preconditioned:

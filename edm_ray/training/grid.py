@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from edm_ray.config.codec import Codec
+from edm_ray.config.network import NetworkConfig
 from edm_ray.diffusion.preconditioning import Preconditioned
 from edm_ray.diffusion.samplers import Heun
 from edm_ray.evaluation.grids import save_grid
@@ -38,8 +39,8 @@ class TooSlow(Exception):
 class GridDrawer:
     """Draws RUN/snapshots/NIMG/grid.png."""
 
-    def __init__(self, run_uri: str, codec: Codec) -> None:
-        self.run_uri, self.codec = run_uri, codec
+    def __init__(self, run_uri: str, network: NetworkConfig, codec: Codec) -> None:
+        self.run_uri, self.network, self.codec = run_uri, network, codec
         self.last = time.monotonic()
 
     def draw(self, average: Preconditioned, images_seen: int) -> dict[str, Any]:
@@ -58,7 +59,7 @@ class GridDrawer:
         return {"grid_s": seconds} if skipped is None else {"grid_s": seconds, "grid_skipped": skipped}
 
     def _draw(self, average: Preconditioned, images_seen: int, budget: float) -> None:
-        denoiser = ModelDenoiser(average, self.codec)
+        denoiser = ModelDenoiser(average, self.network, self.codec)
         sampler = SAMPLER.effective(denoiser)
         count = COLUMNS * (SMALL_ROWS if math.prod(denoiser.shape) <= SMALL else LARGE_ROWS)
         with _time_limit(average, sampler.nfe, budget):

@@ -154,7 +154,7 @@ def _cached(job: TrainingJob) -> Served:
 def _grid_drawer(job: TrainingJob) -> Callable[[Preconditioned, int], Row]:
     from edm_ray.training.grid import GridDrawer  # scipy and PIL: a second that every worker would wait for
 
-    return GridDrawer(job.run_uri, job.dataset.codec).draw
+    return GridDrawer(job.run_uri, job.config.denoiser.network, job.dataset.codec).draw
 
 
 def _metrics(log: MetricsLog) -> dict[str, float]:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from edm_ray.training.engine import Place, Trainer
 
 from edm_ray.config.presets import preset
 from edm_ray.config.shape import DataShape
@@ -24,7 +23,9 @@ from edm_ray.evaluation.fid import frechet_distance
 from edm_ray.evaluation.moments import Moments
 from edm_ray.networks.build import build_denoiser
 from edm_ray.seeding import image_noise, normal, stream_key
-from edm_ray.training.step import make_objective, share_loss
+from edm_ray.training.device import Place
+from edm_ray.training.state import TrainingState
+from edm_ray.training.step import TrainingStep, make_objective, share_loss
 
 FILE = Path(__file__).parents[2] / "examples" / "edm_in_one_file.py"
 PRESET = preset("digits", DataShape(resolution=8, channels=1, num_classes=10))
@@ -93,11 +94,12 @@ def shaken():
 @pytest.fixture(scope="module")
 def trained():
     """The product's denoiser and its average after STEPS steps, and the mean loss of each step."""
-    trainer, losses = Trainer(CONFIG, Place()), []
+    state, losses = TrainingState(CONFIG, torch.device("cpu")), []
+    step = TrainingStep(CONFIG, Place(), state)
     for _ in range(STEPS):
-        trainer.step(InOrder())
-        losses.append(trainer.tally.read(1)["loss"])
-    return trainer.denoiser, trainer.average, losses
+        step.take(InOrder())
+        losses.append(step.tally.read(1)["loss"])
+    return state.denoiser, state.average, losses
 
 
 def keyed(nimg, images, labels):

@@ -32,7 +32,7 @@ from edm_ray.evaluation.precision_recall import precision_recall
 from edm_ray.generation.generate import generate, labels_of
 from edm_ray.models import open_model
 from edm_ray.models.denoiser import ModelDenoiser
-from edm_ray.networks.build import build_denoiser
+from edm_ray.networks.build import build_denoiser, config_of
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import sweep_plan
 from edm_ray.search.result import result_of
@@ -176,9 +176,13 @@ def generate_images(
     denoiser: torch.nn.Module, flat: Flat, labels: str, seeds: torch.Tensor, guide: torch.nn.Module | None = None
 ) -> np.ndarray:
     """uint8 [B, 1, 8, 8]."""
-    guiding = None if guide is None else ModelDenoiser(guide)
+    guiding = None if guide is None else ModelDenoiser(guide, config_of(guide).network)
     return generate(
-        ModelDenoiser(denoiser, guide=guiding), seeds, make_sampler(flat), labels=labels, micro_batch=4
+        ModelDenoiser(denoiser, config_of(denoiser).network, guide=guiding),
+        seeds,
+        make_sampler(flat),
+        labels=labels,
+        micro_batch=4,
     ).numpy()
 
 

@@ -123,9 +123,10 @@ def test_a_grid_that_would_take_too_long_is_given_up_early_and_said(dataset, cal
     skipped = [row["grid_skipped"] for row in read_metrics(uri) if "grid_s" in row]
     assert len(skipped) == len(MOMENTS) and all("would take" in why and "0 s are allowed" in why for why in skipped)
     evaluations = []
-    average = open_model(snapshot_model_uri(uri, 96)).denoiser().module
+    model = open_model(snapshot_model_uri(uri, 96))
+    average = model.denoiser().module
     average.register_forward_hook(lambda *_: evaluations.append(1))
-    drawer = GridDrawer(uri, dataset.codec)
+    drawer = GridDrawer(uri, model.config.network, dataset.codec)
     assert "grid_skipped" in drawer.draw(average, 96) and len(evaluations) == 2
     assert not average._forward_pre_hooks
 

@@ -41,14 +41,14 @@ def test_import_writes_a_model_directory_that_loads_and_is_the_same_again(
     for name in ("a", "b"):
         assert main(["import", str(source), str(tmp_path / name)]) == 0
     assert content(tmp_path / "a") == content(tmp_path / "b") and set(content(tmp_path / "a")) == set(FILES)
-    loaded = load_model(str(tmp_path / "a")).state_dict()
+    loaded = load_model(str(tmp_path / "a")).module.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in source_denoiser("vp").state_dict().items())
     assert not (tmp_path / "canary").exists()
     said = capsys.readouterr().out
     assert "VPPrecond" in said and "CC BY-NC-SA 4.0" in said and "edm-ray generate" in said
     # Exported from what was imported: still the same bytes.
     model = open_model(str(tmp_path / "a"))
-    save_model(str(tmp_path / "c"), model.config, model.denoiser().state_dict(), model.about)
+    save_model(str(tmp_path / "c"), model.config, model.denoiser().module.state_dict(), model.about)
     assert content(tmp_path / "c") == content(tmp_path / "a")
     assert (
         str(tmp_path) not in (tmp_path / "a" / "config.json").read_text() + (tmp_path / "a" / "README.md").read_text()
