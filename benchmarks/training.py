@@ -70,14 +70,15 @@ def torchrun_worker(data_uri: str, run: str, ticks: str) -> None:
 
 def ray_driver(data_uri: str, run: str, workers: int) -> None:
     """The Ray side: the call that the command makes."""
+    from edm_ray.distributed.group import Group
     from edm_ray.distributed.train import train_on_ray
 
     data = open_dataset(data_uri)
     config = config_of(data)
     claim_run(run, config, data)
-    train_on_ray(
-        config, data, run, {}, workers=(workers, workers), device="cpu", max_failures=0, on_tick=lambda row: None
-    )
+    job = TrainingJob(config=config, dataset=data, run_uri=run)
+    group = Group(least=workers, most=workers, threads=config.threads)
+    train_on_ray(job, group, max_failures=0, on_tick=lambda row: None)
 
 
 def note_tick(path: str, images: int, waited_s: float) -> None:

@@ -5,7 +5,6 @@ http://HOST:8265 the check runs there as a job; without it, on the cluster RAY_A
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +33,11 @@ class Args:
 def run(args: Args) -> int:
     if args.address is not None and "://" in args.address:
         return _as_job(args)
-    if args.address is not None:
-        os.environ["RAY_ADDRESS"] = args.address
     from edm_ray.distributed.cluster.doctor import Question, examine
 
     storage = None if args.storage is None else uris.absolute(args.storage)
     weights = None if args.weights is None else uris.absolute(args.weights)
-    findings = examine(Question(storage=storage, weights=weights, sha256=args.sha256, device=args.device))
+    findings = examine(Question(storage=storage, weights=weights, sha256=args.sha256, device=args.device), args.address)
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         say(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check:<{width}}  {finding.found}")
@@ -60,7 +57,7 @@ def _as_job(args: Args) -> int:
             command += [f"--{name}", value]
     with tempfile.TemporaryDirectory() as nothing:
         # Code travels, for nodes that have none of their own; whatever else lies here is not needed there.
-        here = "." if Path("edm_ray/distributed/doctor.py").is_file() else nothing
+        here = "." if Path("edm_ray/distributed/cluster/doctor.py").is_file() else nothing
         return submit.run(
             submit.Args(command=tuple(command), address=args.address, insecure=args.insecure, working_dir=here)
         )

@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -49,22 +49,22 @@ def run(args: Args) -> int:
         raise InputError("give one of: -- COMMAND ..., --list, --status ID, --follow ID, --stop ID")
     if args.command:
         return _submit(args)
-    from edm_ray.distributed.cluster.jobs import Cluster, outcome_of
+    from edm_ray.distributed.cluster.job_checks import find_address
+    from edm_ray.distributed.cluster.jobs import job_client, outcome_of, stop, submitted
 
-    cluster = Cluster(args.address, args.insecure)
-    if args.jobs:
-        for job in cluster.jobs():
-            started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((job.start_time or 0) / 1000))
-            say(f"{job.submission_id}  {job.status!s:<10} {started}  {job.entrypoint}")
-    elif args.status:
-        details = cluster.info(args.status)
-        say(f"{args.status}: {details.status}. {details.message or ''}".rstrip())
-        return outcome_of(details).code if details.status.is_terminal() else 0
-    elif args.stop:
-        outcome = cluster.stop(args.stop)
-        say(f"{args.stop}: {outcome.status}")
-    elif args.follow:
-        return _follow(cluster, args.follow)
+    with job_client(find_address(args.address), args.insecure) as client:
+        if args.jobs:
+            for job in submitted(client):
+                started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((job.start_time or 0) / 1000))
+                say(f"{job.submission_id}  {job.status!s:<10} {started}  {job.entrypoint}")
+        elif args.status:
+            details = client.get_job_info(args.status)
+            say(f"{args.status}: {details.status}. {details.message or ''}".rstrip())
+            return outcome_of(details).code if details.status.is_terminal() else 0
+        elif args.stop:
+            say(f"{args.stop}: {stop(client, args.stop).status}")
+        elif args.follow:
+            return _follow(client, args.follow)
     return 0
 
 
@@ -72,21 +72,25 @@ def _submit(args: Args) -> int:
     name, options = parse(args.command)
     working_dir = Path(args.working_dir).expanduser()
     check_places(name, options, working_dir)
-    from edm_ray.distributed.cluster.jobs import Cluster, check_upload, environment
+    from edm_ray.distributed.cluster.job_checks import check_upload, find_address, job_variables
+    from edm_ray.distributed.cluster.jobs import job_client, submit
 
-    variables = environment(args.env)
+    variables = job_variables(args.env)
     size = check_upload(working_dir)
-    cluster = Cluster(args.address, args.insecure)
+    address = find_address(args.address)
     out = getattr(options, "out", None) or getattr(options, "dest", None)
-    job = cluster.submit(args.command, working_dir, out, variables)
-    say(f"{job}: submitted to {cluster.address}; {size / 2**20:.1f} MiB of {working_dir.absolute()} travel with it")
-    if args.detach:
-        say(f"  edm-ray submit --address {cluster.address} --follow {job}")
-        return 0
-    return _follow(cluster, job)
+    with job_client(address, args.insecure) as client:
+        job = submit(client, args.command, working_dir, out, variables)
+        say(f"{job}: submitted to {address}; {size / 2**20:.1f} MiB of {working_dir.absolute()} travel with it")
+        if args.detach:
+            say(f"  edm-ray submit --address {address} --follow {job}")
+            return 0
+        return _follow(client, job)
 
 
-def _follow(cluster, job: str) -> int:  # type: ignore[no-untyped-def]
+def _follow(client: Any, job: str) -> int:
+    from edm_ray.distributed.cluster.jobs import follow
+
     started = time.monotonic()
 
     def write(text: str) -> None:
@@ -94,12 +98,12 @@ def _follow(cluster, job: str) -> int:  # type: ignore[no-untyped-def]
         sys.stdout.flush()
 
     try:
-        outcome = cluster.follow(job, write)
+        outcome = follow(client, job, write)
     except KeyboardInterrupt:
         say(f"\n{job}: goes on without being watched; --follow {job} shows it again, --stop {job} ends it")
         return 130
     say(f"{job}: {outcome.status} after {duration(time.monotonic() - started)}")
     if outcome.code:
         say(f"  {outcome.message}")
-        say("  the same command, submitted again, goes on where this one stopped")
+        say("  the same command, submitted again, resumes where this one stopped")
     return outcome.code

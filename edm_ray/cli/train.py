@@ -178,21 +178,12 @@ def _train(
             ask = lambda: Signal.STOP if must_stop() else Signal.NONE  # noqa: E731
             train(job, Place(device=args.device), on_tick, ask)
             return
+        from edm_ray.distributed.group import Group
         from edm_ray.distributed.train import train_on_ray
 
-        train_on_ray(
-            job.config,
-            job.dataset,
-            job.run_uri,
-            dict(job.about),
-            workers=parse_workers(args.workers),
-            device=args.device,
-            max_failures=args.max_failures,
-            on_tick=on_tick,
-            variables=cache,
-            snapshot_kimg=job.snapshot_kimg,
-            must_stop=must_stop,
-        )
+        least, most = parse_workers(args.workers)
+        group = Group(least=least, most=most, device=args.device, threads=job.config.threads)
+        train_on_ray(job, group, max_failures=args.max_failures, on_tick=on_tick, variables=cache, must_stop=must_stop)
     except Stopped as stopped:
         say(f"  {stopped}; the same command goes on from there")
         raise SystemExit(143) from stopped

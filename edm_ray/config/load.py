@@ -148,13 +148,6 @@ def _switched(
     return result
 
 
-def require_format(content: Mapping[str, Any], known: int, source: str, fix: str) -> None:
-    """Raises InputError when a file says that it is of another format than the one that is read here."""
-    found = content.get("format", known)
-    if found != known:
-        raise InputError(f"{source}: format={found!r} is not allowed: this version reads format {known}; {fix}")
-
-
 def configure(base: T, file: str | None = None, overrides: Sequence[str] = ()) -> T:
     """A preset with a YAML file and ``--set`` pairs laid over it."""
     mapping = dataclasses.asdict(base)  # type: ignore[call-overload]
@@ -170,10 +163,11 @@ def configure(base: T, file: str | None = None, overrides: Sequence[str] = ()) -
     return validate(type(base), mapping, source)
 
 
-def check_format(version: object, source: str, known: int = FORMAT) -> None:
-    """Raises InputError for another format version than the one that this program reads and writes."""
+def check_format(version: object, source: str, fix: str = "", known: int = FORMAT) -> None:
+    """Raises InputError, which ends with ``fix``, for another format version than the one that is read and written."""
     if version != known:
-        raise InputError(f"{source}: format={version!r} is not allowed: this version of edm_ray reads format {known}")
+        allowed = f"this version of edm_ray reads format {known}"
+        raise InputError(f"{source}: format={version!r} is not allowed: {allowed}{fix and '; '}{fix}")
 
 
 def to_flat(config: object) -> dict[str, Any]:

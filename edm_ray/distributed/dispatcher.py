@@ -19,6 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from edm_ray.distributed.chunks import Chunk, Generator, first_chunks, is_stored
 from edm_ray.distributed.cluster.preflight import Ask, in_use, nodes_free, nodes_there, refusal
+from edm_ray.distributed.ray_private import run_in_actor
 from edm_ray.distributed.sampler import Sampler
 from edm_ray.errors import InputError
 
@@ -290,7 +291,7 @@ class Queue:
         await self.begin()
         while not self.alive:
             await asyncio.sleep(0.05)
-        found = await asyncio.gather(*[s.__ray_call__.remote(_pid) for s in list(self.alive)], return_exceptions=True)
+        found = await asyncio.gather(*[run_in_actor(each, _pid) for each in list(self.alive)], return_exceptions=True)
         return [pid for pid in found if isinstance(pid, int)]
 
 

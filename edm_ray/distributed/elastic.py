@@ -1,8 +1,8 @@
-"""What Ray Train's elasticity leaves out: not planning with a node that is gone, and growing without losing a step.
+"""What Ray Train's elasticity leaves out: planning without a node that is gone, and growing without losing a step.
 
 When a node is lost, Ray Train plans the next group of workers at once, with the nodes that Ray lists. A lost node stays
-on that list until its health checks have failed (seconds to half a minute), and Ray's AutoscalingCoordinator copies the
-list every 20 s only; a group planned with it waits out its start timeout before Ray plans again.
+on that list until its health checks have failed (seconds to half a minute), and a group planned with it waits out its
+start timeout before Ray plans again. So the controller first asks every listed node for an answer.
 
 When a node comes, Ray Train kills the group that runs and starts a larger one from the last checkpoint. Here workers
 see the room themselves, make a checkpoint after the step under way and end; the driver starts the larger group.
@@ -15,86 +15,49 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import ray
 from ray.train import UserCallback
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from edm_ray.distributed.cluster.preflight import Ask, nodes_free
+from edm_ray.distributed.cluster.nodes import wait_until_listed_nodes_answer
+from edm_ray.distributed.cluster.preflight import nodes_free
+from edm_ray.distributed.group import Group
+from edm_ray.distributed.ray_private import refresh_known_nodes
 
-WAIT_S = 60.0
-"""At most so long for nodes that Ray lists to answer; with its defaults Ray takes a dead one off after 14 to 25 s."""
 ROOM_POLL_S = 5.0
-NEVER_S = 1e9
-"""For Ray Train's own look at what it could grow to."""
+PATIENCE_S, MOST_PATIENCE_S = 30.0, 3600.0
+"""After a group that ended for room and did not grow: the wait doubles, from one to the other."""
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def _answer() -> None:
-    """Runs where a node lives."""
-
-
-def wait_until_listed_nodes_answer(seconds: float = WAIT_S) -> list[str]:
-    """Until every node that Ray lists has run a task or has been taken off the list; returns those that did neither."""
-    asked: dict[str, Any] = {}
-    answered: set[str] = set()
-    deadline = time.monotonic() + seconds
-    while True:
-        listed = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        if len(listed) == 1:
-            return []  # the one that asks
-        for node in listed - asked.keys():
-            asked[node] = _answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
-        for node, reference in asked.items():
-            if node in answered or not ray.wait([reference], timeout=0, fetch_local=False)[0]:
-                continue
-            try:
-                ray.get(reference)
-                answered.add(node)
-            except ray.exceptions.RayError:
-                pass  # it is gone, and off the list now or in a moment
-        silent = sorted(listed - answered)
-        if not silent or time.monotonic() > deadline:
-            return silent
-        time.sleep(0.2)
-
-
-def plan_with_nodes_of_now() -> None:
-    """The AutoscalingCoordinator's copy of the list of nodes is up to 20 s old; groups are planned with it."""
-    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordination
-
-    coordinator = coordination.get_or_create_autoscaling_coordinator()
-    ray.get(coordinator.get_reserved_resources.remote("edm_ray", recompute=True), timeout=30)
-
-
-class KnowWhoIsLeft(UserCallback):
+class PlanWithLivingNodes(UserCallback):
     """In Ray Train's controller: after workers were lost, the next group is planned with nodes that answer."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         wait_until_listed_nodes_answer()
-        plan_with_nodes_of_now()
+        refresh_known_nodes()
 
 
-def room_for_more(ask: Ask, most: int, world_size: int, patience_s: float) -> Callable[[], bool]:
+def room_watcher(group: Group, world_size: int, patience_s: float) -> Callable[[], bool]:
     """In a worker: says, once it has seen it twice in a row, that free resources hold one more worker of this size.
 
     A cluster whose free resources a larger group did not get is not tried again at once: ``patience_s`` is how long
     after the start of this group the first look is.
     """
-    if world_size >= most:
+    if world_size >= group.most:
         return lambda: False
-    state = {"next": time.monotonic() + patience_s, "seen": 0.0}
+    request = group.request()
+    next_look, seen = time.monotonic() + patience_s, 0
 
     def look() -> bool:
-        if time.monotonic() >= state["next"]:
-            state["next"] = time.monotonic() + ROOM_POLL_S
-            state["seen"] = state["seen"] + 1 if sum(ask.fits(node) for node in nodes_free()) > 0 else 0
-        return state["seen"] >= 2
+        nonlocal next_look, seen
+        if time.monotonic() >= next_look:
+            next_look = time.monotonic() + ROOM_POLL_S
+            seen = seen + 1 if any(request.fits(node) for node in nodes_free()) else 0
+        return seen >= 2
 
     return look
 
 
 class Growth:
-    """In the driver: how patient the next group is with room, after groups that ended for it."""
+    """In the driver: how long the next group waits before it looks for room, after groups that ended for it."""
 
     def __init__(self) -> None:
         self.patience_s, self.before = ROOM_POLL_S, 0
@@ -102,5 +65,5 @@ class Growth:
     def after(self, world_size: int) -> None:
         """A group of so many workers ended because there was room for more."""
         grown = world_size > self.before
-        self.patience_s = ROOM_POLL_S if grown else min(2 * max(self.patience_s, 30.0), 3600.0)
+        self.patience_s = ROOM_POLL_S if grown else min(2 * max(self.patience_s, PATIENCE_S), MOST_PATIENCE_S)
         self.before = world_size

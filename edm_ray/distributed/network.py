@@ -1,8 +1,8 @@
-"""Which network the workers of a run talk over.
+"""Which network interface the workers of a training talk over: the one that carries their node's Ray address.
 
-gloo takes the address that the machine's own name resolves to; where that is loopback (Debian's 127.0.1.1, containers,
-network namespaces), workers on two nodes look for each other on themselves and fail. The interface that carries the
-node's Ray address is the one by which nodes do reach each other, so it is named before the process group is made.
+gloo takes the address that the machine's own name resolves to. Where that is loopback (Debian's 127.0.1.1, containers,
+network namespaces), workers on two nodes look for each other on themselves and fail. By its Ray address a node is
+reached from every other, so that interface is named before the process group is made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 import ray
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+
+from edm_ray.distributed.ray_private import backend_that_first_runs
 
 VARIABLE = "GLOO_SOCKET_IFNAME"
 _SIOCGIFADDR = 0x8915
@@ -42,10 +43,7 @@ def use_own_interface() -> None:
         os.environ[VARIABLE] = name
 
 
-class _Backend(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(use_own_interface)
-        super().on_start(worker_group, backend_config)
+_Backend = backend_that_first_runs(use_own_interface)
 
 
 @dataclass
@@ -53,5 +51,5 @@ class NodeNetwork(TorchConfig):
     """`TorchConfig` whose workers find each other by their nodes' addresses."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Any]:
         return _Backend

@@ -12,11 +12,9 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 
-from ray.experimental import internal_kv
-
+from edm_ray.distributed.ray_private import delete_key, has_key, own_node_is_drained, put_key
 from edm_ray.training.signals import Signal
 
-NAMESPACE = "edm_ray"
 DRIVER_POLL_S, WORKER_POLL_S = 0.1, 0.5
 
 
@@ -28,7 +26,7 @@ def stop_sign(must_stop: Callable[[], bool]) -> Iterator[str]:
     def watch() -> None:
         while not ended.wait(DRIVER_POLL_S):
             if must_stop():
-                internal_kv._internal_kv_put(key, b"1", namespace=NAMESPACE)
+                put_key(key)
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -38,7 +36,7 @@ def stop_sign(must_stop: Callable[[], bool]) -> Iterator[str]:
     finally:
         ended.set()
         watcher.join()
-        internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+        delete_key(key)
 
 
 def listener(key: str, rank: int, room: Callable[[], bool] = lambda: False) -> Callable[[], Signal]:
@@ -52,7 +50,7 @@ def listener(key: str, rank: int, room: Callable[[], bool] = lambda: False) -> C
         while not told.wait(WORKER_POLL_S):
             # A head that does not answer for a moment is asked again.
             with contextlib.suppress(Exception):
-                if internal_kv._internal_kv_get(key, namespace=NAMESPACE) or room():
+                if has_key(key) or room():
                     told.set()
 
     if rank == 0:
@@ -61,16 +59,6 @@ def listener(key: str, rank: int, room: Callable[[], bool] = lambda: False) -> C
     def ask() -> Signal:
         if told.is_set():
             return Signal.STOP
-        return Signal.SAVE if _will_be_taken_away() else Signal.NONE
+        return Signal.SAVE if own_node_is_drained() else Signal.NONE
 
     return ask
-
-
-def _will_be_taken_away() -> bool:
-    """Whether Ray has been told that a node of these workers is about to go (spot notice, drain).
-
-    `ray.train.get_preemption_info` gives the same, but as a barrier of all workers, which a step cannot afford.
-    """
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    return get_train_context().preemption_context.preemption_info is not None

@@ -1,10 +1,10 @@
 """``reader=ray-data``: Ray Data decodes shards on any CPU of the cluster and streams them to the training workers.
 
 For decoding that is too heavy for the nodes that train. A task decodes a shard, every byte of it checked; nothing is
-cached, so each epoch decodes anew. Which image a step gets depends on timing: runs are not repeatable, and one that is
-resumed begins its epoch anew. Sigmas, noise and augmentation stay keyed by position.
+cached, so each epoch decodes every shard again. Which image a step gets depends on timing: runs are not repeatable, and
+a resumed run starts its epoch over. Sigmas, noise and augmentation stay keyed by position.
 
-All epochs of a run are one stream. With a stream an epoch, a worker at its end would wait for the others, which wait
+All epochs of a run are one stream. With one stream per epoch, a worker at its end would wait for the others, which wait
 for it in their step: shares of a batch need not be equal.
 """
 
@@ -39,14 +39,14 @@ logger = logging.getLogger(__name__)
 NAME = "images"
 TASK_CPUS = 1
 TASK_ROWS = 4096
-"""A task decodes as many (small) shards as hold about so many rows."""
+"""About how many rows a task decodes, as whole (small) shards."""
 SHUFFLED_ROWS = 8192
 """Rows that a worker holds to shuffle; shards come in shuffled order, whole."""
 FETCHED_ROWS = 1024
 
 
 def require_room(workers: int, cpus: float) -> None:
-    """Raises InputError where training would leave no CPU to decode on: it would wait for ever."""
+    """Raises InputError where training would leave no CPU to decode on, and so would wait for ever."""
     there, needed = total(nodes_there(), "CPU"), workers * cpus + TASK_CPUS
     if there < needed:
         raise InputError(
@@ -93,7 +93,7 @@ def decode_visits(dataset: DataSet, seed: int, first: int, batch: dict[str, np.n
 
 
 class RayDataReader:
-    """The worker's end of the stream, in the place of `Reader`: what comes next stands at the positions asked for."""
+    """The worker's end of the stream, in place of `Reader`: whatever comes next is what the positions asked for get."""
 
     def __init__(self, dataset: DataSet, config: TrainingConfig, rows: Iterator[dict[str, np.ndarray]]) -> None:
         self.dataset, self.xflip, self.skipped = dataset, config.xflip, SkippedShards()

@@ -1,4 +1,4 @@
-"""What travels to every actor: weights as NumPy arrays in Ray's object store, one copy a node, read without copying.
+"""What travels to every actor: weights as NumPy arrays in Ray's object store, one copy per node, read in place.
 
 (Bytes would be copied into every process; a torch tensor takes twice as long to put and is copied too.)
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +66,6 @@ class ShippedModel:
 
 
 def _read_only(content: np.ndarray) -> torch.Tensor:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(content)

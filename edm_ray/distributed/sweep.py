@@ -20,13 +20,13 @@ from typing import Any
 
 import ray
 import ray.tune
-from ray.tune.execution import class_cache
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.tune.search import Searcher
 
 from edm_ray import __version__
 from edm_ray.distributed.evaluate import Bench
 from edm_ray.distributed.fid_worker import start_judges
+from edm_ray.distributed.ray_private import keep_aws_keys_out_of_trials
 from edm_ray.distributed.session import session
 from edm_ray.distributed.time_budget import limit_hours
 from edm_ray.distributed.trial import evaluate
@@ -40,9 +40,6 @@ from edm_ray.storage.commit import sha256
 TRIAL_CPUS = 0.01
 LEAST_CONCURRENT, MOST_CONCURRENT = 8, 64
 LOST = "its process was lost again and again; Ray's logs say how"
-# Tune copies AWS keys from this environment into the trials' runtime environment, which Ray writes to its logs. Nodes
-# have credentials of their own.
-class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if "AWS_" not in name}
 KEPT = ("failure", "estimate", "seconds", "generated")
 """Of a trial's result."""
 OnTrial = Callable[[TrialResult], None]
@@ -193,6 +190,7 @@ def sweep_on_ray(
     Raises InputError when ``budget_hours`` (of all workers together) are too few to confirm anything.
     """
     bench.require_here()
+    keep_aws_keys_out_of_trials()
     with session(), contextlib.ExitStack() as ends:
         bench.require()
         logging.getLogger("ray.tune").setLevel(logging.ERROR)

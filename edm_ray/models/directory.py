@@ -14,7 +14,7 @@ import torch
 
 from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.denoiser import DenoiserConfig
-from edm_ray.config.load import validate
+from edm_ray.config.load import FORMAT, check_format, to_flat, validate
 from edm_ray.data.decoders import decoder_version
 from edm_ray.diffusion.preconditioning import Preconditioned
 from edm_ray.errors import InputError, IntegrityError
@@ -93,7 +93,7 @@ def save_model(
     uri: str, config: DenoiserConfig, state: dict[str, torch.Tensor], about: dict[str, Any], codec: Codec = PIXELS
 ) -> None:
     """Commit a model directory; the same arguments give the same bytes."""
-    content = {"denoiser": dataclasses.asdict(config), "about": about}
+    content: dict[str, Any] = {"format": FORMAT, "denoiser": to_flat(config), "about": about}
     if not codec.is_pixels:
         content["codec"] = dataclasses.asdict(codec)
     text = json.dumps(content, indent=1, sort_keys=True)
@@ -124,6 +124,7 @@ def open_model(uri: str, guide: str | None = None, network: torch.nn.Module | No
     if manifest.get("kind") != KIND:
         raise InputError(f"{uri}: holds {manifest.get('kind', 'something else')!r}, not a model")
     content = json.loads(read_file(uri, "config.json", manifest))
+    check_format(content.get("format"), uris.join(uri, "config.json"))
     config = validate(DenoiserConfig, content["denoiser"], uris.join(uri, "config.json"))
     codec = validate(Codec, content.get("codec", {}), uris.join(uri, "config.json"))
     if not codec.is_pixels and len(codec.mean) != config.network.img_channels:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edm_ray.config.load import require_format, validate
+from edm_ray.config.load import check_format, validate
 from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.budget import Cost, costs
@@ -140,7 +140,7 @@ class SweepResult:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: str) -> SweepResult:
         """What `to_dict` wrote. Raises InputError naming the source and what is wrong, also of another format."""
-        require_format(content, FORMAT, source, "run the sweep's command again: it rewrites it from its chunks")
+        check_format(content.get("format", FORMAT), source, "run the sweep's command again: it rewrites it from its chunks")
         return validate(cls, {key: value for key, value in content.items() if key != "format"}, source)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from edm_ray.config.load import parse_yaml, require_format
+from edm_ray.config.load import parse_yaml, check_format
 from edm_ray.diffusion.samplers import Sampler, read_sampler
 from edm_ray.errors import InputError
 from edm_ray.search.result import Confirmed, SweepResult
@@ -63,7 +63,7 @@ def settings_from_yaml(text: str, source: str = "sampler file") -> Sampler:
     A file without ``format`` is one that a person wrote.
     """
     content = parse_yaml(text, source)
-    require_format(content, FORMAT, source, "run the sweep's command again: it rewrites it from its chunks")
+    check_format(content.get("format", FORMAT), source, "run the sweep's command again: it rewrites it from its chunks")
     if not isinstance(content.get("sampler"), dict):
         raise InputError(f"{source}: key 'sampler' with the settings is missing")
     return read_sampler(content["sampler"], source)

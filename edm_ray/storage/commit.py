@@ -20,6 +20,8 @@ from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage import uris
 
 MANIFEST = "manifest.json"
+FORMAT = 1
+"""Of directories with a manifest. Another one is refused in words."""
 logger = logging.getLogger(__name__)
 
 
@@ -75,7 +77,7 @@ def write_files(uri: str, files: Iterable[tuple[str, bytes]]) -> dict[str, dict[
 
 def publish(uri: str, entries: Mapping[str, Mapping[str, Any]], replace: bool = False, **facts: Any) -> dict[str, Any]:
     """Write the manifest: from here on the directory exists. Raises InputError when another one is there."""
-    manifest = {**facts, "files": {name: dict(entry) for name, entry in entries.items()}}
+    manifest = {**facts, "format": FORMAT, "files": {name: dict(entry) for name, entry in entries.items()}}
     text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
     path = uris.join(uri, MANIFEST)
     if replace:
@@ -100,6 +102,8 @@ def read_manifest(uri: str) -> dict[str, Any] | None:
         raise IntegrityError(f"{path}: not JSON ({error}); the directory is damaged, write it again") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise IntegrityError(f"{path}: not a manifest of edm_ray (no 'files' table)")
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: format {manifest.get('format')!r}; this version of edm_ray reads format {FORMAT}")
     return manifest
 
 

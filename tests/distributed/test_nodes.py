@@ -7,13 +7,14 @@ import time
 
 import pytest
 
-from edm_ray.distributed.cluster import node_check
+from edm_ray.distributed.cluster import node_check, nodes
 from edm_ray.distributed.cluster.preflight import Ask, refusal
-from edm_ray.distributed.cluster.probe import Standing, stand
+from edm_ray.distributed.cluster.probe import QuickReport, quick_probe
+from edm_ray.distributed.cluster.storage_check import marked
 from edm_ray.errors import InputError
 
 OURS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0+cpu", "edm_ray": "0.1.0 (0123456789)"}
-GOOD = Standing(node="10.0.0.2/bbbbbb", versions=OURS, storage="", unseen=())
+GOOD = QuickReport(node="10.0.0.2/bbbbbb", versions=OURS, storage="", unseen=())
 WORK = Ask(what="training", count=2, cpus=1)
 NODES = [
     {"NodeID": digit * 56, "Alive": True, "Resources": {"CPU": cpus}} for digit, cpus in (("a", 0), ("b", 1), ("c", 1))
@@ -21,22 +22,22 @@ NODES = [
 
 
 def test_a_good_node_may_work_and_a_gpu_image_beside_a_cpu_image_too():
-    assert node_check.objection(GOOD, OURS) is None
+    assert node_check.why_unfit(GOOD, OURS) is None
     gpu = dataclasses.replace(GOOD, versions={**OURS, "torch": "2.13.0+cu128"})
-    assert node_check.objection(gpu, OURS) is None
+    assert node_check.why_unfit(gpu, OURS) is None
 
 
 @pytest.mark.parametrize("name", list(OURS))
 def test_other_code_on_a_node_is_named_with_both_versions(name):
     other = dataclasses.replace(GOOD, versions={**OURS, name: "9.9.9"})
-    message = node_check.objection(other, OURS)
+    message = node_check.why_unfit(other, OURS)
     assert f"10.0.0.2/bbbbbb: {name} is 9.9.9, here it is {OURS[name]}" in message and "one image" in message
 
 
 def test_a_place_that_is_not_shared_or_not_seen_is_named_with_the_fix():
-    message = node_check.objection(dataclasses.replace(GOOD, storage="shared: /out is another place"), OURS)
+    message = node_check.why_unfit(dataclasses.replace(GOOD, storage="shared: /out is another place"), OURS)
     assert "10.0.0.2/bbbbbb" in message and "/out is another place" in message and "s3://" in message
-    message = node_check.objection(dataclasses.replace(GOOD, unseen=("/data/x", "/data/y")), OURS)
+    message = node_check.why_unfit(dataclasses.replace(GOOD, unseen=("/data/x", "/data/y")), OURS)
     assert "does not see /data/x, /data/y" in message and "s3://" in message
 
 
@@ -50,14 +51,14 @@ def three_nodes(monkeypatch):
         given = {node["NodeID"]: answers[node["NodeID"][0]] for node in those}
         failed = {name: answer for name, answer in given.items() if isinstance(answer, str)}
         late = {name: "no answer in 20 s" for name, answer in given.items() if answer is None}
-        heard = [node_check.Heard(name, answer, 0, 0) for name, answer in given.items() if isinstance(answer, Standing)]
-        return heard, failed, late
+        heard = [nodes.Reply(name, answer, 0, 0) for name, answer in given.items() if isinstance(answer, QuickReport)]
+        return nodes.Replies(heard, failed, late)
 
     class Here:
         def get_node_id(self):
             return "a" * 56
 
-    monkeypatch.setattr(node_check, "ask", ask)
+    monkeypatch.setattr(node_check, "ask_nodes", ask)
     monkeypatch.setattr(node_check, "living", lambda: NODES)
     monkeypatch.setattr(node_check, "versions", lambda: OURS)
     monkeypatch.setattr(node_check.ray, "get_runtime_context", Here)
@@ -134,18 +135,19 @@ def test_nodes_answer_fail_or_are_late(tmp_path):
     def broken():
         raise OSError("the disk is gone")
 
-    there = node_check.living()
-    with node_check.marked(str(tmp_path)) as token:
-        heard, failed, late = node_check.ask(
-            there, lambda node: node_check.on(node, stand).remote(str(tmp_path), token, ("/no",))
+    there = nodes.living()
+    with marked(str(tmp_path)) as token:
+        replies = nodes.ask_nodes(
+            there, lambda node: nodes.on(node, quick_probe).remote(str(tmp_path), token, ("/no",))
         )
-    assert [each.answer.storage for each in heard] == [""] and not failed and not late
+    heard = replies.heard
+    assert [each.answer.storage for each in heard] == [""] and not replies.failed and not replies.late
     assert heard[0].answer.unseen == ("/no",) and heard[0].sent <= heard[0].received
     assert list(tmp_path.iterdir()) == []
-    heard, failed, late = node_check.ask(there, lambda node: node_check.on(node, broken).remote())
-    assert not heard and not late and "the disk is gone" in failed[there[0]["NodeID"]]
+    replies = nodes.ask_nodes(there, lambda node: nodes.on(node, broken).remote())
+    assert not replies.heard and not replies.late and "the disk is gone" in replies.failed[there[0]["NodeID"]]
     started = time.monotonic()
-    heard, failed, late = node_check.ask(
-        there, lambda node: node_check.on(node, lambda: time.sleep(8)).remote(), timeout=0.5
-    )
-    assert not heard and not failed and list(late) == [there[0]["NodeID"]] and time.monotonic() - started < 5
+    replies = nodes.ask_nodes(there, lambda node: nodes.on(node, lambda: time.sleep(8)).remote(), timeout=0.5)
+    assert not replies.heard and not replies.failed and list(replies.late) == [there[0]["NodeID"]]
+    assert time.monotonic() - started < 5
+    assert nodes.wait_until_listed_nodes_answer(1.0) == []

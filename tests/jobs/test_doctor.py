@@ -9,14 +9,15 @@ import pytest
 
 from edm_ray.cli import main
 from edm_ray.distributed.cluster.doctor import authentication, compare, skew
-from edm_ray.distributed.cluster.probe import Answer, Question, check_storage, check_weights, expected_hash
+from edm_ray.distributed.cluster.probe import Question, Report, check_weights, expected_hash
+from edm_ray.distributed.cluster.storage_check import check_storage
 
 GIB = 1 << 30
 
 
-def _answer(node: str = "10.0.0.1/aaaaaa", **changes) -> Answer:
+def _answer(node: str = "10.0.0.1/aaaaaa", **changes) -> Report:
     versions = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0", "edm_ray": "0.1.0 (0123456789)"}
-    whole = Answer(
+    whole = Report(
         node=node,
         versions=versions,
         gpus=("A100",),
@@ -89,13 +90,12 @@ def test_a_cluster_at_rest_is_healthy_when_its_autoscaler_may_bring_gpus(monkeyp
 
 def test_a_node_that_is_lost_while_it_is_asked_is_a_finding_and_not_a_crash(monkeypatch):
     from edm_ray.distributed.cluster import doctor
-    from edm_ray.distributed.cluster.node_check import Heard
+    from edm_ray.distributed.cluster.nodes import Replies, Reply
 
     good = {"NodeID": "a" * 56, "NodeManagerAddress": "10.0.0.1"}
     gone = {"NodeID": "b" * 56, "NodeManagerAddress": "10.0.0.2"}
-    monkeypatch.setattr(
-        doctor, "ask", lambda nodes, start: ([Heard(good, 5.0, 4.0, 6.0)], {gone["NodeID"]: "node died"}, {})
-    )
+    replies = Replies([Reply(good, 5.0, 4.0, 6.0)], {gone["NodeID"]: "node died"})
+    monkeypatch.setattr(doctor, "ask_nodes", lambda nodes, start: replies)
     finding = doctor._clocks([good, gone])
     assert not finding.ok and "bbbbbb (node died)" in finding.found and finding.fix
 

@@ -13,7 +13,7 @@ import pytest
 
 from edm_ray.cli import main
 from edm_ray.cli.job import check_places, parse, run_job
-from edm_ray.distributed.cluster import jobs
+from edm_ray.distributed.cluster import job_checks
 from edm_ray.errors import InputError
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -96,7 +96,7 @@ def test_every_job_script_is_short_and_refuses_relative_places(name, monkeypatch
 
 
 def test_a_working_directory_above_50_mib_is_refused_and_its_largest_files_named(tmp_path):
-    from edm_ray.distributed.cluster.jobs import check_upload
+    from edm_ray.distributed.cluster.job_checks import check_upload
 
     (tmp_path / "code.py").write_text("x = 1\n")
     for name, mib in (("big.bin", 40), ("bigger.bin", 45), (".git/objects.pack", 200), (".venv/lib.so", 200)):
@@ -112,28 +112,8 @@ def test_a_working_directory_above_50_mib_is_refused_and_its_largest_files_named
         check_upload(tmp_path / "nothing")
 
 
-def test_what_is_counted_is_what_ray_uploads(tmp_path):
-    """The size check walks with Ray's private walker: its answer must be the names in Ray's own package."""
-    import zipfile
-
-    from ray._private.runtime_env.packaging import create_package
-
-    from edm_ray.distributed.cluster.jobs import EXCLUDES, upload_sizes
-
-    for name in ("a.py", "sub/b.py", "sub/skip.log", "runs/c.bin", ".git/d", "keep/__pycache__/e.pyc"):
-        (tmp_path / "dir" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "dir" / name).write_text(name)
-    (tmp_path / "dir" / ".gitignore").write_text("*.log\n")
-    (tmp_path / "dir" / ".rayignore").write_text("runs\n")
-    package = tmp_path / "package.zip"
-    create_package(str(tmp_path / "dir"), package, include_gitignore=True, excludes=list(EXCLUDES))
-    packed = {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}
-    counted = {name for _, name in upload_sizes(tmp_path / "dir")}
-    assert counted == packed == {"a.py", "sub/b.py", ".gitignore", ".rayignore"}
-
-
 def test_this_repository_is_small_enough_to_travel():
-    from edm_ray.distributed.cluster.jobs import upload_sizes
+    from edm_ray.distributed.cluster.job_checks import upload_sizes
 
     sizes = upload_sizes(JOBS.parent)
     assert sum(size for size, _ in sizes) < 10 << 20, sizes[:5]
@@ -143,15 +123,15 @@ def test_this_repository_is_small_enough_to_travel():
 
 
 def test_secrets_do_not_travel_as_variables():
-    from edm_ray.distributed.cluster.jobs import environment
+    from edm_ray.distributed.cluster.job_checks import job_variables
 
-    assert environment(["AWS_REGION=eu-west-1", "X=a=b"]) == {"AWS_REGION": "eu-west-1", "X": "a=b"}
+    assert job_variables(["AWS_REGION=eu-west-1", "X=a=b"]) == {"AWS_REGION": "eu-west-1", "X": "a=b"}
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "db_password", "AWS_ACCESS_KEY_ID"):
         with pytest.raises(InputError, match="looks like a secret") as caught:
-            environment([f"{name}=canary"])
+            job_variables([f"{name}=canary"])
         assert "canary" not in str(caught.value)
     with pytest.raises(InputError, match="NAME=VALUE") as caught:
-        environment(["=canary"])
+        job_variables(["=canary"])
     assert "canary" not in str(caught.value)
 
 
@@ -177,13 +157,13 @@ def test_a_cluster_beyond_this_machine_needs_a_token(monkeypatch, capsys):
     ],
 )
 def test_only_loopback_is_this_machine(address, local):
-    from edm_ray.distributed.cluster.jobs import is_loopback
+    from edm_ray.distributed.cluster.job_checks import is_loopback
 
     assert is_loopback(address) is local
 
 
 def test_addresses_that_are_no_job_api_are_refused(monkeypatch):
-    from edm_ray.distributed.cluster.jobs import find_address
+    from edm_ray.distributed.cluster.job_checks import find_address
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
@@ -216,12 +196,12 @@ def test_a_cluster_that_answers_without_a_token_is_refused_though_we_have_one(mo
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _OpenCluster)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(jobs, "is_loopback", lambda _: False)
-    monkeypatch.setattr(jobs, "is_token_auth_enabled", lambda: True)
+    monkeypatch.setattr(job_checks, "is_loopback", lambda _: False)
+    monkeypatch.setattr(job_checks, "sends_token", lambda: True)
     try:
         with pytest.raises(InputError, match="to anyone, without a token"):
-            jobs.require_authentication(address, insecure=False)
-        jobs.require_authentication(address, insecure=True)
+            job_checks.require_authentication(address, insecure=False)
+        job_checks.require_authentication(address, insecure=True)
     finally:
         server.shutdown()
         server.server_close()
@@ -239,12 +219,12 @@ def test_a_token_that_would_travel_in_the_clear_is_said(monkeypatch, caplog):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _ClosedCluster)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(jobs, "is_token_auth_enabled", lambda: True)
+    monkeypatch.setattr(job_checks, "sends_token", lambda: True)
     try:
-        jobs.require_authentication(address, insecure=False)
+        job_checks.require_authentication(address, insecure=False)
         assert not caplog.text, "nobody else reads the loopback"
-        monkeypatch.setattr(jobs, "is_loopback", lambda _: False)
-        jobs.require_authentication(address, insecure=False)
+        monkeypatch.setattr(job_checks, "is_loopback", lambda _: False)
+        job_checks.require_authentication(address, insecure=False)
         assert "in the clear" in caplog.text and "tunnel" in caplog.text
     finally:
         server.shutdown()
@@ -252,7 +232,7 @@ def test_a_token_that_would_travel_in_the_clear_is_said(monkeypatch, caplog):
 
 
 def test_the_doctor_of_a_cluster_sends_code_and_nothing_else_of_the_current_directory(tmp_path, monkeypatch):
-    from edm_ray.cli import doctor
+    from edm_ray.cli import doctor, submit
 
     sent = []
 
@@ -260,7 +240,7 @@ def test_the_doctor_of_a_cluster_sends_code_and_nothing_else_of_the_current_dire
         sent.append(sorted(path.name for path in Path(args.working_dir).iterdir()))
         return 0
 
-    monkeypatch.setattr(jobs, "run", note)
+    monkeypatch.setattr(submit, "run", note)
     (tmp_path / "holiday.mkv").write_bytes(b"much")
     monkeypatch.chdir(tmp_path)
     assert doctor.run(doctor.Args(address="http://127.0.0.1:9")) == 0

@@ -84,7 +84,7 @@ def test_a_model_directory_gives_back_the_denoiser_and_the_same_bytes(tmp_path):
         save_model(str(tmp_path / name), CONFIG, denoiser.state_dict(), {"images_seen": 5})
     loaded = load_model(str(tmp_path / "a"))
     for name, tensor in denoiser.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor)
+        assert torch.equal(loaded.module.state_dict()[name], tensor)
     for file in ("model.safetensors", "config.json", "manifest.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert open_model(str(tmp_path / "a")).hash == open_model(str(tmp_path / "b")).hash

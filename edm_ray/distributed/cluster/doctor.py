@@ -1,153 +1,155 @@
-"""What can be wrong with a cluster, looked for on every node before a long job does it the hard way.
+"""What can be wrong with a cluster, looked for on every node before a long job finds it the hard way.
 
-`examine` runs one probe on each node (a task pinned to it), puts the answers side by side and returns findings: a line
-each, with the fix beside what failed. Nothing it writes stays.
+`examine` probes each node (a task pinned to it), compares the reports and returns findings: one line for each check,
+with the fix where it failed. Nothing it writes stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import ray
 
-from edm_ray.distributed.cluster.node_check import (
-    ONE_IMAGE,
-    Node,
-    ask,
-    living,
-    marked,
-    on,
-    pinned,
-    released,
-)
+from edm_ray.distributed.cluster.node_check import ONE_IMAGE, released
+from edm_ray.distributed.cluster.nodes import Node, ask_nodes, living, on, pinned
 from edm_ray.distributed.cluster.preflight import may_grow_to
-from edm_ray.distributed.cluster.probe import Answer, Listener, Question, clock, connect, expected_hash, probe
+from edm_ray.distributed.cluster.probe import Listener, Question, Report, clock, connect, expected_hash, probe
+from edm_ray.distributed.cluster.storage_check import marked
+from edm_ray.distributed.ray_private import dashboard_address, session_folder
 from edm_ray.distributed.session import session
 
-MIN_MEMORY = 1 << 30
-MIN_DISK = 2 << 30
-MIN_SHM = 256 << 20
 MAX_SKEW_S = 2.0
 GIB = 1 << 30
+SPACE = {
+    "memory": ("free memory", 1 << 30, "free memory or take larger nodes; Ray kills workers when it runs out"),
+    "disk": (
+        "free disk",
+        2 << 30,
+        "free space where Ray keeps its session (--temp-dir), or mount a larger volume there",
+    ),
+    "shm": (
+        "/dev/shm",
+        256 << 20,
+        "mount an emptyDir with `medium: Memory` at /dev/shm, or docker run --shm-size: NCCL and Ray need it",
+    ),
+}
+"""Field of a report -> its name for people, the least bytes, and the fix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
+    """What came of one check."""
+
     check: str
     ok: bool
     found: str
     fix: str = ""
-    """What to do; empty when it is ok."""
+    """What to do; said only where it is not ok."""
+
+    def __post_init__(self) -> None:
+        if self.ok:
+            object.__setattr__(self, "fix", "")
 
 
-def examine(question: Question) -> list[Finding]:
-    """Probe every node of the cluster that RAY_ADDRESS names, or of a Ray of this machine."""
-    with session():
-        nodes = living()
-        temp_dir = ray._private.worker.global_worker.node.get_temp_dir_path()
+def examine(question: Question, address: str | None = None) -> list[Finding]:
+    """Probe every node of the cluster at ``address`` or RAY_ADDRESS, or of a Ray of this machine."""
+    with session(address):
+        folder = session_folder()
         with marked(question.storage) as token:
-            heard, failed, late = ask(nodes, lambda node: on(node, probe).remote(question, token, temp_dir))
-        answers = [each.answer for each in heard]
-        there = [each.node for each in heard]
-        findings = compare(question, answers, failed | late)
-        findings.append(_clocks(there))
-        findings.append(_ports(there))
-        findings.append(authentication(answers, _dashboard_host()))
-        return findings
+            replies = ask_nodes(living(), lambda node: on(node, probe).remote(question, token, folder))
+        reports, there = [each.answer for each in replies.heard], [each.node for each in replies.heard]
+        host = dashboard_address().rsplit(":", 1)[0]
+        return [
+            *compare(question, reports, replies.silent),
+            _clocks(there),
+            _ports(there),
+            authentication(reports, host),
+        ]
 
 
-def compare(question: Question, answers: list[Answer], silent: dict[str, str]) -> list[Finding]:
-    """Findings from the nodes' answers alone."""
-    findings = [
-        Finding(
-            check="nodes",
-            ok=not silent and bool(answers),
-            found=f"{len(answers)} answer" + "".join(f"; {node[:6]}: {why}" for node, why in silent.items()),
-            fix="" if not silent else "look at that node's Ray log (raylet.err); is edm_ray installed there?",
-        )
-    ]
-    for name in answers[0].versions if answers else ():
-        found = sorted({answer.versions[name] for answer in answers})
-        same = len({released(version) for version in found}) == 1
-        findings.append(
-            Finding(
-                check=f"version of {name}",
-                ok=same,
-                found=" and ".join(found) if same else _by_node(answers, lambda a, name=name: a.versions[name]),
-                fix=f"{ONE_IMAGE}: {name} must be the same everywhere",
-            )
-        )
-    gpus = [answer.gpus for answer in answers]
-    kinds = sorted({name for names in gpus for name in names})
-    to_come = int(may_grow_to("GPU"))
-    none = f"no GPU now; the autoscaler may bring {to_come}" if to_come else "no GPU; CPUs only"
-    findings.append(
-        Finding(
-            check="devices",
-            ok=bool(kinds or to_come) or question.device != "cuda",
-            found=f"{sum(map(len, gpus))} GPUs ({', '.join(kinds)})" if kinds else none,
-            fix="no node sees a GPU: is its driver there, is the image one for GPUs, does the manifest ask for a GPU?",
-        )
-    )
-    for check, least, fix in (
-        ("memory", MIN_MEMORY, "free memory or take larger nodes; Ray kills workers when it runs out"),
-        ("disk", MIN_DISK, "free space where Ray keeps its session (--temp-dir), or mount a larger volume there"),
-        (
-            "shm",
-            MIN_SHM,
-            "mount an emptyDir with `medium: Memory` at /dev/shm, or docker run --shm-size: NCCL and Ray need it",
-        ),
-    ):
-        worst = min(answers, key=lambda answer, check=check: getattr(answer, check), default=None)
-        if worst is not None:
-            size = getattr(worst, check)
-            label = "/dev/shm" if check == "shm" else f"free {check}"
-            findings.append(
-                Finding(
-                    check=label, ok=size >= least, found=f"{size / GIB:.1f} GiB on {worst.node}, the least", fix=fix
-                )
-            )
-    findings += _places(question, answers)
-    return [replace(finding, fix="") if finding.ok else finding for finding in findings]
-
-
-def _places(question: Question, answers: list[Answer]) -> list[Finding]:
-    """Storage and weights."""
-    findings = []
+def compare(question: Question, reports: list[Report], silent: dict[str, str]) -> list[Finding]:
+    """Findings from the nodes' reports alone; ``silent``: why others gave none, by node id."""
+    findings = [_nodes(reports, silent), *_versions(reports), _devices(question, reports), *_space(reports)]
     if question.storage is not None:
-        bad = [answer for answer in answers if answer.storage]
-        findings.append(
-            Finding(
-                check="storage",
-                ok=not bad,
-                found=_by_node(bad, lambda a: a.storage) if bad else f"{question.storage}: write, list, read, delete",
-                fix="give the nodes a role that may Put, Get, List and Delete there (instance profile, IRSA), check "
-                "AWS_REGION and AWS_ENDPOINT_URL; a local path must be the same shared folder on every node",
-            )
-        )
+        findings.append(_storage(question.storage, reports))
     if question.weights is not None:
-        bad = [answer for answer in answers if answer.weights]
-        known = expected_hash(question.weights, question.sha256)
-        found = (
-            f"{question.weights}: sha256 {f'{known[:8]}... as expected' if known else 'not checked, none was given'}"
-        )
-        findings.append(
-            Finding(
-                check="extractor weights",
-                ok=not bad,
-                found=_by_node(bad, lambda a: a.weights) if bad else found,
-                fix="download them again to a place all nodes see, or give the right --sha256; an FID with other "
-                "weights compares with nothing",
-            )
-        )
+        findings.append(_weights(question.weights, question.sha256, reports))
     return findings
 
 
-def _by_node(answers: list[Answer], what: Callable[[Answer], str]) -> str:
+def _nodes(reports: list[Report], silent: dict[str, str]) -> Finding:
+    return Finding(
+        check="nodes",
+        ok=not silent and bool(reports),
+        found=f"{len(reports)} answer" + "".join(f"; {node[:6]}: {why}" for node, why in silent.items()),
+        fix="look at that node's Ray log (raylet.err); is edm_ray installed there?" if silent else "",
+    )
+
+
+def _versions(reports: list[Report]) -> list[Finding]:
+    return [_version(name, reports) for name in (reports[0].versions if reports else ())]
+
+
+def _version(name: str, reports: list[Report]) -> Finding:
+    found = sorted({report.versions[name] for report in reports})
+    same = len({released(version) for version in found}) == 1
+    return Finding(
+        check=f"version of {name}",
+        ok=same,
+        found=" and ".join(found) if same else _by_node(reports, lambda report: report.versions[name]),
+        fix=f"{ONE_IMAGE}: {name} must be the same everywhere",
+    )
+
+
+def _devices(question: Question, reports: list[Report]) -> Finding:
+    kinds = sorted({name for report in reports for name in report.gpus})
+    count, to_come = sum(len(report.gpus) for report in reports), int(may_grow_to("GPU"))
+    none = f"no GPU now; the autoscaler may bring {to_come}" if to_come else "no GPU; CPUs only"
+    return Finding(
+        check="devices",
+        ok=bool(kinds or to_come) or question.device != "cuda",
+        found=f"{count} GPUs ({', '.join(kinds)})" if kinds else none,
+        fix="no node sees a GPU: is its driver there, is the image one for GPUs, does the manifest ask for a GPU?",
+    )
+
+
+def _space(reports: list[Report]) -> list[Finding]:
+    return [_least(reports, field, *told) for field, told in SPACE.items()] if reports else []
+
+
+def _least(reports: list[Report], field: str, label: str, least: int, fix: str) -> Finding:
+    size, node = min((getattr(report, field), report.node) for report in reports)
+    return Finding(check=label, ok=size >= least, found=f"{size / GIB:.1f} GiB on {node}, the least", fix=fix)
+
+
+def _storage(storage: str, reports: list[Report]) -> Finding:
+    bad = [report for report in reports if report.storage]
+    return Finding(
+        check="storage",
+        ok=not bad,
+        found=_by_node(bad, lambda report: report.storage) if bad else f"{storage}: write, list, read, delete",
+        fix="give the nodes a role that may Put, Get, List and Delete there (instance profile, IRSA), check AWS_REGION "
+        "and AWS_ENDPOINT_URL; a local path must be the same shared folder on every node",
+    )
+
+
+def _weights(weights: str, sha256: str | None, reports: list[Report]) -> Finding:
+    bad, known = [report for report in reports if report.weights], expected_hash(weights, sha256)
+    good = f"{weights}: sha256 {f'{known[:8]}... as expected' if known else 'not checked, none was given'}"
+    return Finding(
+        check="extractor weights",
+        ok=not bad,
+        found=_by_node(bad, lambda report: report.weights) if bad else good,
+        fix="download them again to a place all nodes see, or give the right --sha256; an FID with other weights "
+        "compares with nothing",
+    )
+
+
+def _by_node(reports: list[Report], what: Callable[[Report], str]) -> str:
     groups: dict[str, list[str]] = {}
-    for answer in answers:
-        groups.setdefault(what(answer), []).append(answer.node)
+    for report in reports:
+        groups.setdefault(what(report), []).append(report.node)
     return "; ".join(
         f"{value} on {', '.join(nodes[:4])}{', ...' if len(nodes) > 4 else ''}" for value, nodes in groups.items()
     )
@@ -160,60 +162,64 @@ def skew(sent: float, there: float, received: float) -> float:
 
 def _clocks(nodes: list[Node]) -> Finding:
     """A second task on each node, whose process is up by now, so that the bracket around its clock is narrow."""
-    heard, failed, late = ask(nodes, lambda node: on(node, clock).remote())
-    skews = [(skew(each.sent, each.answer, each.received), each.node["NodeManagerAddress"]) for each in heard]
+    replies = ask_nodes(nodes, lambda node: on(node, clock).remote())
+    skews = [(skew(each.sent, each.answer, each.received), each.node["NodeManagerAddress"]) for each in replies.heard]
     worst, where = max(skews, default=(0.0, ""))
     found = f"{worst:.1f} s apart or more on {where}" if worst else "agree"
-    if gone := failed | late:
-        found = f"not read on {_lost(gone)}; the others: {found}"
-    ok = worst <= MAX_SKEW_S and not gone
-    fix = "" if ok else "run chrony or ntpd on the nodes; S3 refuses requests that are minutes off"
-    return Finding(check="clocks", ok=ok, found=found, fix=fix)
+    if replies.silent:
+        found = f"not read on {_lost(replies.silent)}; the others: {found}"
+    return Finding(
+        check="clocks",
+        ok=worst <= MAX_SKEW_S and not replies.silent,
+        found=found,
+        fix="run chrony or ntpd on the nodes; S3 refuses requests that are minutes off",
+    )
 
 
 def _ports(nodes: list[Node]) -> Finding:
     """Each node connects to a port the next one opens, all at once."""
-    listeners = {node["NodeID"]: ray.remote(**pinned(node))(Listener).remote() for node in nodes}
-    opened, failed, late = ask(nodes, lambda node: listeners[node["NodeID"]].address.remote())
-    ring = list(zip(opened, opened[1:] + opened[:1], strict=True))
-    target = {each.node["NodeID"]: following for each, following in ring}
-    tried, broken, slow = ask(
-        [each.node for each in opened], lambda node: on(node, connect).remote(target[node["NodeID"]].answer)
+    listeners = {node["NodeID"]: ray.remote(**pinned(node["NodeID"]))(Listener).remote() for node in nodes}
+    opened = ask_nodes(nodes, lambda node: listeners[node["NodeID"]].address.remote())
+    ports = opened.heard
+    target = {each.node["NodeID"]: after for each, after in zip(ports, ports[1:] + ports[:1], strict=True)}
+    tried = ask_nodes(
+        [each.node for each in ports], lambda node: on(node, connect).remote(target[node["NodeID"]].answer)
     )
     for listener in listeners.values():
         ray.kill(listener)
     failures = [
         f"{each.node['NodeManagerAddress']} -> {':'.join(map(str, target[each.node['NodeID']].answer))}: {each.answer}"
-        for each in tried
+        for each in tried.heard
         if each.answer
     ]
-    if gone := failed | late | broken | slow:
+    if gone := opened.silent | tried.silent:
         failures.append(f"not tried on {_lost(gone)}")
-    fix = "nodes must reach each other on all ports (gloo and NCCL pick theirs): open the group to itself, and set "
-    fix += "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME where a node has several networks"
-    found = "; ".join(failures) if failures else f"open between nodes ({len(ring)} pairs tried)"
-    return Finding(check="ports", ok=not failures, found=found, fix=fix if failures else "")
+    return Finding(
+        check="ports",
+        ok=not failures,
+        found="; ".join(failures) if failures else f"open between nodes ({len(ports)} pairs tried)",
+        fix="nodes must reach each other on all ports (gloo and NCCL pick theirs): open the group to itself, and set "
+        "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME where a node has several networks",
+    )
 
 
 def _lost(nodes: dict[str, str]) -> str:
     return ", ".join(f"{node[:6]} ({why})" for node, why in nodes.items())
 
 
-def _dashboard_host() -> str:
-    """Where the job API listens: host, or '' when there is none."""
-    url = ray._private.worker.global_worker.node.address_info.get("webui_url") or ""
-    return url.rsplit(":", 1)[0]
-
-
-def authentication(answers: list[Answer], dashboard_host: str) -> Finding:
-    """Token mode everywhere, unless only this machine can reach the cluster."""
-    modes = {answer.auth for answer in answers}
-    hosts = {answer.node.split("/")[0] for answer in answers}
-    local = len(hosts) <= 1 and dashboard_host in ("", "127.0.0.1", "localhost", "[::1]")
-    if modes == {"token"}:
+def authentication(reports: list[Report], dashboard_host: str) -> Finding:
+    """Token mode everywhere, unless only this machine reaches it all. ``dashboard_host``: '' without a job API."""
+    if {report.auth for report in reports} == {"token"}:
         return Finding(check="authentication", ok=True, found="token on every node")
-    found = f"RAY_AUTH_MODE is {_by_node(answers, lambda a: a.auth)}; job API on {dashboard_host or 'no port'}"
-    if local:
-        return Finding(check="authentication", ok=True, found=f"{found}: only this machine reaches it")
-    fix = "anyone who reaches this cluster can run code on it: start every node with RAY_AUTH_MODE=token and one token"
-    return Finding(check="authentication", ok=False, found=found, fix=fix)
+    hosts = {report.node.split("/")[0] for report in reports}
+    local = len(hosts) <= 1 and dashboard_host in ("", "127.0.0.1", "localhost", "[::1]")
+    found = (
+        f"RAY_AUTH_MODE is {_by_node(reports, lambda report: report.auth)}; job API on {dashboard_host or 'no port'}"
+    )
+    return Finding(
+        check="authentication",
+        ok=local,
+        found=f"{found}: only this machine reaches it" if local else found,
+        fix="anyone who reaches this cluster can run code on it: start every node with RAY_AUTH_MODE=token and one "
+        "token",
+    )

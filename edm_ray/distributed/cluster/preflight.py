@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
+from edm_ray.distributed.ray_private import free_resources
 from edm_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def nodes_there() -> list[Resources]:
 
 def nodes_free() -> list[Resources]:
     """What nobody holds at this moment, node by node."""
-    return list(ray._private.state.available_resources_per_node().values())
+    return list(free_resources())
 
 
 def may_grow_to(kind: str) -> float:

@@ -1,4 +1,4 @@
-"""What is looked at on one node: everything by `edm-ray doctor`, the part that is quick before a run starts."""
+"""What is looked at on one node: all of it by `edm-ray doctor`, the quick part before a run starts."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from pathlib import Path
 
 import ray
 
+import edm_ray
+from edm_ray.distributed.cluster.storage_check import check_storage
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
-
-MARKER = ".edm-ray-doctor-"
-"""Names of what is written to a storage to try it begin so; nothing of it stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What to look for beside what is always looked at."""
+    """What the doctor looks at beside what it always does."""
 
     storage: str | None = None
     weights: str | None = None
@@ -34,8 +33,8 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One node's."""
+class Report:
+    """What one node has and can do."""
 
     node: str
     versions: dict[str, str]
@@ -53,7 +52,7 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class QuickReport:
     """What must be right on a node before work begins there."""
 
     node: str
@@ -67,7 +66,7 @@ class Standing:
 def source_hash() -> str:
     """Hash of the package's own source files: two nodes with the same version may still run different code."""
     digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
+    root = Path(edm_ray.__file__).parent
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:10]
@@ -80,28 +79,6 @@ def _free_memory() -> int:
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
         free = min(free, int(text) - int(used.read_text()))
     return free
-
-
-def check_storage(storage: str, token: str, node: str) -> str:
-    """Write, list, read and delete below ``storage``, and read what the driver wrote; what failed, or ''."""
-    own = uris.join(storage, f"{MARKER}{token}", node)
-    step = "write"
-    try:
-        uris.write_bytes(uris.join(own, "probe"), token.encode())
-        step = "list"
-        if "probe" not in uris.list_names(own):
-            return f"list: what was written to {own} is not listed"
-        step = "read"
-        if uris.read_bytes(uris.join(own, "probe")) != token.encode():
-            return f"read: what was written to {own} reads differently"
-        step = "delete"
-        uris.delete_directory(own)
-        step = "shared"
-        if not uris.exists(uris.join(storage, f"{MARKER}{token}", "driver")):
-            return f"shared: {storage} is another place on this node than where the job runs"
-    except (OSError, InputError) as error:
-        return f"{step}: {' '.join(str(error).split())[:200]}"
-    return ""
 
 
 def expected_hash(weights: str, sha256: str | None) -> str | None:
@@ -124,13 +101,11 @@ def check_weights(weights: str, sha256: str | None) -> str:
 
 def versions() -> dict[str, str]:
     """What must be the same on all nodes. Without importing torch, which takes seconds."""
-    from edm_ray import __version__
-
     return {
         "python": ".".join(map(str, sys.version_info[:3])),
         "ray": ray.__version__,
         "torch": importlib.metadata.version("torch"),
-        "edm_ray": f"{__version__} ({source_hash()})",
+        "edm_ray": f"{edm_ray.__version__} ({source_hash()})",
     }
 
 
@@ -139,9 +114,9 @@ def name_of_this_node() -> str:
     return f"{ray.util.get_node_ip_address()}/{ray.get_runtime_context().get_node_id()[:6]}"
 
 
-def stand(storage: str, token: str, reads: tuple[str, ...]) -> Standing:
-    """The quick part, about the node this runs on."""
-    return Standing(
+def quick_probe(storage: str, token: str, reads: tuple[str, ...]) -> QuickReport:
+    """What must be right on the node this runs on before work begins there; quick."""
+    return QuickReport(
         node=name_of_this_node(),
         versions=versions(),
         storage=check_storage(storage, token, uuid.uuid4().hex[:8]),
@@ -156,13 +131,13 @@ def _seen(uri: str) -> bool:
         return False
 
 
-def probe(question: Question, token: str, temp_dir: str) -> Answer:
+def probe(question: Question, token: str, temp_dir: str) -> Report:
     """Everything about the node this runs on."""
     import torch
 
     devices = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     place = temp_dir if Path(temp_dir).is_dir() else "/tmp"
-    return Answer(
+    return Report(
         node=name_of_this_node(),
         versions=versions(),
         gpus=devices,

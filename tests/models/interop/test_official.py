@@ -137,7 +137,7 @@ def test_a_model_directory_gives_back_an_official_network_bit_for_bit(tmp_path: 
     class_name, kwargs = CASES[case]
     source = source_denoiser(case)
     save_model(str(tmp_path / "model"), official_config(class_name, kwargs), source.state_dict(), {})
-    loaded = load_model(str(tmp_path / "model"))
+    loaded = load_model(str(tmp_path / "model")).module
     again = from_official(class_name, kwargs).eval()
     again.load_state_dict(source.state_dict(), strict=True)
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

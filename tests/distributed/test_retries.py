@@ -9,7 +9,7 @@ import ray
 import torch
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 
-from edm_ray.distributed.retries import outlive
+from edm_ray.distributed.retries import fit_with_retries
 from edm_ray.errors import InputError
 from edm_ray.models.checkpoints import CheckpointStore
 
@@ -40,37 +40,37 @@ def _fit(store: CheckpointStore, *attempts: tuple[bool, Exception | str]):
     return fit
 
 
-def test_failures_with_a_checkpoint_in_between_are_outlived_without_end(store, caplog):
+def test_failures_with_a_checkpoint_in_between_are_retried_without_end(store, caplog):
     """Of a controller that was killed, what it held is removed before the next begins."""
-    ends, buried = [(True, (WORKERS, CONTROLLER, KILLED)[i % 3]) for i in range(9)], []
+    ends, freed = [(True, (WORKERS, CONTROLLER, KILLED)[i % 3]) for i in range(9)], []
     with caplog.at_level(logging.WARNING):
-        assert outlive(_fit(store, *ends, (False, "done")), store, 3, lambda: buried.append(1)) == "done"
-    assert len(buried) == 3
+        assert fit_with_retries(_fit(store, *ends, (False, "done")), store, 3, lambda: freed.append(1)) == "done"
+    assert len(freed) == 3
     assert caplog.text.count("starting it again") == 9 and "placement group lost" in caplog.text
 
 
 def test_a_controller_that_fails_without_any_new_checkpoint_is_tried_as_often_as_workers_are(store):
     fit = _fit(store, *[(False, CONTROLLER)] * 3, (False, "done"))
-    assert outlive(fit, store, 3) == "done"
+    assert fit_with_retries(fit, store, 3) == "done"
     fit = _fit(store, *[(False, KILLED)] * 9)
     with pytest.raises(ray.exceptions.RayActorError):
-        outlive(fit, store, 3, lambda: None)
+        fit_with_retries(fit, store, 3, lambda: None)
     assert len(fit.left) == 5
 
 
 def test_workers_that_ray_train_has_started_again_often_enough_without_a_new_checkpoint_are_given_up(store):
     fit = _fit(store, (True, WORKERS), (False, WORKERS), (False, "never"))
     with pytest.raises(TrainingFailedError, match="a worker was killed"):
-        outlive(fit, store, 3)
+        fit_with_retries(fit, store, 3)
     assert len(fit.left) == 1
 
 
-def test_none_is_outlived_where_none_may_be(store):
+def test_nothing_is_retried_where_no_failure_is_allowed(store):
     with pytest.raises(TrainingFailedError):
-        outlive(_fit(store, (True, WORKERS)), store, 0)
+        fit_with_retries(_fit(store, (True, WORKERS)), store, 0)
 
 
 def test_what_the_user_must_change_ends_at_once_with_the_workers_own_words(store):
     error = WorkerGroupError("long text", {0: RuntimeError("gloo"), 1: InputError("data: no such shard")})
     with pytest.raises(InputError, match="data: no such shard"):
-        outlive(_fit(store, (True, error)), store, 3)
+        fit_with_retries(_fit(store, (True, error)), store, 3)

@@ -1,0 +1,81 @@
+"""Which Ray a command connects to. `ray.init` is a function that notes what it was given; no Ray runs here."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from edm_ray.distributed import retries, session
+from edm_ray.errors import InputError
+
+
+@pytest.fixture
+def connected(monkeypatch):
+    """What `ray.init` was given, call by call; and no variable of the user's."""
+    calls, ray = [], session.ray
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *address, **options: calls.append((*address, options)))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(session, "set_defaults", lambda local: calls.append({"local": local}))
+    for name in ("RAY_ADDRESS", "EDM_RAY_LOCAL_CPUS"):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+def test_without_an_address_a_ray_of_this_machine_is_started_and_only_it_is_the_command_s_own(connected, monkeypatch):
+    freed = []
+    monkeypatch.setattr(retries, "remove_placement_groups", lambda: freed.append("all"))
+    with session.session():
+        assert session.is_own_local_ray()
+        retries.free_what_a_dead_controller_held()
+    assert connected[0] == {"local": True} and connected[1][0] == "local" and freed == ["all"]
+    assert not connected[1][1]["include_dashboard"] and not session.is_own_local_ray()
+
+
+@pytest.mark.parametrize(("given", "variable"), [("10.0.0.1:6379", ""), (None, "10.0.0.2:6379"), ("a:1", "b:2")])
+def test_a_cluster_is_named_by_the_address_or_else_by_ray_address(connected, monkeypatch, given, variable):
+    """What others hold on a cluster is never freed."""
+    monkeypatch.setattr(retries, "remove_placement_groups", lambda: pytest.fail("others' placement groups"))
+    if variable:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    with session.session(given):
+        assert not session.is_own_local_ray()
+        retries.free_what_a_dead_controller_held()
+    assert connected[0] == {"local": False} and connected[1][0] == given  # None: Ray reads RAY_ADDRESS itself
+
+
+def test_a_session_that_is_open_is_used_and_left_open(connected, monkeypatch):
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(session.ray, "shutdown", lambda: pytest.fail("not ours to end"))
+    with session.session("10.0.0.1:6379"):
+        assert not session.is_own_local_ray()
+    assert connected == []
+
+
+def test_a_cluster_that_cannot_be_reached_is_named_with_the_fix(connected, monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("ray client connection timeout. More")
+
+    monkeypatch.setattr(session.ray, "init", fail)
+    reached = r"^10\.0\.0\.1:6379: could not connect to Ray: .*timeout; .*RAY_AUTH_TOKEN"
+    with pytest.raises(InputError, match=reached), session.session("10.0.0.1:6379"):
+        pytest.fail("not reached")
+    monkeypatch.setenv("RAY_ADDRESS", "b:2")
+    with pytest.raises(InputError, match=r"^RAY_ADDRESS=b:2: could not connect"), session.session():
+        pytest.fail("not reached")
+
+
+def test_what_the_command_does_on_sigterm_stays(connected, monkeypatch):
+    """`ray.init` sets a handler of its own."""
+    monkeypatch.setattr(session.ray, "init", lambda *_, **__: signal.signal(signal.SIGTERM, lambda *_: None))
+
+    def own(*_):
+        """The command's."""
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with session.session():
+            assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
