@@ -28,6 +28,7 @@ from edm_ray.data.manifest import DataSet
 from edm_ray.data.write import (
     FIRST_SKIPPED,
     LatentOptions,
+    RowFormat,
     ShardEntry,
     build_shard,
     disk_full_is_said,
@@ -50,6 +51,18 @@ MIN_SHARDS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodecOptions:
+    """What is asked of the rows."""
+
+    codec: str = "pixels"
+    """pixels; latents (the source has them); haar (a built-in encoder makes latents of the pictures)."""
+    decoder: str | None = None
+    """Of latents: the name of what makes pictures of them."""
+    scale: float = 0.5
+    """Of latents: standard deviation that each channel is given for training."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     source: SourceSpec
     pictures: PictureOptions
@@ -67,8 +80,8 @@ class Plan:
     latents: LatentOptions | None = None
 
     @property
-    def dtype(self) -> str:
-        return "uint8" if self.latents is None else self.latents.dtype
+    def row_format(self) -> RowFormat:
+        return RowFormat(class_names=self.class_names, shape=self.shape, encoding=self.encoding, latents=self.latents)
 
     def to_json(self) -> dict[str, Any]:
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
@@ -99,14 +112,11 @@ def make_plan(
     shards: int | None = None,
     shard_mib: float = 64.0,
     name: str | None = None,
-    codec: str = "pixels",
-    decoder: str | None = None,
-    scale: float = 0.5,
+    codec: CodecOptions = CodecOptions(),
 ) -> tuple[Plan, tuple[str, ...]]:
     """List the source, look at up to PROBED of its pictures, and decide shape and number of shards.
 
-    codec: "pixels"; "latents" (the source has them; ``decoder`` names what makes pictures of them), or the name of a
-    built-in encoder that makes latents of the pictures ("haar"). Latents are always raw.
+    codec: latents are always raw, whatever ``encoding`` says.
     shards: exactly so many; else as many as make files of about ``shard_mib``, and MIN_SHARDS at least.
     Returns the plan and the source's notes.
     """
@@ -120,7 +130,7 @@ def make_plan(
     source = open_source(spec)
     if len(source) == 0:
         raise InputError(f"{spec.uri}: holds no records")
-    latents = _latents(source, spec, pictures, codec, decoder, scale)
+    latents = _latents(source, spec, pictures, codec)
     encoding = encoding if latents is None else "raw"
     shape, first, row_bytes = _probe(source, pictures, latents, on_error, encoding, spec.uri)
     if shards is None:
@@ -144,10 +154,9 @@ def make_plan(
     return plan, source.notes
 
 
-def _latents(
-    source: Source, spec: SourceSpec, pictures: PictureOptions, codec: str, decoder: str | None, scale: float
-) -> LatentOptions | None:
+def _latents(source: Source, spec: SourceSpec, pictures: PictureOptions, asked: CodecOptions) -> LatentOptions | None:
     """What the latents are, from what was asked for; None for pixels."""
+    codec, decoder, scale = asked.codec, asked.decoder, asked.scale
     if codec not in CODECS:
         raise InputError(f"--codec {codec}: unknown{nearest(codec, CODECS)}; there are: {', '.join(CODECS)}")
     if (codec == "latents") != (spec.kind == "latents"):
@@ -282,7 +291,7 @@ class PrepareShards:
         skipped: list[str] = []
         rows = _rows(source, plan, edges[index], edges[index + 1], skipped)
         name = shard_name(plan.source.split, index, plan.num_shards)
-        content, entry = build_shard(name, rows, plan.class_names, plan.shape, plan.encoding, plan.dtype)
+        content, entry = build_shard(name, rows, plan.row_format)
         entry = dataclasses.replace(entry, skipped=len(skipped), skipped_first=skipped[:FIRST_SKIPPED])
         save_shard(self.dest, content, entry)
         with disk_full_is_said(self.store, "free some and run the same command again: finished shards are kept"):
@@ -349,13 +358,10 @@ def finish(recipe: PrepareShards) -> DataSet:
     dataset = publish_dataset(
         dest,
         [recipe.entry(shard) for shard in recipe.shards()],
-        plan.class_names,
-        plan.shape,
+        plan.row_format,
         name=plan.name,
         split=plan.source.split,
-        encoding=plan.encoding,
         source=plan.to_json(),
-        latents=plan.latents,
     )
     uris.delete_directory(recipe.store)
     uris.clear_unfinished(dest)

@@ -1,6 +1,6 @@
 """Samplers: one frozen class a solver, the flat form of files, and one function that samples."""
 
-from edm_ray.diffusion.samplers.base import SOLVERS, Sampler, sample
+from edm_ray.diffusion.samplers.base import SOLVERS, Noise, Sampler, sample
 from edm_ray.diffusion.samplers.flat import read_sampler, sampler, setting_names, with_changes
 from edm_ray.diffusion.samplers.heun import Euler, Heun
 from edm_ray.diffusion.samplers.multistep import DPMpp2M, DPMpp3MSDE
@@ -15,6 +15,7 @@ __all__ = [
     "Euler",
     "EulerMaruyama",
     "Heun",
+    "Noise",
     "PredictorCorrector",
     "Sampler",
     "read_sampler",
