@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from edm_ray.distributed.executor import Ray as Ray
     from edm_ray.errors import InputError as InputError
     from edm_ray.execution.local import Local as Local
+    from edm_ray.models.denoiser import ModelDenoiser as ModelDenoiser
     from edm_ray.models.directory import load_model as load_model
     from edm_ray.search.plan import sweep_plan as sweep_plan
     from edm_ray.seeding import image_noise as image_noise
@@ -89,6 +90,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "edm_ray.distributed.executor": ("Ray",),
     "edm_ray.errors": ("InputError",),
     "edm_ray.execution.local": ("Local",),
+    "edm_ray.models.denoiser": ("ModelDenoiser",),
     "edm_ray.models.directory": ("load_model",),
     "edm_ray.search.plan": ("sweep_plan",),
     "edm_ray.seeding": ("image_noise",),
@@ -123,6 +125,7 @@ __all__ = [
     "IdealDenoiser",
     "InputError",
     "Local",
+    "ModelDenoiser",
     "Noise",
     "Path",
     "PredictorCorrector",
