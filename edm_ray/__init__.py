@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edm_ray.diffusion.preconditioning import IDDPM as IDDPM
     from edm_ray.diffusion.preconditioning import VE as VE
     from edm_ray.diffusion.preconditioning import VP as VP
+    from edm_ray.diffusion.samplers import IPNDM as IPNDM
     from edm_ray.diffusion.samplers import RK45 as RK45
     from edm_ray.diffusion.samplers import DPMpp2M as DPMpp2M
     from edm_ray.diffusion.samplers import DPMpp3MSDE as DPMpp3MSDE
@@ -83,6 +84,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Heun",
         "Noise",
         "PredictorCorrector",
+        "IPNDM",
         "RK45",
         "Sampler",
         "sample",
@@ -111,6 +113,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "EDM",
     "IDDPM",
+    "IPNDM",
     "RK45",
     "VE",
     "VP",

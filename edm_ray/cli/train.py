@@ -44,12 +44,16 @@ def run(args: Args) -> None:
     from edm_ray.training.loop import Stopped
 
     if args.no_ray and args.workers not in ("0", "1"):
-        raise InputError(f"--no-ray trains in one process; got --workers {args.workers}, leave one of them out")
+        raise InputError(
+            f"--no-ray trains in one process; got --workers {args.workers}: give --workers 0, or leave --no-ray out"
+        )
     workers = "0" if args.no_ray else args.workers
     executor = choose_executor(workers, args.device)
     task = plan_train(args.data, args.preset, args.out, args.training, file=args.config, overrides=args.set)
     if workers == "0" and task.config.reader != "cache":
-        raise InputError(f"--workers 0 trains without Ray, and --reader {task.config.reader} is Ray's; leave one out")
+        raise InputError(
+            f"--no-ray trains without Ray, and --reader {task.config.reader} is Ray's; leave one of them out"
+        )
     describe(task, f"{'this process' if workers == '0' else workers} x {args.device}")
     if args.dry_run:
         from edm_ray.cli.plan import print_plan
@@ -122,4 +126,4 @@ def describe(task: TrainTask, where: str) -> None:
     say(f"train {config.denoiser.network.kind}, {count:,} parameters, on {dataset.name} ({dataset.rows:,} images)")
     say(f"  {config.total_kimg * 1000:,.0f} images in batches of {config.batch_size} over {where}; run: {task.run_uri}")
     if config.reader == "ray-data":
-        say("  Ray Data decodes: no two runs are alike, and a resumed one begins its epoch anew")
+        say("  Ray Data decodes: no two runs are alike, and a resumed one begins its epoch again")

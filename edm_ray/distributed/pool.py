@@ -80,9 +80,9 @@ def check_here(on: ClusterShare, recipes: Iterable[Recipe]) -> None:
 def check(on: ClusterShare, recipes: Iterable[Recipe]) -> None:
     """Refuse at once what the cluster cannot hold, and nodes that cannot do the work."""
     for recipe in recipes:
-        ask = ask_for(on, recipe)
-        preflight(ask)
         if not recipe.needs.light:
+            ask = ask_for(on, recipe)
+            preflight(ask)
             require_nodes(ask, recipe.store, recipe.needs.reads)
 
 
@@ -174,5 +174,6 @@ def _shipped(value: Any) -> Any:
     if isinstance(value, Model):
         return ShippedModel.of(value)
     if isinstance(value, ExtractorSpec):
-        return dataclasses.replace(value, weights=np.frombuffer(value.weights, np.uint8))
+        weights: Any = np.frombuffer(value.weights, np.uint8)
+        return dataclasses.replace(value, weights=weights)
     return tuple(_shipped(each) for each in value) if isinstance(value, tuple) else value

@@ -98,7 +98,7 @@ def evaluate_models(
 ) -> Iterator[tuple[int, SetResult]]:
     """(nimg, result) for each (nimg, URI of a model directory), such as the snapshots of a run. spec: but for its
     model. A model that was evaluated before takes no time."""
-    with executor.session():
+    with executor.session(spec.recipe()):
         for nimg, uri in models:
             own = dataclasses.replace(spec, model=open_model(uri))
             [[result]] = evaluate(own, sampler, [POOL_START["evaluate"]], num_images, [plan], executor)
@@ -114,7 +114,7 @@ def sample_images(
     on_chunk: OnProgress = no_progress,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(seeds int64 [n], images uint8 [n, C, H, W]) in parts, in the order of the seeds, by way of the store: a command
-    that was killed goes on from the chunks that are there. spec: its extractors are not asked."""
+    that was killed resumes from the chunks that are there. spec: its extractors are not asked."""
     chunks = _pixel_chunks(spec, sampler, seeds, executor.device)
     ready, following = set[int](), 0
     recipe = dataclasses.replace(spec, extractors=(PIXELS,)).recipe(threads)

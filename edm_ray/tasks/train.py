@@ -48,8 +48,8 @@ class TrainOptions:
 
     reader: Literal["cache", "ray-data"] | None = None
     """cache (the default): each node decodes the data set once, into its cache; exact. ray-data: tasks of Ray Data
-    decode anew each epoch, on any CPU of the cluster, for decoding that is too heavy for the nodes that train; runs are
-    then not repeatable, and a resumed one begins its epoch anew. The same as --set reader=..."""
+    decode again each epoch, on any CPU of the cluster, for decoding that is too heavy for the nodes that train; runs
+    are then not repeatable, and a resumed one begins its epoch again. The same as --set reader=..."""
     cache_dir: str | None = None
     """Folder on each node's local disk for decoded images, shared by its processes; else EDM_RAY_CACHE there, else
     ~/.cache/edm_ray."""
@@ -66,7 +66,8 @@ class TrainOptions:
     fresh: bool = False
     """Delete the run in --out and start over."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises InputError for what is out of range."""
         if self.snapshot_kimg is not None and self.snapshot_kimg <= 0:
             raise InputError(f"--snapshot-kimg {self.snapshot_kimg:g}: give more than 0")
 
@@ -165,6 +166,7 @@ def plan_train(
 
     Raises InputError for a configuration that does not fit the data.
     """
+    options.check()
     dataset = data if isinstance(data, DataSet) else open_dataset(uris.absolute(data))
     base = preset(config, dataset.shape) if isinstance(config, str) else config
     said = [] if options.reader is None else [f"reader={options.reader}"]

