@@ -84,7 +84,8 @@ class Sampler(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.source_hash = _source_of(cls)
-        if name := cls.__dict__.get("solver"):
+        cls.solver = cls.__dict__.get("solver", "")  # its base's name would be another class in files
+        if name := cls.solver:
             other = SOLVERS.setdefault(name, cls)
             if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise InputError(f"solver={name!r} is taken by {other.__module__}.{other.__qualname__}; choose another")
