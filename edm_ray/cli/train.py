@@ -44,7 +44,9 @@ def run(args: Args) -> None:
     from edm_ray.training.loop import Stopped
 
     if args.no_ray and args.workers not in ("0", "1"):
-        raise InputError(f"--no-ray trains in one process; got --workers {args.workers}, leave one of them out")
+        raise InputError(
+            f"--no-ray trains in one process; got --workers {args.workers}: give --workers 0, or leave --no-ray out"
+        )
     workers = "0" if args.no_ray else args.workers
     executor = choose_executor(workers, args.device)
     task = plan_train(args.data, args.preset, args.out, args.training, file=args.config, overrides=args.set)

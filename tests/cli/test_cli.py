@@ -29,12 +29,12 @@ def test_an_unknown_command_names_the_nearest(capsys):
     [
         (["--preset", "digitz"], "did you mean 'digits'"),
         (["--preset", "tiny", "--set", "optimizer.lrr=1"], "did you mean 'lr'"),
-        (["--preset", "tiny", "--workers", "0"], "--workers 0: give 1 or more"),
+        (["--preset", "tiny", "--workers", "0:2"], "--workers 0:2: give 1 or more"),
         (["--preset", "tiny", "--workers", "3:2"], "--workers 3:2: give 1 or more, and MOST not below LEAST"),
         (["--preset", "tiny", "--workers", "two"], "give 1 or more, or LEAST:MOST"),
         (["--preset", "tiny", "--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
         (["--preset", "tiny", "--set", "denoiser.network.label_dim=7"], "has 10 classes"),
-        (["--preset", "tiny", "--no-ray", "--workers", "2"], "give --workers 1"),
+        (["--preset", "tiny", "--no-ray", "--workers", "2"], "give --workers 0"),
         (["--preset", "tiny", "--device", "tpu"], "give cpu or cuda"),
     ],
 )
@@ -145,5 +145,5 @@ def test_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(digits_dir, tmp
         time.sleep(0.1)
     process.terminate()
     text, _ = process.communicate(timeout=120)
-    assert process.returncode == 143 and "checkpoint written; the same command goes on" in text
+    assert process.returncode == 143 and "checkpoint written; the same command resumes" in text
     assert len(list((run / "checkpoints").iterdir())) == 1

@@ -158,7 +158,9 @@ def test_files_of_another_format_are_refused_in_words(space):
     result = result_of(driver)
     content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert content["format"] == 1 and SweepResult.from_dict(content, "sweep.json") == result
-    with pytest.raises(InputError, match=r"sweep\.json: format=2 is not allowed: this version reads format 1"):
+    with pytest.raises(
+        InputError, match=r"sweep\.json: format=2 is not allowed: this version of edm_ray reads format 1"
+    ):
         SweepResult.from_dict({**content, "format": 2}, "sweep.json")
     text = best_sampler_yaml(result, model="m")
     assert text.splitlines()[1] == "format: 1"
