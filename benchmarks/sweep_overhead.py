@@ -15,8 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from edm_ray.search.strategies import make_strategy
-
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed.executor import Ray
 from edm_ray.distributed.session import session
@@ -26,7 +24,8 @@ from edm_ray.evaluation.reference import open_reference
 from edm_ray.generation.evaluate import EvaluationSpec
 from edm_ray.models import open_model
 from edm_ray.search.dimensions import Range
-from edm_ray.search.plan import SweepPlan
+from edm_ray.search.driver import Driver
+from edm_ray.search.plan import sweep_plan
 from edm_ray.search.space import Space
 
 
@@ -45,7 +44,7 @@ def main() -> None:
         sampler=sampler(num_steps=4),
         search={"churn_fraction": Range(low=0.01, high=1.0), "s_noise": Range(low=0.99, high=1.01)},
     )
-    plan = SweepPlan(
+    plan = sweep_plan(
         strategy="random",
         chunk_size=50,
         initial_chunks=1,
@@ -60,12 +59,12 @@ def main() -> None:
         each: list[float] = []
         for turn in range(args.repeats + 1):
             ends: list[float] = []
-            strategy = make_strategy(space, plan, 0, None)
+            driver = Driver(space, plan)
             began = time.monotonic()
             sweep_on_ray(
                 spec,
                 measured,
-                strategy,
+                driver,
                 f"{folder}/{turn}",
                 lambda answer, ends=ends: ends.append(time.monotonic()),
                 Ray(workers=1),

@@ -45,8 +45,14 @@ def run(args: Args) -> None:
         return
     if args.features.extractor == "digits" and args.features.weights is None:
         say("  training the digits extractor (a small classifier, fixed seed)")
-    made = task.run(executor, Progress("parts of the reference").update)
-    _say(made, "made")
+    measured, progress = [], Progress("parts of the reference")
+
+    def on_part(done: int, total: int) -> None:
+        measured.append(done)
+        progress.update(done, total)
+
+    made = task.run(executor, on_part)
+    _say(made, "made" if measured else "the reference is there already")
 
 
 def _say(made: OpenedReference, what: str) -> None:

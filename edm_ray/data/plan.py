@@ -90,47 +90,53 @@ def _opened(plan: Plan) -> Source:
     return _open[key]
 
 
-def make_plan(
-    spec: SourceSpec,
-    pictures: PictureOptions,
-    *,
-    on_error: Literal["raise", "skip"] = "raise",
-    encoding: str = "png",
-    shards: int | None = None,
-    shard_mib: float = 64.0,
-    name: str | None = None,
-    codec: str = "pixels",
-    decoder: str | None = None,
-    scale: float = 0.5,
-) -> tuple[Plan, tuple[str, ...]]:
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What becomes of the records."""
+
+    on_error: Literal["raise", "skip"] = "raise"
+    encoding: str = "png"
+    """Of pictures; latents are always raw."""
+    shards: int | None = None
+    """Exactly so many; else as many as make files of about ``shard_mib``, and MIN_SHARDS at least."""
+    shard_mib: float = 64.0
+    name: str | None = None
+    codec: str = "pixels"
+    """"pixels"; "latents" (the source has them), or the name of a built-in encoder that makes latents of the pictures
+    ("haar")."""
+    decoder: str | None = None
+    """What makes pictures of the source's latents."""
+    scale: float = 0.5
+
+    def check(self) -> None:
+        if self.encoding not in ENCODINGS:
+            raise InputError(f"--encoding {self.encoding}: give {' or '.join(ENCODINGS)}")
+        if self.shards is not None and self.shards < 1:
+            raise InputError(f"--shards {self.shards}: give 1 or more")
+        if not 0 < self.shard_mib <= 1024:
+            raise InputError(f"--shard-mib {self.shard_mib}: give more than 0 and at most 1024")
+
+
+def make_plan(spec: SourceSpec, pictures: PictureOptions, options: PlanOptions) -> tuple[Plan, tuple[str, ...]]:
     """List the source, look at up to PROBED of its pictures, and decide shape and number of shards.
 
-    codec: "pixels"; "latents" (the source has them; ``decoder`` names what makes pictures of them), or the name of a
-    built-in encoder that makes latents of the pictures ("haar"). Latents are always raw.
-    shards: exactly so many; else as many as make files of about ``shard_mib``, and MIN_SHARDS at least.
     Returns the plan and the source's notes.
     """
-    if encoding not in ENCODINGS:
-        raise InputError(f"--encoding {encoding}: give {' or '.join(ENCODINGS)}")
-    if shards is not None and shards < 1:
-        raise InputError(f"--shards {shards}: give 1 or more")
-    if not 0 < shard_mib <= 1024:
-        raise InputError(f"--shard-mib {shard_mib}: give more than 0 and at most 1024")
+    options.check()
     pictures.check()
     source = open_source(spec)
     if len(source) == 0:
         raise InputError(f"{spec.uri}: holds no records")
-    latents = _latents(source, spec, pictures, codec, decoder, scale)
-    encoding = encoding if latents is None else "raw"
-    shape, first, row_bytes = _probe(source, pictures, latents, on_error, encoding, spec.uri)
-    if shards is None:
-        shards = max(MIN_SHARDS, round(len(source) * row_bytes / (shard_mib * 2**20)))
+    latents = _latents(source, spec, pictures, options)
+    encoding = options.encoding if latents is None else "raw"
+    shape, first, row_bytes = _probe(source, pictures, latents, options.on_error, encoding, spec.uri)
+    shards = options.shards or max(MIN_SHARDS, round(len(source) * row_bytes / (options.shard_mib * 2**20)))
     plan = Plan(
         source=spec,
         pictures=pictures,
-        on_error=on_error,
+        on_error=options.on_error,
         encoding=encoding,
-        name=name or spec.uri.rstrip("/").rsplit("/", 1)[-1],
+        name=options.name or spec.uri.rstrip("/").rsplit("/", 1)[-1],
         records=len(source),
         num_shards=min(shards, len(source)),
         class_names=source.class_names,
@@ -144,10 +150,9 @@ def make_plan(
     return plan, source.notes
 
 
-def _latents(
-    source: Source, spec: SourceSpec, pictures: PictureOptions, codec: str, decoder: str | None, scale: float
-) -> LatentOptions | None:
+def _latents(source: Source, spec: SourceSpec, pictures: PictureOptions, options: PlanOptions) -> LatentOptions | None:
     """What the latents are, from what was asked for; None for pixels."""
+    codec, decoder, scale = options.codec, options.decoder, options.scale
     if codec not in CODECS:
         raise InputError(f"--codec {codec}: unknown{nearest(codec, CODECS)}; there are: {', '.join(CODECS)}")
     if (codec == "latents") != (spec.kind == "latents"):
@@ -246,7 +251,7 @@ class PrepareShards:
 
     @property
     def needs(self) -> Needs:
-        return Needs(what="prepare", memory=0)
+        return Needs(what="prepare", memory=0, most=self.plan.num_shards)
 
     def shards(self) -> list[Shard]:
         plan = sha256(canonical_json(plain(self.plan.to_json())).encode())

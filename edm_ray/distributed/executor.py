@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ class Ray:
     device: str = "cpu"
     """cpu: one CPU each; cuda: one GPU each, or a share of it."""
     address: str | None = None
+    """HOST:PORT."""
     least: int | None = None
     """Start with so many, take more when the cluster grows; None: all must fit the cluster."""
     actors_per_gpu: int = 1
@@ -36,18 +37,22 @@ class Ray:
     def size(self) -> int:
         return self.workers
 
-    def session(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def session(self, *recipes: Recipe) -> Iterator[None]:
+        from edm_ray.distributed.pool import check_here
         from edm_ray.distributed.session import session
 
-        return session(self.address)
+        if self.address is None:
+            check_here(self, recipes)
+        with session(self.address):
+            yield
 
     @contextmanager
     def open(self, *recipes: Recipe) -> Iterator[tuple[Any, ...]]:
         """A `Pool` for each recipe, all of them checked before the first starts."""
-        from edm_ray.distributed.pool import check, check_here, start_pool
+        from edm_ray.distributed.pool import check, start_pool
 
-        check_here(self, recipes)
-        with self.session(), ExitStack() as ends:
+        with self.session(*recipes), ExitStack() as ends:
             check(self, recipes)
             pools = []
             for recipe in recipes:

@@ -80,9 +80,9 @@ def check_here(on: ClusterShare, recipes: Iterable[Recipe]) -> None:
 def check(on: ClusterShare, recipes: Iterable[Recipe]) -> None:
     """Refuse at once what the cluster cannot hold, and nodes that cannot do the work."""
     for recipe in recipes:
-        ask = ask_for(on, recipe)
-        preflight(ask)
         if not recipe.needs.light:
+            ask = ask_for(on, recipe)
+            preflight(ask)
             require_nodes(ask, recipe.store, recipe.needs.reads)
 
 

@@ -1,6 +1,6 @@
-"""A sweep on Ray Tune: every evaluation the strategy asks for is a trial; sampling and FID are separate remote calls.
+"""A sweep on Ray Tune: every evaluation the driver asks for is a trial; sampling and FID are separate remote calls.
 
-The strategy (`search/`) decides, Tune runs: `StrategySearcher` is the ask / tell bridge. A trial waits for its chunks,
+The driver (`search/`) decides, Tune runs: `DriverSearcher` is the ask / tell bridge. A trial waits for its chunks,
 then for its FID, each at a dispatcher, so it needs next to no CPU and many fit beside the pools.
 
 Nothing of Tune is kept: a sweep that was killed and is run again is a new experiment, and comes to the same decisions,
@@ -45,8 +45,8 @@ def concurrency(workers: int) -> int:
     return min(max(LEAST_CONCURRENT, 2 * workers), MOST_CONCURRENT)
 
 
-class StrategySearcher(Searcher):
-    """Ray Tune's side of a strategy."""
+class DriverSearcher(Searcher):
+    """Ray Tune's side of a sweep's driver."""
 
     def __init__(self, driver: Driver, on_trial: OnTrial):
         super().__init__(metric="fid", mode="min")
@@ -72,16 +72,17 @@ class StrategySearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         evaluation = self.running.pop(trial_id)
         if error or not result or not ("estimate" in result or "failure" in result):
-            self.on_trial(self.driver.tell_failure(evaluation.id, LOST))
+            told = self.driver.tell_failure(evaluation.id, LOST)
         elif "failure" in result:
-            self.on_trial(self.driver.tell_failure(evaluation.id, result["failure"]))
+            told = self.driver.tell_failure(evaluation.id, result["failure"])
         else:
             estimate = FidEstimate.from_dict(json.loads(result["estimate"]))
-            self.on_trial(self.driver.tell(evaluation.id, estimate, result["seconds"]))
+            told = self.driver.tell(evaluation.id, estimate, result["seconds"])
+        self.on_trial(told)
 
     def __reduce__(self) -> Any:
         """A driver is a running program and is not pickled; nobody restores Tune's state."""
-        return StrategySearcher._not_kept, ()
+        return DriverSearcher._not_kept, ()
 
     @staticmethod
     def _not_kept() -> None:
@@ -136,14 +137,14 @@ def sweep_on_ray(
         trainable = ray.tune.with_parameters(
             evaluate, dispatchers=[sampling.dispatcher, fids.dispatcher], requests=requests
         )
-        searcher = StrategySearcher(driver, on_trial)
+        searcher = DriverSearcher(driver, on_trial)
         grid = _tuner(ray.tune.with_resources(trainable, {"cpu": TRIAL_CPUS}), searcher, folder, most).fit()
     lines = [json.dumps(result.metrics, default=str) for result in grid if result.metrics]
     uris.write_bytes(uris.join(out, TRIALS), "\n".join([*lines, ""]).encode())
     return grid
 
 
-def _tuner(trainable: Any, searcher: StrategySearcher, folder: str, most: int) -> ray.tune.Tuner:
+def _tuner(trainable: Any, searcher: DriverSearcher, folder: str, most: int) -> ray.tune.Tuner:
     """folder: a private one, for what Tune writes; some of it is pickled, and nobody reads it."""
     return ray.tune.Tuner(
         trainable,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,23 +11,30 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import ThreadpoolController
 
 from edm_ray.errors import InputError
 from edm_ray.evaluation.moments import Array, GroupSums, Moments
 from edm_ray.evaluation.published import PublishedMoments
 
 
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")
+
+
 class FidReference:
     """Reference moments with a root L of their covariance, S_r = L L^T, worked out once.
 
     L = V sqrt(lambda) from the eigendecomposition, without the columns that are zero to rounding: a reference of few
-    images has few.
+    images has few. Algebra is done with one thread: with more the last bits of eigenvalues depend on their number.
     """
 
     def __init__(self, moments: Moments | PublishedMoments) -> None:
         self.moments, self.hash = moments, moments.hash
         self.mean, covariance = moments.mean, moments.covariance
-        values, vectors = np.linalg.eigh(covariance)
+        with _blas().limit(limits=1):
+            values, vectors = np.linalg.eigh(covariance)
         # Largest first: eigvalsh reduces L^T S L from its end, and would lose small eigenvalues that lie at its top.
         values, vectors = values[::-1], vectors[:, ::-1]
         kept = values > values[0] * len(values) * np.finfo(np.float64).eps
@@ -41,7 +49,8 @@ class FidReference:
         """
         self.moments._require_like(moments)
         covariance = moments.covariance
-        values = np.linalg.eigvalsh(self.root.T @ covariance @ self.root)
+        with _blas().limit(limits=1):
+            values = np.linalg.eigvalsh(self.root.T @ covariance @ self.root)
         gap = moments.mean - self.mean
         cross = float(np.sqrt(np.maximum(values, 0.0)).sum())
         return float(gap @ gap) + float(np.trace(covariance)) + self.trace - 2.0 * cross

@@ -90,6 +90,7 @@ class ReferenceParts:
         return Needs(
             what="the reference" if self.moments else "features of real images",
             memory=3 * len(self.extractor.weights) + (1 << 29),
+            most=len(ranges_of(self.dataset.rows)),
             reads=(self.dataset.uri,),
         )
 
@@ -226,7 +227,7 @@ def measure_real(
         Measurement(plan=key, images=RealImages(parts=tuple(own)))
         for key, own in zip(measuring.keys, parts, strict=True)
     ]
-    with executor.session():
+    with executor.session(*recipes):
         for recipe, own in zip(recipes, parts, strict=True):
             with executor.open(recipe) as (extracting,):
                 make_all(extracting, [(part,) for part in own], on_part)

@@ -91,8 +91,9 @@ class Executor(Protocol):
     def size(self) -> int:
         """Workers, at most."""
 
-    def session(self) -> AbstractContextManager[None]:
-        """Held around several `open`, so that what they share is started once."""
+    def session(self, *recipes: Recipe) -> AbstractContextManager[None]:
+        """Held around several `open`, so that what they share is started once. Raises InputError, before that, when
+        this machine can be seen to be too small for the recipes."""
 
     def open(self, *recipes: Recipe) -> AbstractContextManager[tuple[Maker, ...]]:
         """A maker for each recipe. Raises InputError at once for what can never run there."""

@@ -20,7 +20,7 @@ class Local:
         return 1
 
     @contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self, *recipes: Recipe) -> Iterator[None]:
         yield
 
     @contextmanager

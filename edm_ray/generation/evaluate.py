@@ -98,7 +98,7 @@ def evaluate_models(
 ) -> Iterator[tuple[int, SetResult]]:
     """(nimg, result) for each (nimg, URI of a model directory), such as the snapshots of a run. spec: but for its
     model. A model that was evaluated before takes no time."""
-    with executor.session():
+    with executor.session(spec.recipe()):
         for nimg, uri in models:
             own = dataclasses.replace(spec, model=open_model(uri))
             [[result]] = evaluate(own, sampler, [POOL_START["evaluate"]], num_images, [plan], executor)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Generator
 from typing import Any, Literal
 
+from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.budget import Budget, BudgetSpent, Sizes
 from edm_ray.search.objective import MOST_OF_FRONT, Objective, Outcome
@@ -148,6 +149,8 @@ def run(
         for evaluation in driver.ask():
             try:
                 estimate = measure(evaluation)
+            except InputError as error:
+                on_trial(driver.tell_failure(evaluation.id, str(error)))
             except Exception as error:
                 on_trial(driver.tell_failure(evaluation.id, f"{type(error).__name__}: {error}"))
             else:

@@ -23,8 +23,11 @@ from edm_ray.storage import uris
 from edm_ray.storage.commit import canonical_json, sha256
 
 logger = logging.getLogger(__name__)
-FORMAT = "1"
+FORMAT = 1
 """Of the files. Another one is refused in words."""
+HEADER = "edm_ray.artifact"
+"""The one key of a file's metadata: safetensors does not fix the order of several, and equal artefacts have equal
+bytes."""
 
 
 class Artifact(Protocol):
@@ -72,13 +75,8 @@ def path_of(store: str, artifact: Artifact) -> str:
 def write(store: str, artifact: Artifact, arrays: Mapping[str, np.ndarray], **notes: str) -> None:
     """Put the artefact into the store, over whatever is there under its key."""
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    header = {
-        "format": FORMAT,
-        "identity": canonical_json(artifact.identity),
-        "notes": canonical_json(notes),
-        "sha256": _digest(whole, notes),
-    }
-    uris.write_bytes(path_of(store, artifact), safetensors.numpy.save(whole, metadata=header))
+    header = {"format": FORMAT, "identity": artifact.identity, "notes": notes, "sha256": _digest(whole, notes)}
+    uris.write_bytes(path_of(store, artifact), safetensors.numpy.save(whole, metadata={HEADER: canonical_json(header)}))
 
 
 def read(store: str, artifact: Artifact) -> Content:
@@ -89,9 +87,10 @@ def read(store: str, artifact: Artifact) -> Content:
     fix = "delete it and run again"
     try:
         arrays: dict[str, np.ndarray] = safetensors.numpy.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        form, identity, digest = header["format"], header["identity"], header["sha256"]
-        notes: dict[str, str] = json.loads(header["notes"])
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        header = json.loads(metadata[HEADER])
+        form, identity, digest = header["format"], canonical_json(header["identity"]), header["sha256"]
+        notes: dict[str, str] = header["notes"]
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path}: not a whole {artifact.kind} ({error}); {fix}") from error
     if form != FORMAT:

@@ -152,7 +152,7 @@ class EvaluationPlan:
         return lines + [f"  and measure {', '.join(p.metrics)} against {p.reference.describe()}" for p in self.plans]
 
     def run(self, on: Executor, on_chunk: OnProgress = no_progress) -> Evaluation:
-        with self._store() as store, on.session():
+        with self._store() as store:
             spec = EvaluationSpec(
                 model=self.model,
                 extractors=tuple(one.extractor for one in self.references),
@@ -160,10 +160,7 @@ class EvaluationPlan:
                 labels=self.options.labels,
                 precision=self.options.precision,
             )
-            sets = evaluate_sets(spec, self.sampler, self.starts, self.num, self.plans, on, on_chunk)
-            real: list[SetResult] = []
-            if self.held_out is not None:
-                real = measure_real(self.held_out, self.num, self.plans, spec.extractors, store, on)
+            sets, real = self._measure(spec, on, on_chunk)
         result = Evaluation(
             model=self.model,
             sampler=self.sampler,
@@ -176,6 +173,16 @@ class EvaluationPlan:
         if self.out is not None:
             uris.write_bytes(uris.join(self.out, RESULT), json.dumps(result.to_dict(), indent=1).encode())
         return result
+
+    def _measure(
+        self, spec: EvaluationSpec, on: Executor, on_chunk: OnProgress
+    ) -> tuple[list[list[SetResult]], list[SetResult]]:
+        """The sets of images by each plan, and the held-out images."""
+        with on.session(spec.recipe()):
+            sets = evaluate_sets(spec, self.sampler, self.starts, self.num, self.plans, on, on_chunk)
+            if self.held_out is None:
+                return sets, []
+            return sets, measure_real(self.held_out, self.num, self.plans, spec.extractors, spec.store, on)
 
     @contextlib.contextmanager
     def _store(self) -> Iterator[str]:

@@ -12,7 +12,7 @@ from edm_ray.data.importers.detect import BUILT_IN, detect_kind
 from edm_ray.data.importers.pictures import PictureOptions
 from edm_ray.data.importers.source import SourceSpec
 from edm_ray.data.manifest import DataSet, open_dataset
-from edm_ray.data.plan import Plan, make_plan
+from edm_ray.data.plan import Plan, PlanOptions, make_plan
 from edm_ray.execution.executor import Executor, OnProgress, no_progress
 from edm_ray.execution.local import Local
 from edm_ray.storage import uris
@@ -107,9 +107,7 @@ def _plan(source: str, kind: str, split: str, dest: str, name: str | None, optio
         resolution=options.pictures.resolution if crops else None,
         crops=options.crops if crops else 0,
     )
-    plan, notes = make_plan(
-        spec,
-        options.pictures,
+    layout = PlanOptions(
         on_error=options.on_error,
         encoding=options.encoding,
         shards=options.shards,
@@ -119,6 +117,7 @@ def _plan(source: str, kind: str, split: str, dest: str, name: str | None, optio
         decoder=options.decoder,
         scale=options.scale,
     )
+    plan, notes = make_plan(spec, options.pictures, layout)
     return PrepareTask(source=source, dest=uris.absolute(dest), plan=plan, notes=notes)
 
 

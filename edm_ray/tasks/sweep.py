@@ -150,7 +150,7 @@ class SweepTask:
             commands=tuple(commands),
         )
         keep = _KeepProgress(lambda: save_progress(self.out, result_of(driver), context), on_trial)
-        with on.session():
+        with on.session(spec.recipe()):
             real = None
             if self.held_out is not None:
                 [held_out] = measure_real(

@@ -19,7 +19,7 @@ from PIL import Image
 from edm_ray.data.importers.detect import detect_kind, open_source
 from edm_ray.data.importers.pictures import PictureOptions, to_pixels
 from edm_ray.data.importers.source import Source, SourceSpec
-from edm_ray.data.plan import Plan, PrepareShards, make_plan, prepare
+from edm_ray.data.plan import Plan, PlanOptions, PrepareShards, make_plan, prepare
 from edm_ray.execution.local import Local
 
 
@@ -137,7 +137,7 @@ FOLDER_IMAGES = pixels_of(20, 3, 8)
 
 
 def plan_of(folder: Path, **options: object) -> Plan:
-    return make_plan(SourceSpec(uri=str(folder), kind="folder"), PictureOptions(), **options)[0]
+    return make_plan(SourceSpec(uri=str(folder), kind="folder"), PictureOptions(), PlanOptions(**options))[0]
 
 
 def files_in(path: Path) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from edm_ray.data.exact import channel_sums, exact_sum
 from edm_ray.data.importers.pictures import PictureOptions
 from edm_ray.data.importers.source import SourceSpec
 from edm_ray.data.manifest import open_dataset
-from edm_ray.data.plan import PrepareShards, finish, make_plan
+from edm_ray.data.plan import PlanOptions, PrepareShards, finish, make_plan
 from edm_ray.data.reader import open_reader
 from edm_ray.data.verify import read_verified
 from edm_ray.diffusion.samplers import sampler
@@ -90,7 +90,7 @@ def test_moments_are_those_of_the_latents_however_shards_are_cut_and_in_any_orde
     spec = SourceSpec(uri=str(tmp_path / "z.npz"), kind="latents")
     codecs = []
     for shards in (1, 5, 24):
-        plan, _ = make_plan(spec, PictureOptions(), codec="latents", decoder="haar", shards=shards)
+        plan, _ = make_plan(spec, PictureOptions(), PlanOptions(codec="latents", decoder="haar", shards=shards))
         dest = str(tmp_path / str(shards))
         for index in reversed(range(shards)):
             prepare_shard(dest, plan, index)

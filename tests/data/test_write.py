@@ -137,7 +137,7 @@ def test_shards_are_cut_by_bytes_but_never_below_four(folder):
     [
         (["--shards", "0"], "--shards 0: give 1 or more"),
         (["--shard-mib", "0"], "--shard-mib 0.0: give more than 0"),
-        (["--workers", "0"], "--workers 0: give 1 or more"),
+        (["--workers", "-1"], "--workers -1: give 1 or more"),
         (["--kind", "zipp"], "--kind zipp: unknown (did you mean 'zip'?)"),
         (["--kind", "zip"], "cannot be opened as a file: Is a directory"),
         (["--pad", "4"], "--pad 4: the picture has 8 pixels already"),

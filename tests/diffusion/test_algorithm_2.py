@@ -102,7 +102,7 @@ def test_without_churn_no_noise_is_drawn():
 
 
 def test_churn_without_noise_is_refused():
-    with pytest.raises(InputError, match=r"s_churn=5\.0 adds noise"):
+    with pytest.raises(InputError, match=r"s_churn=5 adds noise"):
         sample(gaussian, _latents(2), sampler(s_churn=5))
 
 
@@ -131,7 +131,7 @@ def test_equal_samplers_have_equal_effective_settings_and_give_equal_images():
         ({"s_tmin": 2.0, "s_tmax": 1.0}, r"s_tmin=2\.0 is not allowed: at most s_tmax=1\.0"),
         ({"sigma_min": 3.0, "sigma_max": 2.0}, r"sigma_min=3\.0"),
         ({"rho": 0.0}, r"rho=0\.0"),
-        ({"solver": "magic"}, "solver='magic' is not allowed: heun or euler"),
+        ({"solver": "magic"}, "solver='magic' is not allowed: euler or heun"),
     ],
 )
 def test_impossible_settings_are_named_with_what_is_allowed(change, names):

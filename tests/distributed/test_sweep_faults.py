@@ -20,17 +20,16 @@ from edm_ray.cli import main
 from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.distributed.cluster.preflight import Ask
 from edm_ray.distributed.dispatcher import MAX_DEATHS, Dispatcher, ItemFailed, Job, PoolSpec
-from edm_ray.distributed.sweep import StrategySearcher, concurrency
+from edm_ray.distributed.sweep import DriverSearcher, concurrency
 from edm_ray.evaluation.chunks import Generator, chunks_of
 from edm_ray.evaluation.reference import open_reference
 from edm_ray.generation.features import GenerateFeatures
 from edm_ray.generation.generate import MICRO_BATCH
 from edm_ray.models import open_model
-from edm_ray.search.race import Race
 from edm_ray.search.space import load_space
 from edm_ray.storage.artifacts import key_of
-from tests.search.worlds import PLAN, space_from
 from tests.search.worlds import SPACE as WORLD
+from tests.search.worlds import driver_of
 
 pytestmark = pytest.mark.ray
 SPACE = """
@@ -177,8 +176,8 @@ def test_a_trial_imports_nothing_heavy():
     assert shown.stdout.strip() == "[]"
 
 
-def _searcher(space: str = WORLD) -> StrategySearcher:
-    return StrategySearcher(Race(space_from(space), PLAN), lambda answer: None)
+def _searcher(space: str = WORLD) -> DriverSearcher:
+    return DriverSearcher(driver_of(space), lambda answer: None)
 
 
 def test_no_more_trials_are_in_flight_than_the_pool_keeps_busy():
@@ -194,7 +193,7 @@ def test_a_trial_that_is_lost_for_good_is_a_failure_and_the_sweep_goes_on():
     lost, other = searcher.running["a"], searcher.running["b"]
     searcher.on_trial_complete("a", error=True)
     searcher.on_trial_complete("b", {"fid": math.nan, "failure": "no"})
-    told = {answer.evaluation.id: answer.failure for answer in searcher.strategy.trials}
+    told = {answer.evaluation.id: answer.failure for answer in searcher.driver.trials}
     assert "lost again and again" in told[lost.id] and told[other.id] == "no"
 
 

@@ -137,7 +137,7 @@ def test_a_reference_without_features_refuses_kid_and_names_the_fix(digits_dir, 
     for metrics in ("kid", "prc"):
         with pytest.raises(InputError, match=f"--metrics {metrics}: needs features .* --features 10000"):
             plan_measurement(parse_metrics(metrics), out, reference, spec)
-    assert plan_measurement(parse_metrics("isc"), out, reference, spec).kept is None
+    assert plan_measurement(parse_metrics("isc"), out, reference, spec).reference_features is None
 
 
 def test_a_changed_byte_in_the_kept_features_is_noticed(reference_dir, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,26 +20,21 @@ CODE_VERSION = 1
 Network = Callable[[torch.Tensor], torch.Tensor]
 
 
+@dataclass(eq=False)
 class Extractor:
     """One extractor with its weights loaded, on one device."""
 
-    def __init__(
-        self,
-        name: str,
-        network: Network,
-        dim: int,
-        scale_bits: int,
-        micro_batch: int,
-        weights_sha256: str,
-        accepts: Network,
-        head: Network | None = None,
-        device: str = "cpu",
-    ) -> None:
-        """accepts: uint8 images as given -> as the network takes them, or InputError. head: features, float64 on the
-        host -> logits of classes, for the Inception Score."""
-        self.name, self.dim, self.scale_bits, self.micro_batch = name, dim, scale_bits, micro_batch
-        self.weights_sha256, self.device = weights_sha256, device
-        self._network, self._accepts, self._head = network, accepts, head
+    name: str
+    network: Network
+    dim: int
+    scale_bits: int
+    micro_batch: int
+    weights_sha256: str
+    accepts: Network
+    """uint8 images as given -> as the network takes them, or InputError."""
+    head: Network | None = None
+    """Features, float64 on the host -> logits of classes, for the Inception Score."""
+    device: str = "cpu"
 
     @property
     def identity(self) -> str:
@@ -48,7 +44,7 @@ class Extractor:
 
     @property
     def has_head(self) -> bool:
-        return self._head is not None
+        return self.head is not None
 
     @torch.inference_mode()
     def extract(self, images: torch.Tensor) -> npt.NDArray[np.int32]:
@@ -60,10 +56,10 @@ class Extractor:
             raise InputError(f"images must be uint8 [B, C, H, W], got {images.dtype} {tuple(images.shape)}")
         rows = []
         with _full_precision(self.device):
-            for part in self._accepts(images).split(self.micro_batch):
+            for part in self.accepts(images).split(self.micro_batch):
                 missing = self.micro_batch - len(part)
                 padded = torch.nn.functional.pad(part.to(self.device), (0, 0, 0, 0, 0, 0, 0, missing))
-                values = self._network(padded)[: len(part)].to(torch.float64)
+                values = self.network(padded)[: len(part)].to(torch.float64)
                 if not bool(torch.isfinite(values).all()):
                     raise FloatingPointError(f"extractor {self.name}: features are not finite")
                 if float(values.abs().max()) * 2.0**self.scale_bits >= 2.0**31 - 1:
@@ -76,10 +72,10 @@ class Extractor:
     @torch.inference_mode()
     def logits(self, features: npt.NDArray[np.int32]) -> Array:
         """Class logits, float64 [n, classes], of int32 features [n, dim]: chunks need not carry them."""
-        if self._head is None:
+        if self.head is None:
             raise InputError(f"extractor {self.name} has no classes; the Inception Score needs inception or digits")
         values = torch.from_numpy(features).to(torch.float64) / 2.0**self.scale_bits
-        result: Array = self._head(values).numpy()
+        result: Array = self.head(values).numpy()
         return result
 
 
