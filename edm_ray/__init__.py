@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edm_ray.diffusion.preconditioning import IDDPM as IDDPM
     from edm_ray.diffusion.preconditioning import VE as VE
     from edm_ray.diffusion.preconditioning import VP as VP
+    from edm_ray.diffusion.samplers import IPNDM as IPNDM
     from edm_ray.diffusion.samplers import RK45 as RK45
     from edm_ray.diffusion.samplers import DPMpp2M as DPMpp2M
     from edm_ray.diffusion.samplers import DPMpp3MSDE as DPMpp3MSDE
@@ -76,6 +77,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "EulerMaruyama",
         "Heun",
         "PredictorCorrector",
+        "IPNDM",
         "RK45",
         "Sampler",
         "sample",
@@ -103,6 +105,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "EDM",
     "IDDPM",
+    "IPNDM",
     "RK45",
     "VE",
     "VP",

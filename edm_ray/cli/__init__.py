@@ -19,9 +19,9 @@ COMMANDS = {
     "generate": "sample images from a model into a grid or a folder",
     "evaluate": "FID of a model with one sampler, with error bars",
     "sweep": "find the best sampler for a model, as Ray Tune trials",
-    "report": "write a sweep's report anew (of an unfinished one: so far)",
+    "report": "rewrite a sweep's report (of an unfinished one: so far)",
     "submit": "run any of these as a job on a Ray cluster",
-    "doctor": "check a machine or cluster, and say how to mend what is wrong",
+    "doctor": "check a machine or cluster, and say how to fix what is wrong",
     "import": "turn an official network file into a model, without executing it",
     "presets": "list the training presets",
     "explain": "draw the design space: schedules, trajectories, weights, truncation error",
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"edm-ray: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("edm-ray: interrupted; the same command goes on where it stopped\n")
+        sys.stderr.write("edm-ray: interrupted; the same command resumes where it stopped\n")
         return 130
     return int(code or 0)
 

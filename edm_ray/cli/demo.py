@@ -1,4 +1,4 @@
-"""The whole job on 1,797 real handwritten digits, from pictures to the best sampler. Run again, it goes on.
+"""The whole job on 1,797 real handwritten digits, from pictures to the best sampler. Run again, it resumes.
 
 Each step is the command of the same name, printed as you would type it."""
 
@@ -80,7 +80,7 @@ def _introduce(args: Args) -> None:
     say("  3 generate  100 digits with Algorithm 2                     seconds")
     say("  4 evaluate  FID of samples and of held-out real digits      under 1 min")
     say("  5 sweep     Ray Tune over the sampler's settings, report    about 4 min")
-    say(f"  Everything goes to {args.out}/. Stop it at any time: run again, it goes on where it was.")
+    say(f"  Everything goes to {args.out}/. Stop it at any time; the same command resumes.")
 
 
 def _run(command: str) -> None:

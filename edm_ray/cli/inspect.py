@@ -1,4 +1,4 @@
-"""Say what is in a data set, check every byte of it, and draw some of its pictures, a class a row.
+"""Say what is in a data set, check every byte of it, and draw some of its pictures, one class per row.
 
 Exit code 2 when a shard is damaged; every damaged one is named."""
 
@@ -35,7 +35,7 @@ class Args:
     dataset: Annotated[str, tyro.conf.Positional]
     """Directory or s3:// URI of a data set."""
     out: str | None = None
-    """Draw a grid of pictures into this PNG file: a class a row, its first pictures. Latents go through their decoder,
+    """Draw a grid of pictures into this PNG file: one class per row. Latents go through their decoder,
     which must be installed."""
     columns: int = 12
     """Pictures in a row of the grid."""
@@ -67,7 +67,7 @@ def run(args: Args) -> None:
     if damaged:
         raise IntegrityError(
             f"{dataset.uri}: {len(damaged)} of {len(dataset.shards)} shards are damaged: {', '.join(damaged)}; "
-            "restore them, or prepare the data set anew"
+            "restore them, or prepare the data set again"
         )
     if args.no_verify:
         say("verified     no (--no-verify)")

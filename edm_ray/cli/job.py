@@ -20,7 +20,7 @@ from edm_ray.storage import uris
 JOB_COMMANDS = ("prepare", "train", "reference", "generate", "evaluate", "sweep", "doctor")
 
 PLACES = ("dest", "out", "data", "model", "reference", "real", "weights", "storage")
-"""Options that name data or results: they outlive the job, so they must not lie in its working directory."""
+"""Options that name data or results: they are needed after the job, so they must not lie in its working directory."""
 CARRIED = ("config", "space", "sampler")
 """Options that name small files, which may travel in the working directory."""
 

@@ -1,4 +1,4 @@
-"""Write a sweep's report.html anew, from what its directory holds; nothing is sampled, no Ray is started.
+"""Rewrite a sweep's report.html from what its directory holds; nothing is sampled, no Ray is started.
 
 A sweep that has not ended gets a report so far, which says so."""
 

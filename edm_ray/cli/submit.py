@@ -100,7 +100,7 @@ def _follow(client: Any, job: str) -> int:
     try:
         outcome = follow(client, job, write)
     except KeyboardInterrupt:
-        say(f"\n{job}: goes on without being watched; --follow {job} shows it again, --stop {job} ends it")
+        say(f"\n{job}: runs on unwatched; --follow {job} shows it again, --stop {job} ends it")
         return 130
     say(f"{job}: {outcome.status} after {duration(time.monotonic() - started)}")
     if outcome.code:

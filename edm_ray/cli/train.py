@@ -124,4 +124,4 @@ def describe(task: TrainTask, where: str) -> None:
     say(f"train {config.denoiser.network.kind}, {count:,} parameters, on {dataset.name} ({dataset.rows:,} images)")
     say(f"  {config.total_kimg * 1000:,.0f} images in batches of {config.batch_size} over {where}; run: {task.run_uri}")
     if config.reader == "ray-data":
-        say("  Ray Data decodes: no two runs are alike, and a resumed one begins its epoch anew")
+        say("  Ray Data decodes: no two runs are alike, and a resumed one begins its epoch again")

@@ -113,7 +113,7 @@ class TrainingConfig:
     """raise | skip: of a damaged shard; skipped rows are replaced by those of the next good shard, and counted."""
     reader: str = "cache"
     """cache: every node decodes into its cache; exact. ray-data: tasks of Ray Data decode, on any CPU of the cluster,
-    and stream to the workers; the order depends on timing: no two runs are alike, a resumed one begins its epoch anew.
+    and stream to the workers; the order depends on timing: no two runs are alike, a resumed one begins its epoch again.
     """
 
     def __post_init__(self) -> None:

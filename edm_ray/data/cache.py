@@ -125,7 +125,7 @@ def entry(cache: Cache, key: str, shape: tuple[int, ...], what: str, fill: Calla
 def sound_entry(
     cache: Cache, key: str, shape: tuple[int, ...], what: str, fill: Callable[[Put], None], check_up_to: int
 ) -> Entry:
-    """As `entry`, compared with its hashes when it is not larger than ``check_up_to`` bytes; made anew, once, when it
+    """As `entry`, compared with its hashes when it is not larger than ``check_up_to`` bytes; made again, once, when it
     was changed on disk."""
     for again in (True, False):
         found = entry(cache, key, shape, what, fill)
@@ -180,7 +180,7 @@ def _open(path: Path, shape: tuple[int, ...]) -> Entry | None:
         os.utime(handle.fileno())  # when it was last used
         return Entry(path, handle, shape, about["parts"])
     except (ValueError, KeyError, TypeError) as error:
-        logger.warning("%s: not a whole entry of the cache (%s); it is made anew", path, error)
+        logger.warning("%s: not a whole entry of the cache (%s); it is made again", path, error)
         handle.close()
         return None
     except BaseException:

@@ -34,7 +34,7 @@ def _read_plan(dest: str) -> dict[str, Any]:
     try:
         plan: dict[str, Any] = json.loads(uris.read_bytes(path))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}: damaged ({error}); delete {dest} and prepare it anew") from error
+        raise InputError(f"{path}: damaged ({error}); delete {dest} and prepare it again") from error
     return plan
 
 

@@ -84,7 +84,9 @@ def _opened(plan: Plan) -> Source:
     if key not in _open:
         source = open_source(plan.source)
         if source.fingerprint != plan.fingerprint or len(source) != plan.records:
-            raise InputError(f"{plan.source.uri}: changed since it was planned with; prepare it anew, in another place")
+            raise InputError(
+                f"{plan.source.uri}: changed since it was planned with; prepare it again, in another place"
+            )
         _open.clear()
         _open[key] = source
     return _open[key]

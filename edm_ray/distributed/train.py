@@ -84,7 +84,7 @@ def train_on_ray(
     and end, and Stopped is raised here. ``max_failures``: how often the workers may fail without a new checkpoint.
     Raises InputError for what the cluster cannot hold, nodes that cannot work, and a loss that stays not finite.
 
-    An elastic group starts with what the cluster has, and goes on with fewer workers when a node is lost, from the
+    An elastic group starts with what the cluster has, and continues with fewer workers when a node is lost, from the
     newest checkpoint. When there is room for more workers, they make a checkpoint and end, and a larger group resumes
     from there (`elastic`). The images and their order stay the same.
     """

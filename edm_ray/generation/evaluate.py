@@ -114,7 +114,7 @@ def sample_images(
     on_chunk: OnProgress = no_progress,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(seeds int64 [n], images uint8 [n, C, H, W]) in parts, in the order of the seeds, by way of the store: a command
-    that was killed goes on from the chunks that are there. spec: its extractors are not asked."""
+    that was killed resumes from the chunks that are there. spec: its extractors are not asked."""
     chunks = _pixel_chunks(spec, sampler, seeds, executor.device)
     ready, following = set[int](), 0
     recipe = dataclasses.replace(spec, extractors=(PIXELS,)).recipe(threads)

@@ -1,4 +1,4 @@
-"""Who goes on in a race: the rules by which samplers drop out as the others are given more images."""
+"""Who continues in a race: the rules by which samplers drop out as the others are given more images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from edm_ray.evaluation.fid import FidEstimate, paired_difference
 from edm_ray.search.objective import Objective, front
 
 FEWEST, FEWEST_OF_FRONT = 3, 8
-"""So many go on whatever the doublings; the latter with objective nfe."""
+"""So many continue whatever the doublings; the latter with objective nfe."""
 
 
 def places(num_finalists: int, doublings: int, objective: Objective) -> int:
-    """How many may go on after so many doublings: ``num_finalists`` to the first, half as many to each further one."""
+    """How many may continue: ``num_finalists`` to the first doubling, half as many to each further one."""
     fewest = FEWEST_OF_FRONT if objective.nfe else FEWEST
     return min(max(num_finalists >> max(doublings, 0), fewest), num_finalists)
 

@@ -10,7 +10,7 @@
 
 A race doubles the chunks of those that may still be best and drops who is worse than the best by z standard errors of
 the *paired* difference: all saw the same seeds (common random numbers), so small differences show early. Of samplers
-that are surely equal one goes on, and each doubling halves how many may: what is saved on many buys long looks at few.
+that are surely equal one continues, and each doubling halves how many may: what is saved on many buys long looks at few.
 With objective nfe a sampler is only compared with those that cost no more, so one survives for every cost that pays.
 """
 
@@ -200,5 +200,5 @@ class RaceRun:
             alive, chunks = remaining, going
 
     def _going_on(self, found: dict[str, FidEstimate], chunks: int) -> list[str]:
-        """Who goes on to so many chunks."""
+        """Who continues to so many chunks."""
         return self.rules.going_on(found, round(math.log2(chunks / self.search.log.first_chunks)) - 1)

@@ -46,7 +46,7 @@ def pseudo_values(estimate: FidEstimate) -> Array:
 def probability_best(estimates: Mapping[str, FidEstimate], seed: int = 0) -> dict[str, float]:
     """Probability that each has the lowest FID of these, by a bootstrap of the groups they share.
 
-    The groups are drawn anew ``RESAMPLES`` times with keyed numbers; deviations are widened by sqrt(K / (K - 1)), which
+    The groups are redrawn ``RESAMPLES`` times with keyed numbers; deviations are widened by sqrt(K / (K - 1)), which
     K draws lose. Exact ties are shared. Estimates of the same n and number of groups.
     """
     if not estimates:

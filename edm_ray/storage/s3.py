@@ -2,7 +2,7 @@
 
 Credentials, region and endpoint come from the standard AWS variables and files. Every call is tried again by the one
 loop here (botocore's own is off): throttling, server errors, slow and cut connections, with waits that grow and jitter.
-What another try cannot mend stops at once: no permission, no bucket, no key.
+What another try cannot fix stops at once: no permission, no bucket, no key.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def _persist(
 
 
 def _stop_at_once(error: Any, uri: str, permission: str) -> None:
-    """Raise what another try cannot mend; return for what it may."""
+    """Raise what another try cannot fix; return for what it may."""
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     bucket = split(uri)[0]

@@ -43,8 +43,8 @@ class TrainOptions:
 
     reader: Literal["cache", "ray-data"] | None = None
     """cache (the default): each node decodes the data set once, into its cache; exact. ray-data: tasks of Ray Data
-    decode anew each epoch, on any CPU of the cluster, for decoding that is too heavy for the nodes that train; runs are
-    then not repeatable, and a resumed one begins its epoch anew. The same as --set reader=..."""
+    decode again each epoch, on any CPU of the cluster, for decoding that is too heavy for the nodes that train; runs are
+    then not repeatable, and a resumed one begins its epoch again. The same as --set reader=..."""
     cache_dir: str | None = None
     """Folder on each node's local disk for decoded images, shared by its processes; else EDM_RAY_CACHE there, else
     ~/.cache/edm_ray."""

@@ -155,4 +155,4 @@ def _persist_or_warn(write: Write, what: str) -> None:
     try:
         _persist(write)
     except Exception as error:
-        logger.warning("%s: could not be written (%s: %s); training goes on", what, type(error).__name__, error)
+        logger.warning("%s: could not be written (%s: %s); training continues", what, type(error).__name__, error)

@@ -26,7 +26,7 @@ from edm_ray.training.run import grid_uri
 
 SAMPLER = Heun(num_steps=18)
 LABELS = "balanced"
-"""A class a row."""
+"""One class per row."""
 COLUMNS, SMALL_ROWS, LARGE_ROWS, SMALL = 10, 5, 2, 3 * 64 * 64
 """50 images of up to 3 x 64 x 64 numbers; of larger ones 20."""
 SHARE, MOST_SECONDS = 0.05, 60.0
@@ -45,7 +45,7 @@ class GridDrawer:
 
     def draw(self, average: Preconditioned, images_seen: int) -> dict[str, Any]:
         """For the row of metrics: grid_s, what it took, and grid_skipped, why there is none. Never raises: training
-        goes on without a grid."""
+        continues without a grid."""
         began, skipped = time.monotonic(), None
         budget = min(SHARE * (began - self.last), MOST_SECONDS)
         try:

@@ -51,7 +51,7 @@ class TrainingJob:
     class_labels, augment_labels). It is copied, with the weights it has."""
     snapshot_kimg: float | None = None
     """At the first tick at or after every so many thousand images, and at the end, the average becomes a model
-    directory below RUN/snapshots and a grid is drawn from it; what cannot be made is named, and training goes on."""
+    directory below RUN/snapshots and a grid is drawn from it; what cannot be made is named, and training continues."""
 
 
 def train(

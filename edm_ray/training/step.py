@@ -142,7 +142,7 @@ def _diverged(what: str, bad: int, steps: int) -> Diverged:
     return Diverged(
         f"{what} is not finite ({bad} of the last {steps} steps); nothing of that is kept, the last checkpoint is from "
         "before. The same command would meet the same images: lower optimizer.lr, look at the data set, or give --set "
-        "optimizer.nonfinite=replace to go on as the paper's code does"
+        "optimizer.nonfinite=replace to continue as the paper's code does"
     )
 
 

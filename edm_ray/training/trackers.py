@@ -252,7 +252,7 @@ class _Line:
                 self.tracker = TRACKERS[self.name].open(self.subject, self.where)
                 self.remember(self.name, self.tracker.remote_id)
             self.tracker.log(row["nimg"], numbers_of(row))
-        except Exception as error:  # whatever a service raises: the run goes on
+        except Exception as error:  # whatever a service raises: the run continues
             self._failed(error)
             return
         self.sent += 1
@@ -268,7 +268,7 @@ class _Line:
         self.failures += 1
         self.error = f"{type(error).__name__}: {error}"
         if self.failures == 1:
-            logger.warning("%s failed (%s); training goes on", self.name, self.error)
+            logger.warning("%s failed (%s); training continues", self.name, self.error)
 
     def summary(self) -> str:
         text = f"{self.name}: {self.sent} rows sent"

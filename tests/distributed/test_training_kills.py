@@ -111,7 +111,7 @@ def test_sigterm_to_the_command_makes_a_checkpoint_and_the_same_command_goes_on_
     began = time.monotonic()
     assert told.wait(120) == 143, log.read_text()
     sys.stdout.write(f"SIGTERM -> end of the command: {time.monotonic() - began:.1f} s\n")
-    assert "the same command goes on from there" in log.read_text()
+    assert "the same command resumes from there" in log.read_text()
     (saved,) = checkpoint_store(str(tmp_path / "told")).committed()
     assert 1200 < saved < 9_600
     for name in ("told", "calm"):

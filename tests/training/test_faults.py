@@ -136,7 +136,7 @@ def test_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(data, tmp_path)
         time.sleep(0.02)
     told.send_signal(signal.SIGTERM)
     output, _ = told.communicate(timeout=60)
-    assert told.returncode == 143 and "the same command goes on from there" in output
+    assert told.returncode == 143 and "the same command resumes from there" in output
     saved = checkpoint_store(str(tmp_path / "told")).committed()
     assert len(saved) == 1 and 0 < saved[0] < 12_000
     for name in ("told", "calm"):

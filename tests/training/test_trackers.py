@@ -106,7 +106,7 @@ def test_a_tracker_that_fails_is_named_once_counted_and_gets_the_next_rows(monke
     (line,) = _send(tmp_path, _rows(5))
     assert line == "wandb: 2 rows sent, 2 failures (last: ConnectionError: no route to host)"
     assert [step for step, _ in next(iter(fake.runs.values()))] == [100, 400]
-    assert len([record for record in caplog.records if "training goes on" in record.getMessage()]) == 1
+    assert len([record for record in caplog.records if "training continues" in record.getMessage()]) == 1
 
 
 def test_a_tracker_that_is_new_to_a_run_gets_the_rows_that_it_has(wandb, tmp_path):

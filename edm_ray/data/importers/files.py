@@ -44,7 +44,7 @@ def _walk(uri: str) -> list[tuple[str, int]]:
         for name in names:
             path = Path(folder, name)
             if not path.exists():
-                raise InputError(f"{path}: a link that leads nowhere; remove it or mend it")
+                raise InputError(f"{path}: a link that leads nowhere; remove it or fix it")
             found.append((path.relative_to(root).as_posix(), path.stat().st_size))
     return found
 

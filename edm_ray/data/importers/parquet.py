@@ -162,7 +162,7 @@ def _refuse_bombs(metadata: pq.FileMetaData, image: str, path: str) -> None:
         if unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * packed:
             raise InputError(
                 f"{path}: column {image!r} of row group {number} is {packed:,} bytes and unpacks to {unpacked:,}: "
-                "refused as a decompression bomb; write it anew with smaller row groups if it is meant"
+                "refused as a decompression bomb; rewrite it with smaller row groups if it is meant"
             )
 
 

@@ -39,7 +39,7 @@ class Sampler(ABC):
 
     solver: str = field(default="", init=False)
     """The solver's name in files and ``--set``: a class sets it, ``solver = "heun"``."""
-    order: ClassVar[int] = 1
+    evaluations: ClassVar[int] = 1
     """Network evaluations of a step."""
     follows_schedule: ClassVar[bool] = True
     """Whether it integrates over t of sigma(t) and s(t); a solver between noise levels does not."""
@@ -193,11 +193,11 @@ class Sampler(ABC):
     @property
     def nfe(self) -> int:
         """Network evaluations an image; the guide is evaluated too where it guides."""
-        return self.order * self.num_steps + self._nfe_of_guide()
+        return self.evaluations * self.num_steps + self._nfe_of_guide()
 
     def _nfe_of_guide(self) -> int:
         """At the time steps' own noise levels."""
-        return self.order * sum(self._guided_levels())
+        return self.evaluations * sum(self._guided_levels())
 
     def _guided_levels(self) -> list[bool]:
         if self.guidance == 1:

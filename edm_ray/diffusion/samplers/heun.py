@@ -166,7 +166,7 @@ class Euler(Sampler):
     @property
     def nfe(self) -> int:
         """All evaluations of restarts count as guided where any is."""
-        extra = sum(self.order * steps * times for _, _, steps, times in self.restarts)
+        extra = sum(self.evaluations * steps * times for _, _, steps, times in self.restarts)
         return super().nfe + extra + extra * any(self._guided_levels())
 
     def mean_steps(self, denoiser: Any = None) -> list[tuple[float, float, list[float]]]:
@@ -282,7 +282,7 @@ class Heun(Euler):
     """Algorithm 2 of Karras et al. 2022; alpha as in appendix D.2."""
 
     solver = "heun"
-    order: ClassVar[int] = 2
+    evaluations: ClassVar[int] = 2
 
     alpha: float = 1.0
     """1 Heun, 1/2 midpoint, 2/3 Ralston (appendix D.2)."""

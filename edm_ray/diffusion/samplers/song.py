@@ -65,7 +65,7 @@ class PredictorCorrector(Sampler):
     """
 
     solver = "predictor_corrector"
-    order: ClassVar[int] = 2
+    evaluations: ClassVar[int] = 2
     follows_schedule: ClassVar[bool] = False
     is_sde: ClassVar[bool] = True
 

@@ -59,7 +59,7 @@ def require_authentication(address: str, insecure: bool) -> None:
         raise InputError(
             f"{address}: not this machine, and no token would be sent: anyone who reaches that cluster could run code "
             "on it. Start it with RAY_AUTH_MODE=token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here, or reach "
-            "it through a tunnel (ssh -L 8265:127.0.0.1:8265 HEAD); --insecure goes on all the same"
+            "it through a tunnel (ssh -L 8265:127.0.0.1:8265 HEAD); --insecure continues all the same"
         )
     try:
         bare = requests.get(f"{address}/api/jobs/", timeout=30, allow_redirects=False)
@@ -68,7 +68,7 @@ def require_authentication(address: str, insecure: bool) -> None:
     if bare.status_code == 200:
         raise InputError(
             f"{address}: lists its jobs to anyone, without a token; restart the cluster with RAY_AUTH_MODE=token on "
-            "every node. --insecure goes on all the same"
+            "every node. --insecure continues all the same"
         )
     if urlsplit(address).scheme == "http":
         logger.warning(
