@@ -1,10 +1,11 @@
 """The paper's own phenomena on models trained here: figures 2, 5b and 14 and the knock-outs of table 4, on the digits.
 
-    python benchmarks/phenomena.py [--out ladder] [--num 1000] [--write]
+    python -m research.phenomena.digits [--out ladder] [--num 1000] [--kimg 32] [--write]
 
-Uses (and makes, where they are missing) the models of benchmarks/ladder.py: configurations A-F after 32,000 images and
-E and F after 128,000. What is measured is kept in OUT/phenomena.json, so a run that was stopped goes on. About an hour
-on one core. ``--write`` puts tables and pictures into docs/.
+Uses (and makes, where they are missing) the models of research/ladder: configurations A-F after 32,000 images and
+E and F after 128,000. What is measured is kept in OUT/phenomena.json, so a run that was stopped resumes. About an hour
+on one core. ``--write`` puts tables into README.md
+and the picture beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ladder import GROUPS, config_of
 
 from edm_ray.cli import main as edm_ray
 from edm_ray.data.codec import decode, encode
@@ -37,9 +37,10 @@ from edm_ray.search.statistics import difference
 from edm_ray.seeding import image_noise
 from edm_ray.training.loop import TrainingJob, train
 from edm_ray.training.run import claim_run, model_uri
+from research.ladder.ladder import GROUPS, config_of
 
-DOCS = Path(__file__).parents[1] / "docs"
-MARKS = "<!-- made by benchmarks/phenomena.py, {0}: begin -->", "<!-- {0}: end -->"
+PAGE = Path(__file__).with_name("README.md")
+MARKS = "<!-- made by research/phenomena, {0}: begin -->", "<!-- {0}: end -->"
 ORIGINAL = {"discretization": "vp", "schedule": "vp", "scaling": "vp"}
 SAMPLERS = {
     "VP original (Euler)": {**ORIGINAL, "solver": "euler"},
@@ -65,8 +66,8 @@ LEVELS, ITERATIONS, LANGEVIN_NOISE = (0.3, 1.0), (0, 10, 30, 100, 300), (1.0, 1.
 class Bench:
     """Models, the reference, and what was measured before."""
 
-    def __init__(self, out: Path, num: int) -> None:
-        self.out, self.num, self.file = out, num, out / "phenomena.json"
+    def __init__(self, out: Path, num: int, kimg: float = 32) -> None:
+        self.out, self.num, self.kimg, self.file = out, num, kimg, out / "phenomena.json"
         data = out / "data"
         edm_ray(["prepare", "digits", str(data)])
         edm_ray(["reference", "--data", str(data / "train"), "--out", str(data / "reference"), "--extractor", "digits"])
@@ -81,7 +82,8 @@ class Bench:
         if name not in self.models:
             run = self.out / name
             if not (run / "model" / "manifest.json").exists():
-                config = config_of(name.split("-")[1], self.train_data, 128 if name.startswith("long") else 32, 0, "vp")
+                kimg = self.kimg * (4 if name.startswith("long") else 1)
+                config = config_of(name.split("-")[1], self.train_data, kimg, 0, "vp")
                 claim_run(str(run), config, self.train_data)
                 train(
                     TrainingJob(
@@ -199,21 +201,21 @@ def figure_14(bench: Bench, picture: Path | None) -> str:
 
 
 def put(title: str, text: str) -> None:
-    path = DOCS / "phenomena.md"
     begin, end = (mark.format(title) for mark in MARKS)
-    head, rest = path.read_text().split(begin, 1)
-    path.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+    head, rest = PAGE.read_text().split(begin, 1)
+    PAGE.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("ladder"))
     parser.add_argument("--num", type=int, default=1000)
+    parser.add_argument("--kimg", type=float, default=32, help="thousands of training images; long runs: 4 times")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench(args.out, args.num)
-    picture = DOCS / "phenomena-langevin.png" if args.write else None
+    bench = Bench(args.out, args.num, args.kimg)
+    picture = PAGE.with_name("langevin.png") if args.write else None
     parts = {
         "table 4": lambda: table_4(bench),
         "figure 14": lambda: figure_14(bench, picture),

@@ -1,9 +1,13 @@
 """What a 16-bit network does to FID: the same seeds in fp32, bf16 and fp16, paired. CPU.
 
+    python -m research.precision.precision MODEL REFERENCE [--images bf16:5000,fp16:1000] [--churn 0]
+
 The error of a difference is the paired jackknife's (`edm_ray.evaluation.fid.paired_difference`).
 """
 
 from __future__ import annotations
+
+import argparse
 
 import numpy as np
 import torch
@@ -45,9 +49,25 @@ def measure(model_dir: str, reference_dir: str, counts: dict[str, int], churn: f
             f"({gap / known.debiased:+.2%} +- {se / known.debiased:.2%}) | {moved.mean():.3f}, {moved.max()} |"
         )
         print(lines[-1], flush=True)
-    parameters = sum(tensor.numel() for tensor in denoiser.parameters()) / 1e6
+    parameters = sum(tensor.numel() for tensor in denoiser.module.parameters()) / 1e6
     lines.append(
         f"\nThe same seeds with both; +- is one standard error, paired by seed. {settings.nfe} network calls an image, "
         f"S_churn {churn:g}, a network of {parameters:.2f} M parameters on 8x8 images; {reference.describe()}."
     )
     return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a trained model directory, e.g. the demo's")
+    parser.add_argument("reference", help="its reference")
+    parser.add_argument("--images", default="bf16:5000,fp16:1000")
+    parser.add_argument("--churn", type=float, default=0.0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    counts = {name: int(count) for name, count in (part.split(":") for part in args.images.split(","))}
+    print(measure(args.model, args.reference, counts, args.churn))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,9 @@
-"""Table 4 and figure 5b of the paper on the landscapes of benchmarks/sweep.py: tens of thousands of images a sampler.
+"""Table 4 and figure 5b of the paper on the landscapes of research/race: tens of thousands of images a sampler.
 
-    python benchmarks/knockouts.py CACHE --images 112000 [--landscape crops] [--write]
+    python -m research.phenomena.knockouts CACHE --images 112000 [--landscape crops] [--write]
 
 The best sampler of a grid is chosen on one half of the images; it, what is left of it when parts are taken out, and
-churn alone are compared on the other half, on the same seeds. ``--write`` puts the table into docs/phenomena.md.
+churn alone are compared on the other half, on the same seeds. ``--write`` puts the table into README.md.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from landscape import SPECS, build
-from phenomena import paired, plus_minus, put
-from replay import GROUPS, Ground
-
 from edm_ray.diffusion.samplers import sampler
+from research.phenomena.digits import paired, plus_minus, put
+from research.race.landscape import SPECS, build
+from research.race.replay import GROUPS, Ground
 
 
 def rows_of(ground: Ground) -> dict[str, int]:

@@ -1,10 +1,11 @@
 """Configurations A-F on the handwritten digits: same seeds, same number of images, same sampler, three seeds each.
 
-    python benchmarks/ladder.py [--out ladder] [--kimg 32] [--seeds 3] [--configs abcdef] [--report docs]
+    python -m research.ladder.ladder [--out ladder] [--kimg 32] [--seeds 3] [--configs abcdef] [--write]
 
-Resumable: what is trained or measured already is not done again. Prints a Markdown table; with --report also writes
-ladder.png. What is shortened against the paper: the network (32 channels), the run (32,000 images instead of 200
-million), and with it the learning-rate ramp and the averages; xflip is off everywhere: a mirrored digit is no digit.
+Resumable: what is trained or measured already is not done again. Prints a Markdown table; --write draws
+ladder-COLUMN.png beside README.md. What is shortened against the paper: the network (32 channels), the run
+(32,000 images instead of 200 million), and with it the learning-rate ramp and the averages; xflip is off everywhere:
+a mirrored digit is no digit.
 
 Beside the six letters there is "w", a control: F whose network is not told what was done (labels of zeros). What leaks
 into samples when the labels do not work is seen there. --seeds 1-3 is seeds 1 and 2.
@@ -169,7 +170,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="3", help="so many, from 0; or FIRST-END, without END")
     parser.add_argument("--configs", default="".join(LETTERS))
     parser.add_argument("--column", choices=["vp", "ve"], default="vp")
-    parser.add_argument("--report", type=Path)
+    parser.add_argument("--write", action="store_true", help="the picture beside README.md")
     args = parser.parse_args()
     data = args.out / "data"
     edm_ray(["prepare", "digits", str(data)])
@@ -218,8 +219,8 @@ def main() -> None:
         shares = [", ".join(f"{entry['views'][view]:.1%}" for entry in entries) for view in range(len(VIEWS))]
         print(f"| {letter.upper()} | " + " | ".join(shares) + " |")
     print("| held-out real digits | " + " | ".join(f"{share:.1%}" for share in held) + " |")
-    if args.report is not None:
-        draw(results, real.fid, args.report / f"ladder-{args.column}.png")
+    if args.write:
+        draw(results, real.fid, Path(__file__).with_name(f"ladder-{args.column}.png"))
 
 
 if __name__ == "__main__":

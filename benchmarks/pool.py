@@ -1,4 +1,6 @@
-"""A pool of 1 and of 2 samplers, measured, beside what the simulation makes of the same costs.
+"""Images a second of a pool of 1 and of 2 samplers on Ray. More actors are simulated: `research/scale/actors.py`.
+
+    python -m benchmarks.pool [--chunks 40] [--repeats 2]
 
 CPU; the digits model with a network of its own size, whose weights do not matter here. Time is from the first chunk
 that is done to the last, so that starting processes is left out (it is said beside).
@@ -6,6 +8,7 @@ that is done to the last, so that starting processes is left out (it is said bes
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import tempfile
@@ -13,7 +16,9 @@ import time
 from pathlib import Path
 
 import ray
+import torch
 
+from benchmarks.results import record
 from edm_ray.cli import main as edm_ray
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed.executor import Ray
@@ -41,8 +46,8 @@ def prepare(folder: str) -> tuple[str, str]:
     return f"{folder}/run/model", f"{folder}/reference"
 
 
-def measure(chunk_count: int, repeats: int) -> str:
-    """Table of images a second; every turn samples other seeds."""
+def measure(chunk_count: int, repeats: int) -> tuple[str, dict[str, tuple[str, list[float]]]]:
+    """Table and numbers of images a second; every turn samples other seeds."""
     os.environ["EDM_RAY_LOCAL_CPUS"] = "2"
     rows: dict[str, list[tuple[float, float]]] = {name: [] for name, _, _ in CREWS}
     dispatch: list[float] = []
@@ -87,4 +92,22 @@ def measure(chunk_count: int, repeats: int) -> str:
     each = 1000 * statistics.median(dispatch)
     lines.append(f"\nThe dispatcher answers for {1000 / each:.0f} chunks a second that are there ({each:.1f} ms each).")
     lines.append(f"{chunk_count} chunks of 100 images each, {settings.nfe} network calls an image.")
-    return "\n".join(lines)
+    numbers = {f"{name}: images/s": ("images/s", [speed for speed, _ in got]) for name, got in rows.items()}
+    numbers |= {f"{name}: until ready": ("s", [start for _, start in got]) for name, got in rows.items()}
+    return "\n".join(lines), {**numbers, "a chunk that is there": ("ms", [1000 * seconds for seconds in dispatch])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chunks", type=int, default=40, help="chunks a turn")
+    parser.add_argument("--repeats", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    table, numbers = measure(args.chunks, args.repeats)
+    print(table)
+    record("pool", numbers, vars(args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,12 @@
-"""Every strategy replayed on landscapes of 501 samplers; trial overhead; tables of docs/sweep.md.
+"""Every strategy replayed on landscapes of 501 samplers; the tables of README.md.
 
-    python benchmarks/sweep.py build   CACHE [--images 60000 40000 40000]     (an hour on two cores)
-    python benchmarks/sweep.py replay  CACHE [--replays 200] [--landscapes digits other-net crops]
-    python benchmarks/sweep.py tables
+    python -m research.race.compare build   CACHE [--images 60000 40000 40000]     (an hour on two cores)
+    python -m research.race.compare replay  CACHE [--replays 200] [--landscapes digits other-net crops]
+    python -m research.race.compare tables
 
-`build` trains three small denoisers and samples all their grids; it goes on where it was stopped. `replay` plays each
+`build` trains three small denoisers and samples all their grids; a run that was stopped resumes. `replay` plays each
 strategy against chunks resampled from one half of the images, and judges what it chose by the other half; results go to
-benchmarks/sweep.json. `tables` writes them into docs/sweep.md.
+replays.json. `tables` writes them into README.md.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from landscape import SPECS, UNIT, build
-from race_models import OptunaRace
-from replay import Ground, World, play, spread_of
 
 import edm_ray.search
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan, sweep_plan
 from edm_ray.search.race import Race
+from research.race.landscape import SPECS, UNIT, build
+from research.race.optuna_race import OptunaRace
+from research.race.replay import Ground, World, play, spread_of
 
 HERE = Path(__file__).parent
-RESULTS, DOCS = HERE / "sweep.json", HERE.parent / "docs" / "sweep.md"
-MARKS = "<!-- made by benchmarks/sweep.py, {0}: begin -->", "<!-- {0}: end -->"
+RESULTS, PAGE = HERE / "replays.json", HERE / "README.md"
+MARKS = "<!-- made by research/race/compare.py, {0}: begin -->", "<!-- {0}: end -->"
 CHUNK = 1000
 GRID_IMAGES = 50_000
 CONFIRM = 50_000
@@ -175,10 +175,10 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def write_docs(title: str, text: str) -> None:
+def write_page(title: str, text: str) -> None:
     begin, end = (mark.format(title) for mark in MARKS)
-    head, rest = DOCS.read_text().split(begin, 1)
-    DOCS.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
+    head, rest = PAGE.read_text().split(begin, 1)
+    PAGE.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
 
 
 def main() -> None:
@@ -191,10 +191,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="these strategies, beside what was replayed before")
     parser.add_argument("--title", help="of the table, instead of the landscape's name")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="replay: where results go")
     args = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"landscapes": {}}
+    results = json.loads(args.results.read_text()) if args.results.exists() else {"landscapes": {}}
     if args.what == "tables":
-        write_docs("replays", tables(results))
+        write_page("replays", tables(results))
         return
     if args.cache is None:
         parser.error("give a folder for the landscapes")
@@ -212,7 +213,7 @@ def main() -> None:
                 **found,
                 "strategies": {**before.get("strategies", {}), **found["strategies"]},
             }
-            RESULTS.write_text(json.dumps(results))
+            args.results.write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

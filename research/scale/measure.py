@@ -1,28 +1,30 @@
-"""Measures on this machine what docs/scale.md extrapolates from, and writes benchmarks/scale.json.
+"""Measures on this machine what README.md extrapolates from, and writes measured.json beside this file.
 
-    python benchmarks/scale_measure.py          a few minutes on two CPU cores; then: python benchmarks/scale.py
-    python benchmarks/scale_measure.py ddp      one part of it (step, ddp, read, evaluation, tasks)
+    python -m research.scale.measure          a few minutes on two CPU cores
+    python -m research.scale.measure ddp      one part of it (step, ddp, read, evaluation, tasks)
 
-Every quantity is taken several times; the range (fastest, slowest) is kept, so that a busy machine widens it.
+Every quantity is taken several times; the range (fastest, slowest) is kept, so that a busy machine widens it. Then copy
+what `edm_ray.config.published.scaling_costs` has of it, and run `python -m research.scale.tables`. --out FILE writes
+elsewhere.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import scale_ddp
 import torch
 
-OUT = Path(__file__).with_name("scale.json")
+from research.scale import two_processes
+from research.scale.model import MEASURED_FILE
 
 
 def seconds(
@@ -128,7 +130,7 @@ def tasks() -> dict[str, list[float]]:
 
 PARTS: dict[str, Callable[[], dict[str, list[float]]]] = {
     "step": step,
-    "ddp": scale_ddp.measure,
+    "ddp": two_processes.measure,
     "read": read,
     "evaluation": evaluation,
     "tasks": tasks,
@@ -136,10 +138,12 @@ PARTS: dict[str, Callable[[], dict[str, list[float]]]] = {
 
 
 def main() -> None:
-    names = sys.argv[1:] or list(PARTS)
-    if unknown := set(names) - PARTS.keys():
-        sys.exit(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    content = json.loads(OUT.read_text()) if OUT.exists() else {"about": {}, "measured": {}}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
+    parser.add_argument("--out", type=Path, default=MEASURED_FILE)
+    args = parser.parse_args()
+    names = args.parts or list(PARTS)
+    content = json.loads(args.out.read_text()) if args.out.exists() else {"about": {}, "measured": {}}
     for name in names:
         content["measured"] |= PARTS[name]()
         content["about"].setdefault("dates", {})[name] = datetime.date.today().isoformat()
@@ -147,8 +151,8 @@ def main() -> None:
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), shared with other work; no GPU",
         "torch": torch.__version__,
     }
-    OUT.write_text(json.dumps(content, indent=1) + "\n")
-    print(OUT.read_text())
+    args.out.write_text(json.dumps(content, indent=1) + "\n")
+    print(args.out.read_text())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What benchmarks/scale_model.py says of two processes, and what two processes do: measured for docs/scale.md.
+"""What research/scale/model.py says of two processes, and what two processes do.
 
 The model puts a step together from its parts (compute, all-reduce, what hides). Here the parts are measured on this
-machine, and so is the whole: DDP over gloo, one thread a process. Called by benchmarks/scale_measure.py.
+machine, and so is the whole: DDP over gloo, one thread a process. Called by research/scale/measure.py.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
-from landscape import DIM, NUM_STEPS, TRIANGLE, UNIT, Landscape
 
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.evaluation.fid import FidEstimate, paired_difference
@@ -15,6 +14,7 @@ from edm_ray.search.dimensions import Grid
 from edm_ray.search.driver import Driver
 from edm_ray.search.space import Space
 from edm_ray.search.trials import Evaluation
+from research.race.landscape import DIM, NUM_STEPS, TRIANGLE, UNIT, Landscape
 
 GROUPS = 10
 SPLITS = 10

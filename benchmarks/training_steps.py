@@ -1,13 +1,12 @@
 """Steady-state steps of the engine under Ray Train against the same engine under torchrun.
 
-    python benchmarks/training.py [--pairs 10] [--workers 1 2] [--ticks 4]
+    python -m benchmarks.training_steps [--pairs 10] [--workers 1 2] [--ticks 4]
 
 Both sides train all the time and take turns: while one runs, every process of the other is stopped (SIGSTOP), Ray's own
 included, so that they meet the same machine and neither pays for the other. A turn's number is its time a step
 between the first and the last tick within it. The ratio is taken pair by pair, with a 95 % interval from the pairs'
-scatter (t). CPU time a step, of the
-workers and of everything else, hardly depends on what else the machine does; it and the time within Ray's calls say
-what of the difference is whose. CPU and gloo.
+scatter (t). CPU time a step, of the workers and of everything else, hardly depends on what else the machine does;
+it and the time within Ray's calls say what of the difference is whose. CPU and gloo.
 `training_start.py`: how long a start takes, and why.
 """
 
@@ -28,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import cpu_seconds, family, kind_of
 from scipy.stats import t as student
 
+from benchmarks.processes import cpu_seconds, family, kind_of
+from benchmarks.results import record
 from edm_ray.cli import main as edm_ray
 from edm_ray.config.load import configure
 from edm_ray.config.presets import preset
@@ -40,6 +40,7 @@ from edm_ray.training.device import Place
 from edm_ray.training.loop import TrainingJob, train
 from edm_ray.training.run import claim_run
 
+ROOT, MODULE = Path(__file__).parents[1], "benchmarks.training_steps"
 STEPS_A_TICK, LIMIT_S = 16, 300
 NICENESS = 15
 """Of Ray's workers (RAY_worker_niceness): on a machine that does other things too, both sides must be as modest."""
@@ -93,14 +94,13 @@ def ticks_within(path: Path, since: float, until: float) -> list[list[float]]:
 
 def start(side: str, data: str, root: Path, workers: int) -> subprocess.Popen[bytes]:
     ticks = str(root / f"{side}.ticks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if side == "torchrun":
-        own = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}", __file__]
+        own = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}", "-m", MODULE]
         command = [*own, "--torchrun-worker", data, str(root / side), ticks]
     else:
-        folder = str(Path(__file__).parent)
-        environment |= {"PYTHONPATH": folder, "RAY_TRAIN_CALLBACKS": "ticks.Ticks", "EDM_RAY_BENCHMARK_TICKS": ticks}
-        command = [__file__, "--ray-driver", data, str(root / side), str(workers)]
+        environment |= {"RAY_TRAIN_CALLBACKS": "benchmarks.ticks.Ticks", "EDM_RAY_BENCHMARK_TICKS": ticks}
+        command = ["-m", MODULE, "--ray-driver", data, str(root / side), str(workers)]
     return subprocess.Popen([sys.executable, *command], env=environment, start_new_session=True)
 
 
@@ -189,12 +189,23 @@ def ratio_of(ratios: list[float]) -> str:
     return f"{math.exp(mean):.3f} ({math.exp(mean - half):.3f}-{math.exp(mean + half):.3f})"
 
 
+def numbers_of(everything: dict[int, list[dict[str, Any]]]) -> dict[str, tuple[str, list[float]]]:
+    numbers: dict[str, tuple[str, list[float]]] = {}
+    for workers, pairs in everything.items():
+        name = f"{workers} workers"
+        for side in ("torchrun", "ray"):
+            numbers[f"{name}, {side}, a step"] = ("ms", [pair[side]["step_ms"] for pair in pairs])
+        numbers[f"{name}, ray, within Ray's calls a step"] = ("ms", [pair["ray"]["waited_ms"] for pair in pairs])
+        ratios = [pair["ray"]["step_ms"] / pair["torchrun"]["step_ms"] for pair in pairs]
+        numbers[f"{name}, ray / torchrun"] = ("", ratios)
+    return numbers
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--ticks", type=int, default=4)
-    parser.add_argument("--out", help="write all turns here, as JSON")
     parser.add_argument("--torchrun-worker", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--ray-driver", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -219,8 +230,7 @@ def main() -> None:
             data = str(root / "data" / "train")
             everything[workers] = compare(data, root / f"workers-{workers}", workers, args.pairs, args.ticks)
             print(row_of(workers, everything[workers]), flush=True)
-            if args.out:
-                Path(args.out).write_text(json.dumps(everything))
+        record("training_steps", numbers_of(everything), {"pairs": args.pairs, "ticks": args.ticks})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Landscapes for benchmarks/sweep.py: feature moments of every sampler of a dense grid, on shared seeds, on disk.
+"""Landscapes of samplers: feature moments of every sampler of a dense grid, on shared seeds, on disk.
 
 A landscape is a small denoiser trained here in a minute (edm_ray's objective and preconditioning), a grid of 501
 samplers and, for each of them, the moments of small units of images. All samplers see the same seeds. Samplers that
@@ -20,7 +20,7 @@ from torch import nn
 
 from edm_ray.diffusion.objectives import EDM as EDMObjective
 from edm_ray.diffusion.preconditioning import EDM
-from edm_ray.diffusion.samplers import Sampler, noise_levels, sampler
+from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.seeding import image_noise, normal, stream_key, uniform
 
 UNIT = 200
@@ -229,7 +229,7 @@ def walk(denoiser: EDM, settings: list[Sampler], seeds: torch.Tensor) -> Iterato
 
     The settings differ in churn only, so a state is the same for all that have churned alike so far.
     """
-    levels = [*noise_levels(settings[0], denoiser), 0.0]
+    levels = [*settings[0].noise_levels(denoiser), 0.0]
     side = denoiser.model.img_resolution
     flat = (len(seeds), side * side)
     noise = image_noise(seeds, "churn", (1, side, side))
@@ -284,7 +284,7 @@ TRIANGLE = np.tril_indices(DIM)
 
 
 def build(spec: Spec, folder: Path, num_images: int) -> Landscape:
-    """The landscape from its cache, or computed now: a block of 2,000 seeds is one file, so a broken run goes on."""
+    """The landscape from its cache, or computed now: a block of 2,000 seeds is one file, so a stopped run resumes."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     settings = spec.settings()

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from processes import process_began
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerCallback, WorkerGroupCallback
+
+from benchmarks.processes import process_began
 
 MARKS_VARIABLE = "EDM_RAY_BENCHMARK_MARKS"
 

@@ -1,11 +1,11 @@
 """Figures 2, 5b and 14 of the paper with tens of thousands of images a point, on 16x16 crops of photographs.
 
-    python benchmarks/phenomena_large.py CACHE [--num 20000] [--write]
+    python -m research.phenomena.crops CACHE [--num 20000] [--write]
 
-An MLP (that of the landscape `crops` in benchmarks/landscape.py, and a wider one) is trained here as configurations A,
-D and E of the paper say (preconditioning and objective; a minute each), and E four times as long. What is measured is
-kept in CACHE/phenomena_large.json, so a run that was stopped goes on. An hour on one core. ``--write`` puts tables
-into docs/phenomena.md.
+An MLP (that of the landscape `crops` in research/race/landscape.py, and a wider one) is trained here as configurations
+A, D and E of the paper say (preconditioning and objective; a minute each), and E four times as long. What is measured
+is kept in CACHE/phenomena_large.json, so a run that was stopped resumes. An hour on one core. ``--write`` puts tables
+into README.md.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from landscape import SPECS, Net, adam, load_data, train_features
-from phenomena import NFES, SAMPLERS, paired, plus_minus, put, steps_for
 
 from edm_ray.diffusion.analysis.langevin import langevin
 from edm_ray.diffusion.objectives import objective as make_objective
@@ -29,19 +27,22 @@ from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.evaluation.fid import FidEstimate, fid_reference, group_moments, jackknife_fid
 from edm_ray.evaluation.published import PublishedMoments
 from edm_ray.generation.generate import generate
+from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.seeding import image_noise, normal, stream_key, uniform
+from research.phenomena.digits import NFES, SAMPLERS, paired, plus_minus, put, steps_for
+from research.race.landscape import SPECS, Net, adam, load_data, train_features
 
 SPEC, GROUPS, BITS, MICRO_BATCH = SPECS["crops"], 10, 16, 500
-STEPS = SPEC.train_steps
 WIDE = 512
 """VP's network predicts the noise, 256 numbers, which do not pass through the 96 units of the landscape's network."""
 MODELS = {
-    "D": ("D: EDM preconditioning, VP's objective", "edm", "vp", STEPS, SPEC.width),
-    "E": ("E: EDM preconditioning and objective", "edm", "edm", STEPS, SPEC.width),
-    "E, long": ("E, four times as long", "edm", "edm", 4 * STEPS, SPEC.width),
-    "A, wide": (f"A: VP's preconditioning and objective, {WIDE} wide", "vp", "vp", STEPS, WIDE),
-    "E, wide": (f"E, {WIDE} wide", "edm", "edm", STEPS, WIDE),
+    "D": ("D: EDM preconditioning, VP's objective", "edm", "vp", 1, SPEC.width),
+    "E": ("E: EDM preconditioning and objective", "edm", "edm", 1, SPEC.width),
+    "E, long": ("E, four times as long", "edm", "edm", 4, SPEC.width),
+    "A, wide": (f"A: VP's preconditioning and objective, {WIDE} wide", "vp", "vp", 1, WIDE),
+    "E, wide": (f"E, {WIDE} wide", "edm", "edm", 1, WIDE),
 }
+"""Title, preconditioning, objective, length in units of --steps, width."""
 LABEL_SCALE = {"edm": 1.0, "vp": 1 / 300}
 """The network's waves are made for c_noise of about -2 to 2; VP's runs from 0 to 999."""
 CHURNS = (0.0, 1.0, 2.0, 4.0, 7.0)
@@ -52,8 +53,8 @@ LEVELS, ITERATIONS, LANGEVIN_NOISE, LANGEVIN_IMAGES = (0.1, 0.3), (0, 10, 30, 10
 class Bench:
     """The crops, features of them, models, and what was measured before."""
 
-    def __init__(self, cache: Path, num: int) -> None:
-        self.cache, self.num, self.file = cache, num, cache / "phenomena_large.json"
+    def __init__(self, cache: Path, num: int, steps: int = SPEC.train_steps) -> None:
+        self.cache, self.num, self.steps, self.file = cache, num, steps, cache / "phenomena_large.json"
         cache.mkdir(parents=True, exist_ok=True)
         self.images, labels, _ = load_data(SPEC.data)
         self.sigma_data = float(self.images.std())
@@ -62,11 +63,12 @@ class Bench:
             PublishedMoments(mean=mean, covariance=covariance, extractor="features of crops", scale_bits=BITS)
         )
         self.kept: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
-        self.models: dict[str, Preconditioned] = {}
+        self.models: dict[str, ModelDenoiser] = {}
 
-    def model(self, name: str) -> Preconditioned:
+    def model(self, name: str) -> ModelDenoiser:
         if name not in self.models:
-            _, preconditioning, objective, steps, width = MODELS[name]
+            _, preconditioning, objective, length, width = MODELS[name]
+            steps = length * self.steps
             torch.manual_seed(SPEC.seed)
             network = Net(self.images.shape[-1], width, SPEC.depth)
             network.frequencies = network.frequencies * LABEL_SCALE[preconditioning]
@@ -79,7 +81,7 @@ class Bench:
             else:
                 denoiser.load_state_dict(self.train(denoiser, objective, steps))
                 torch.save(denoiser.state_dict(), path)
-            self.models[name] = denoiser.eval().requires_grad_(False)
+            self.models[name] = ModelDenoiser(denoiser.eval().requires_grad_(False), network)
         return self.models[name]
 
     def train(self, denoiser: Preconditioned, name: str, steps: int) -> dict[str, torch.Tensor]:
@@ -186,11 +188,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path)
     parser.add_argument("--num", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=SPEC.train_steps, help="training steps of a model")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    bench = Bench(args.cache, args.num)
+    bench = Bench(args.cache, args.num, args.steps)
     for title, part in {"figure 5b": figure_5b, "figure 14": figure_14, "figure 2": figure_2}.items():
         text = part(bench)
         print(f"\n{title}\n{text}\n", flush=True)

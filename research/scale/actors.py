@@ -3,12 +3,16 @@
 Actors take chunks of images from one queue; the queue hands them out one at a time; a chunk goes to storage while its
 actor is at the next; when the last chunk of an evaluation is stored, its FID (11 eigenvalue problems, for the error
 bar) runs on one of the CPUs set aside, while actors go on with the next evaluation. Costs of the algebra and of chunks
-are measured by benchmarks/evaluation.py on a CPU core (the JSON file beside this one); the rest is assumed. Measured
-pools of 1 and 2 actors: evaluation_pool.py.
+are measured on a CPU core (actors.json beside this file); the rest is assumed. Pools of 1 and 2 actors, measured:
+`python -m benchmarks.pool`.
+
+    python -m research.scale.actors               the tables, from actors.json
+    python -m research.scale.actors --measure     measures this machine first and writes actors.json
 """
 
 from __future__ import annotations
 
+import argparse
 import heapq
 import json
 import statistics
@@ -20,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.evaluation import algebra
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.evaluation.chunks import Chunk, Generator, read_chunk, write_chunk
 from edm_ray.seeding import normal, stream_key
@@ -154,3 +159,18 @@ def table() -> str:
         f"{assumed.storage_bytes_per_second / 1e9:.0f} GB/s; {assumed.fid_cpus} CPUs for FIDs. **Simulated, not run.**"
     ]
     return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    if args.measure:
+        cpu = {name: statistics.median(run.cpu for run in runs) for name, runs in algebra(args.repeats).items()}
+        COSTS_FILE.write_text(json.dumps(measured(cpu), indent=1) + "\n")
+    print(table())
+
+
+if __name__ == "__main__":
+    main()

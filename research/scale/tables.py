@@ -1,8 +1,8 @@
-"""What 8, 64 and 512 GPUs would do, and what it would cost: writes docs/scale.md and the bills in cluster/*/README.md.
+"""What 8, 64 and 512 GPUs would do, and what it would cost: the tables of README.md and the bills in cluster/.
 
-    python benchmarks/scale.py                          writes them
-    python benchmarks/scale.py --check                  exit code 1 when they are not what would be written
-    python benchmarks/scale_measure.py                  measures anew on this machine first
+    python -m research.scale.tables                          writes them
+    python -m research.scale.tables --check                  exit code 1 when they are not what would be written
+    python -m research.scale.measure                  measures this machine first
 
 Nothing here was run on a GPU. Inputs are measured (on CPUs), published or assumed, and said so, one by one.
 """
@@ -16,29 +16,27 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from scale_ddp import IMAGES
-from scale_model import (
+from edm_ray.config.published import gpu_price, prices, scaling_costs
+from edm_ray.search.plan import SweepPlan
+from edm_ray.training.cost import Costs, Estimate, costs_at, on_gpus
+from research.scale.model import (
     CONFIRMED,
-    INPUTS,
     MEASURED,
+    MEASURED_FILE,
     WORKLOADS,
-    Costs,
-    Estimate,
-    Workload,
+    Sampled,
+    SweepLoad,
     search_chunks,
     sweep,
-    train,
     two_processes,
 )
+from research.scale.two_processes import IMAGES
 
-from edm_ray.config.published import gpu_price, prices
-from edm_ray.search.plan import SweepPlan
-
-ROOT = Path(__file__).parents[1]
-DOC = ROOT / "docs" / "scale.md"
+ROOT = Path(__file__).parents[2]
+DOC = ROOT / "research" / "scale" / "README.md"
 COUNTS = (8, 64, 512)
 STARTS, CONCURRENT = 2, 16
-BEGIN, END = "<!-- made by benchmarks/scale.py: begin -->", "<!-- end -->"
+BEGIN, END = "<!-- made by research/scale/tables.py: begin -->", "<!-- end -->"
 
 
 def number(value: float) -> str:
@@ -55,8 +53,8 @@ def span(low: float, high: float) -> str:
     return one if one == two else f"{one} to {two}"
 
 
-def both(estimate: Callable[[Costs], Estimate]) -> tuple[Estimate, Estimate]:
-    return estimate(Costs(better=True)), estimate(Costs(better=False))
+def both(estimate: Callable[[bool, Costs], Estimate]) -> tuple[Estimate, Estimate]:
+    return estimate(True, costs_at(True)), estimate(False, costs_at(False))
 
 
 def row(name: str, count: int, ends: tuple[Estimate, Estimate]) -> str:
@@ -69,12 +67,13 @@ def row(name: str, count: int, ends: tuple[Estimate, Estimate]) -> str:
     )
 
 
-def of_training(work: Workload, count: int) -> tuple[Estimate, Estimate]:
-    return both(lambda costs: train(work, count, costs))
+def of_training(work: Sampled, count: int) -> tuple[Estimate, Estimate]:
+    return both(lambda better, costs: on_gpus(work.train, count, costs))
 
 
-def of_sweep(work: Workload, count: int) -> tuple[Estimate, Estimate]:
-    return both(lambda costs: sweep(work, count, costs, SweepPlan(), STARTS, CONCURRENT))
+def of_sweep(work: Sampled, count: int) -> tuple[Estimate, Estimate]:
+    load = SweepLoad(work, SweepPlan(), STARTS, CONCURRENT)
+    return both(lambda better, costs: sweep(load, count, better, costs))
 
 
 def tables() -> str:
@@ -98,11 +97,11 @@ def tables() -> str:
         "| input | better | worse | unit | kind | source |",
         "|---|---|---|---|---|---|",
     ]
-    for entry in INPUTS.values():
+    for entry in scaling_costs().values():
         ends = f"{entry.better:,.4g} | {entry.worse:,.4g}"
         lines.append(f"| {entry.name} | {ends} | {entry.unit} | {entry.kind} | {entry.source} |")
     lines += ["", "### The model against what it can be compared with here", *compared()]
-    about = json.loads((ROOT / "benchmarks" / "scale.json").read_text())["about"]
+    about = json.loads(MEASURED_FILE.read_text())["about"]
     dates = ", ".join(f"{part} {date}" for part, date in about["dates"].items())
     lines += ["", f"Measured ({dates}) on {about['machine']}, torch {about['torch']}."]
     return "\n".join(lines)
@@ -124,7 +123,7 @@ def compared() -> list[str]:
     for images in IMAGES:
         parts = (MEASURED[f"ddp_{images}_{part}_s"] for part in ("alone", "reduce", "together"))
         alone, reducing, together = (span(*(1000 * value for value in part)) for part in parts)
-        model = span(*(1000 * two_processes(images, Costs(better)) for better in (True, False)))
+        model = span(*(1000 * two_processes(images, better, costs_at(better)) for better in (True, False)))
         lines.append(f"| {images} | {alone} | {reducing} | {model} | {together} |")
     return lines
 
@@ -160,8 +159,8 @@ def bill(folder: str) -> str:
     lines = [
         f"All of it is assumed: prices of {table['date']} from [`cluster/prices.yaml`](../prices.yaml), which you can "
         "edit (spot between its low and high part of the list price), speeds from "
-        "[`docs/scale.md`](../../docs/scale.md), an A10G as 0.33 to 0.5 of an A100. `python benchmarks/scale.py` works "
-        "it out anew.",
+        "[`research/scale`](../../research/scale/README.md), an A10G as 0.33 to 0.5 of an A100. `python -m "
+        "research.scale.tables` recomputes it.",
         "",
         "| what | hours | USD |",
         "|---|---|---|",
@@ -195,7 +194,7 @@ def main() -> None:
             if not args.check:
                 path.write_text(content)
     if args.check and stale:
-        sys.exit(f"not up to date: {', '.join(stale)}; run python benchmarks/scale.py")
+        sys.exit(f"not up to date: {', '.join(stale)}; run python -m research.scale.tables")
     print(f"{'written' if stale else 'up to date'}: {', '.join(stale) if stale else 'all'}")
 
 
