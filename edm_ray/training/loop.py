@@ -47,8 +47,8 @@ class TrainingJob:
     about: Mapping[str, Any] = field(default_factory=dict)
     """Goes into the model directory."""
     network: torch.nn.Module | None = None
-    """A network of one's own in place of config.denoiser.network, whose sizes it must fit: forward(x, noise_labels,
-    class_labels, augment_labels). It is copied, with the weights it has."""
+    """Of the user's own, where config.denoiser.network is of kind own: network(x, noise_labels, class_labels,
+    augment_labels). It is copied, with the weights it has."""
     snapshot_kimg: float | None = None
     """At the first tick at or after every so many thousand images, and at the end, the average becomes a model
     directory below RUN/snapshots and a grid is drawn from it; what cannot be made is named, and training continues."""

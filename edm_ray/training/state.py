@@ -16,7 +16,7 @@ Tensors = dict[str, torch.Tensor]
 class TrainingState:
     """State of one worker; equal on all of them after every step.
 
-    network: a user's own F_theta in place of the one in the configuration. It is copied, with the weights it has.
+    network: F_theta of the user's own, where the configuration says network.kind own; copied, with the weights it has.
     """
 
     def __init__(self, config: TrainingConfig, device: torch.device, network: torch.nn.Module | None = None) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -11,6 +12,7 @@ import safetensors.torch
 import torch
 
 from edm_ray.config.load import configure
+from edm_ray.config.network import OwnNetwork
 from edm_ray.config.presets import tiny
 from edm_ray.config.training import EmaConfig, OptimizerConfig
 from edm_ray.data.manifest import open_dataset
@@ -21,12 +23,12 @@ from edm_ray.errors import InputError
 from edm_ray.models import open_model
 from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.networks.build import build_denoiser
-from edm_ray.training import checkpoints, step
+from edm_ray.training import checkpoints, grid, step
 from edm_ray.training.device import Place
 from edm_ray.training.ema import ema_beta, update_ema
 from edm_ray.training.loop import Stopped, TrainingJob, train
 from edm_ray.training.metrics import read_metrics
-from edm_ray.training.run import checkpoint_store, claim_run, model_uri
+from edm_ray.training.run import checkpoint_store, claim_run, grid_uri, model_uri
 from edm_ray.training.signals import Signal
 from edm_ray.training.state import TrainingState
 from edm_ray.training.step import Diverged, TrainingStep, learning_rate, make_objective, settle_gradients, share_loss
@@ -368,14 +370,18 @@ class _Own(torch.nn.Module):
         return self.convolution(x) + self.shift(class_labels)[:, :, None, None] + 0 * noise_labels[:, None, None, None]
 
 
-def test_a_network_of_ones_own_is_trained_in_a_copy_and_resumes_bit_for_bit(dataset, config, tmp_path):
+def test_a_network_of_ones_own_is_trained_in_a_copy_and_resumes_bit_for_bit(dataset, config, tmp_path, monkeypatch):
+    """And grids are drawn from it."""
+    monkeypatch.setattr(grid, "SHARE", 1e6)  # of milliseconds
     torch.manual_seed(3)
     own = _Own(len(dataset.class_names))
+    sizes = OwnNetwork(img_resolution=8, img_channels=1, label_dim=own.label_dim)
+    config = dataclasses.replace(config, denoiser=dataclasses.replace(config.denoiser, network=sizes))
     before = {name: value.clone() for name, value in own.state_dict().items()}
 
     def run(uri, **more):
         claim_run(uri, config, dataset)
-        train(TrainingJob(config=config, dataset=dataset, run_uri=uri, network=own), **more)
+        train(TrainingJob(config=config, dataset=dataset, run_uri=uri, network=own, snapshot_kimg=0.24), **more)
 
     calm, told = str(tmp_path / "calm"), str(tmp_path / "told")
     run(calm)
@@ -390,3 +396,4 @@ def test_a_network_of_ones_own_is_trained_in_a_copy_and_resumes_bit_for_bit(data
         trained = one[f"model.{name}"]
         assert torch.equal(trained, other[f"model.{name}"]) and not torch.equal(trained, value)
     assert read_metrics(calm)[-1]["loss"] == read_metrics(told)[-1]["loss"]
+    assert Path(grid_uri(calm, 240)).read_bytes() == Path(grid_uri(told, 240)).read_bytes()
