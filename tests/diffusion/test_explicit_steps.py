@@ -38,7 +38,7 @@ def test_the_gammas_of_s_churn_written_out_give_its_images(gaussian, latents, so
 
 
 def test_gammas_act_at_their_own_steps_only(gaussian, latents):
-    """The variance that a step adds is that of going from sigma to sigma (1 + gamma): two steps, exact in closed form."""
+    """The variance that a step adds is that of going from sigma to sigma (1 + gamma), in two steps written out."""
     settings = Euler(sigmas=(2.0, 1.0), gammas=(0.0, 0.25))
     noise = image_noise(torch.arange(len(latents)), "churn", tuple(latents.shape[1:]))
 
