@@ -19,11 +19,12 @@ Batches = Iterator[tuple[int, Any]]
 
 
 def ours(uri: str, rank: int, world: int, count: int, cache: str) -> Batches:
+    from edm_ray.data.eviction import open_cache
     from edm_ray.data.manifest import open_dataset
     from edm_ray.data.order import shares
     from edm_ray.data.reader import open_reader
 
-    with open_reader(open_dataset(uri), cache_dir=cache) as reader:
+    with open_reader(open_dataset(uri), cache=open_cache(cache)) as reader:
         reader.follow(shares(0, count * world, BATCH * world, rank, world, 840), 0)
         for positions in shares(0, count * world, BATCH * world, rank, world, 840):
             images, _ = reader.at(positions, 0)

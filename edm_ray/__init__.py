@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from edm_ray.diffusion.analysis.inversion import invert as invert
     from edm_ray.diffusion.analysis.inversion import reconstruct as reconstruct
     from edm_ray.diffusion.analysis.truncation import truncation_errors as truncation_errors
+    from edm_ray.diffusion.denoiser import AtLevel as AtLevel
     from edm_ray.diffusion.denoiser import Denoiser as Denoiser
     from edm_ray.diffusion.denoiser import Guided as Guided
     from edm_ray.diffusion.labels import one_hot_labels as one_hot_labels
+    from edm_ray.diffusion.noise import Path as Path
     from edm_ray.diffusion.objectives import objective as objective
     from edm_ray.diffusion.preconditioning import EDM as EDM
     from edm_ray.diffusion.preconditioning import IDDPM as IDDPM
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from edm_ray.diffusion.samplers import Euler as Euler
     from edm_ray.diffusion.samplers import EulerMaruyama as EulerMaruyama
     from edm_ray.diffusion.samplers import Heun as Heun
+    from edm_ray.diffusion.samplers import Noise as Noise
     from edm_ray.diffusion.samplers import PredictorCorrector as PredictorCorrector
     from edm_ray.diffusion.samplers import Sampler as Sampler
     from edm_ray.diffusion.samplers import sample as sample
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from edm_ray.distributed.executor import Ray as Ray
     from edm_ray.errors import InputError as InputError
     from edm_ray.execution.local import Local as Local
+    from edm_ray.models.denoiser import ModelDenoiser as ModelDenoiser
     from edm_ray.models.directory import load_model as load_model
     from edm_ray.search.plan import sweep_plan as sweep_plan
     from edm_ray.seeding import image_noise as image_noise
@@ -66,8 +70,9 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "edm_ray.diffusion.analysis.analytic": ("GaussianMixture", "IdealDenoiser"),
     "edm_ray.diffusion.analysis.inversion": ("invert", "reconstruct"),
     "edm_ray.diffusion.analysis.truncation": ("truncation_errors",),
-    "edm_ray.diffusion.denoiser": ("Denoiser", "Guided"),
+    "edm_ray.diffusion.denoiser": ("AtLevel", "Denoiser", "Guided"),
     "edm_ray.diffusion.labels": ("one_hot_labels",),
+    "edm_ray.diffusion.noise": ("Path",),
     "edm_ray.diffusion.objectives": ("objective",),
     "edm_ray.diffusion.preconditioning": ("EDM", "IDDPM", "VE", "VP"),
     "edm_ray.diffusion.samplers": (
@@ -76,6 +81,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Euler",
         "EulerMaruyama",
         "Heun",
+        "Noise",
         "PredictorCorrector",
         "IPNDM",
         "RK45",
@@ -86,6 +92,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "edm_ray.distributed.executor": ("Ray",),
     "edm_ray.errors": ("InputError",),
     "edm_ray.execution.local": ("Local",),
+    "edm_ray.models.denoiser": ("ModelDenoiser",),
     "edm_ray.models.directory": ("load_model",),
     "edm_ray.search.plan": ("sweep_plan",),
     "edm_ray.seeding": ("image_noise",),
@@ -109,6 +116,7 @@ __all__ = [
     "RK45",
     "VE",
     "VP",
+    "AtLevel",
     "DPMpp2M",
     "DPMpp3MSDE",
     "Denoiser",
@@ -120,6 +128,9 @@ __all__ = [
     "IdealDenoiser",
     "InputError",
     "Local",
+    "ModelDenoiser",
+    "Noise",
+    "Path",
     "PredictorCorrector",
     "Ray",
     "Sampler",
@@ -150,11 +161,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'edm_ray' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
-    return value
+if not TYPE_CHECKING:  # to a type checker a name that is not above is a mistake
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module 'edm_ray' has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ absolute paths that all nodes share, or s3:// URIs; a relative one is refused be
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from edm_ray.storage import uris
 
 JOB_COMMANDS = ("prepare", "train", "reference", "generate", "evaluate", "sweep", "doctor")
 
-PLACES = ("dest", "out", "data", "model", "reference", "real", "weights", "storage")
+PLACES = ("dest", "out", "data", "model", "guide", "reference", "real", "weights", "store", "follow", "storage")
 """Options that name data or results: they are needed after the job, so they must not lie in its working directory."""
 CARRIED = ("config", "space", "sampler")
 """Options that name small files, which may travel in the working directory."""
@@ -48,14 +49,15 @@ def check_places(name: str, args: Any, working_dir: Path | None = None) -> None:
 
     ``working_dir``: where files that travel with the job must be; None when the job is running already.
     """
-    for key in PLACES:
-        value = getattr(args, key, None)
-        if isinstance(value, str) and not _is_absolute(value):
+    given = _flat(args)
+    places = [(key, value) for key in PLACES for value in _texts(given.get(key))]
+    for key, value in places:
+        if not _is_absolute(value):
             raise InputError(
                 f"{_label(name, key)} {value}: relative, and a job's working directory is deleted with the job; give "
                 f"s3://BUCKET/{Path(value).name} or an absolute path that all nodes share"
             )
-    source = getattr(args, "source", None)
+    source = given.get("source")
     if name == "prepare" and source not in BUILT_IN and not _is_absolute(str(source)):
         raise InputError(
             f"SOURCE {source}: relative; pictures do not travel with a job. Give s3://BUCKET/... or an absolute path "
@@ -64,12 +66,27 @@ def check_places(name: str, args: Any, working_dir: Path | None = None) -> None:
     if working_dir is None:
         return
     for key in CARRIED:
-        value = getattr(args, key, None)
+        value = given.get(key)
         if isinstance(value, str) and not _is_absolute(value) and not (working_dir / value).is_file():
             raise InputError(
                 f"{_label(name, key)} {value}: not in the working directory {working_dir}, so it cannot travel with "
                 "the job; put it there, or give s3:// or an absolute path that all nodes share"
             )
+
+
+def _flat(args: Any) -> dict[str, Any]:
+    """Options by name, those of groups too."""
+    found: dict[str, Any] = {}
+    for each in dataclasses.fields(args):
+        value = getattr(args, each.name)
+        found |= _flat(value) if dataclasses.is_dataclass(value) else {each.name: value}
+    return found
+
+
+def _texts(value: Any) -> list[str]:
+    """Places that an option names: none, one or several. An empty text is an option that was not given."""
+    several = value if isinstance(value, (list, tuple)) else [value]
+    return [text for text in several if isinstance(text, str) and text]
 
 
 def _is_absolute(value: str) -> bool:

@@ -51,7 +51,9 @@ def run(args: Args) -> None:
     executor = choose_executor(workers, args.device)
     task = plan_train(args.data, args.preset, args.out, args.training, file=args.config, overrides=args.set)
     if workers == "0" and task.config.reader != "cache":
-        raise InputError(f"--workers 0 trains without Ray, and --reader {task.config.reader} is Ray's; leave one out")
+        raise InputError(
+            f"--no-ray trains without Ray, and --reader {task.config.reader} is Ray's; leave one of them out"
+        )
     describe(task, f"{'this process' if workers == '0' else workers} x {args.device}")
     if args.dry_run:
         from edm_ray.cli.plan import print_plan

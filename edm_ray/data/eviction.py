@@ -36,7 +36,7 @@ class Cache:
     limit: int
 
 
-def open_cache(cache_dir: str | None = None, cache_gib: float | None = None) -> Cache:
+def open_cache(cache_dir: str | Path | None = None, cache_gib: float | None = None) -> Cache:
     """The node's cache: the arguments, else EDM_RAY_CACHE and EDM_RAY_CACHE_GIB, else ~/.cache/edm_ray and 64 GiB.
 
     Raises InputError when the folder cannot be written or the limit is not a positive number.

@@ -9,7 +9,6 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
@@ -226,9 +225,8 @@ class Reader:
 def open_reader(
     dataset: DataSet,
     xflip: bool = False,
-    cache_dir: str | Path | None = None,
     *,
-    cache_gib: float | None = None,
+    cache: Cache | None = None,
     on_damage: str = "raise",
     threads: int = 8,
     order: str = "rows",
@@ -238,8 +236,8 @@ def open_reader(
     """Decode a data set, or map what a process of this node has decoded, and serve it.
 
     xflip: mirror images belong to the data set too (configurations A-E): an epoch has 2 N samples.
-    cache_dir, cache_gib: where decoded pixels are kept and how many GiB in all (`open_cache`); a data set of up to
-    16 MiB stays in memory. threads: shards fetched and decoded at a time.
+    cache: where decoded pixels are kept (default: the node's, `open_cache`); a data set of up to 16 MiB stays in
+    memory. threads: shards fetched and decoded at a time.
     on_damage: "raise" (IntegrityError naming the first bad shard) or "skip": rows of a shard that is missing or damaged
     are replaced by rows of the next good one; `Reader.skipped` counts and names them. Nothing incomplete is cached.
     order: "rows" (a perfect permutation; the decoded data set must fit the cache) or "blocks" (`BlockOrder`, with
@@ -264,7 +262,7 @@ def open_reader(
                 'less (a multiple of the workers), prepare it with more shards, or use order="rows"'
             )
         blocks = BlockOrder(tuple(shard.rows for shard in dataset.shards), lanes, xflip, block_shards)
-        cache = open_cache(None if cache_dir is None else str(cache_dir), cache_gib)
+        cache = cache or open_cache()
         # torchrun and Ray Train set it; how far ahead is read depends on it, nothing else.
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         stream = Stream(dataset, cache, threads, skipped if on_damage == "skip" else None, processes)
@@ -273,7 +271,7 @@ def open_reader(
         memory = InMemory((dataset.rows, *dataset.row_shape))
         _decode(dataset, memory.put, threads, skipped if on_damage == "skip" else None)
         return Reader(dataset, memory, xflip, skipped)
-    cache = open_cache(None if cache_dir is None else str(cache_dir), cache_gib)
+    cache = cache or open_cache()
     try:
         source = _cached(dataset, cache, dataset.hash, threads, None)
     except (IntegrityError, NotFound) as error:

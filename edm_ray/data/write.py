@@ -59,21 +59,31 @@ class LatentOptions:
     """Made here, of pictures, by this encoder; empty: the source has latents."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowFormat:
+    """How every row of a data set lies in its shards."""
+
+    class_names: Sequence[str]
+    shape: tuple[int, int, int]
+    """(C, R, R)"""
+    encoding: str
+    latents: LatentOptions | None = None
+    """None: pixels, uint8."""
+
+    @property
+    def dtype(self) -> str:
+        return "uint8" if self.latents is None else self.latents.dtype
+
+
 def shard_name(split: str, index: int, num_shards: int) -> str:
     return f"{split}-{index:05d}-of-{num_shards:05d}.parquet"
 
 
-def build_shard(
-    name: str,
-    rows: Iterable[tuple[str, int, Pixels]],
-    class_names: Sequence[str],
-    shape: tuple[int, int, int],
-    encoding: str,
-    dtype: str = "uint8",
-) -> tuple[bytes, ShardEntry]:
-    """Rows of (name, label, ``dtype`` [C, R, R]) -> the file's bytes and its entry. Memory: the encoded pictures.
+def build_shard(name: str, rows: Iterable[tuple[str, int, Pixels]], form: RowFormat) -> tuple[bytes, ShardEntry]:
+    """Rows of (name, label, ``form.dtype`` [C, R, R]) -> the file's bytes and its entry. Memory: the encoded pictures.
 
     dtype: uint8 for pixels; float16 or float32 for latents, which are raw."""
+    class_names, shape, encoding, dtype = form.class_names, form.shape, form.encoding, form.dtype
     assert dtype == "uint8" or encoding == "raw"
     pictures: list[bytes] = []
     names: list[str] = []
@@ -132,17 +142,15 @@ def save_shard(uri: str, content: bytes, entry: ShardEntry) -> None:
 def publish_dataset(
     uri: str,
     entries: Sequence[ShardEntry],
-    class_names: Sequence[str],
-    shape: tuple[int, int, int],
+    form: RowFormat,
     *,
     name: str,
     split: str,
-    encoding: str,
     source: Mapping[str, Any] | None = None,
-    latents: LatentOptions | None = None,
 ) -> DataSet:
     """Write the manifest over shards that are all there. Raises InputError when no row is left, or a channel of latents
     is constant."""
+    shape, latents = form.shape, form.latents
     kept = [entry for entry in entries if entry.rows]
     skipped = [line for entry in entries for line in entry.skipped_first]
     if not kept:
@@ -158,12 +166,12 @@ def publish_dataset(
         "kind": KIND,
         "name": name,
         "split": split,
-        "encoding": encoding,
+        "encoding": form.encoding,
         "rows": first_rows[-1],
         "resolution": shape[1],
         "channels": shape[0],
         **codec,
-        "class_names": list(class_names),
+        "class_names": list(form.class_names),
         "class_counts": np.sum([entry.class_counts for entry in kept], axis=0).tolist(),
         "mean": mean,
         "std": std,
@@ -211,7 +219,6 @@ def write_dataset(
     *,
     name: str,
     split: str,
-    names: Sequence[str] | None = None,
     num_shards: int = 4,
     encoding: str = "png",
 ) -> DataSet:
@@ -228,22 +235,19 @@ def write_dataset(
     top = max(1, len(class_names))
     if labels.shape != (rows,) or labels.min() < 0 or labels.max() >= top:
         raise InputError(f"{uri}: labels must be {rows} numbers in 0..{top - 1}, got {labels.min()}..{labels.max()}")
-    names = names if names is not None else [f"{i:08d}.png" for i in range(rows)]
+    names = [f"{i:08d}.png" for i in range(rows)]
+    form = RowFormat(class_names=class_names, shape=(channels, height, width), encoding=encoding)
     num_shards = min(num_shards, rows)
     entries = []
     for index, (low, high) in enumerate(itertools.pairwise(shard_edges(rows, num_shards))):
         content, entry = build_shard(
             shard_name(split, index, num_shards),
             zip(names[low:high], labels[low:high].tolist(), images[low:high]),
-            class_names,
-            (channels, height, width),
-            encoding,
+            form,
         )
         save_shard(uri, content, entry)
         entries.append(entry)
-    return publish_dataset(
-        uri, entries, class_names, (channels, height, width), name=name, split=split, encoding=encoding
-    )
+    return publish_dataset(uri, entries, form, name=name, split=split)
 
 
 def shard_edges(rows: int, num_shards: int) -> list[int]:

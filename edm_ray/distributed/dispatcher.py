@@ -9,6 +9,7 @@ import asyncio
 import collections
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RaySystemError, RayTaskError
 
 from edm_ray.distributed.cluster.preflight import Ask, in_use, nodes_free, nodes_there, refusal
 from edm_ray.distributed.ray_private import run_in_actor
@@ -35,6 +36,8 @@ MAX_BAD_STARTS = 10
 PATIENCE_S = 300.0
 """How long items wait while not one worker is at work (a start takes a minute at most, an autoscaler more)."""
 _CHECKS_AT_ONCE = 16
+MISSING = re.compile(r"No module named '([\w.]+)'|Can't get attribute '\w+' on <module '([\w.]+)'")
+"""What Python says when it unpickles something of a module that is not there, or is another version."""
 
 
 class ItemFailed(InputError):
@@ -254,6 +257,10 @@ class Dispatcher:
                     return  # after an error nobody expected its process is not to be trusted (CUDA errors stay)
                 _fail(job, cause)
             except RayError as error:
+                if isinstance(cause := cause_of(error), InputError):  # it never reached the worker's code
+                    _fail(job, cause)
+                    await in_hand.drop(job)
+                    continue
                 in_hand.lost = True
                 self._lost(job, error)
                 return
@@ -330,8 +337,15 @@ def _end(worker: Any) -> None:
 
 
 def cause_of(error: RayError) -> Exception:
-    """What was raised in the other process, without Ray's wrapping."""
+    """What was raised in the other process, without Ray's wrapping; a class that it cannot import as InputError."""
     cause = getattr(error, "cause", None)
     while isinstance(cause, RayTaskError):
         cause = cause.cause
+    for each in (error, cause):
+        if isinstance(each, RaySystemError) and (missing := MISSING.search(str(each))):
+            name = next(group for group in missing.groups() if group)
+            return InputError(
+                f"the workers cannot import {name}, where a class of yours is: install it there, send it along with "
+                "`ray job submit --working-dir`, or define the class in the script that is started"
+            )
     return cause if isinstance(error, RayTaskError) and isinstance(cause, Exception) else error

@@ -99,6 +99,9 @@ class FidEstimate:
     """Hash of the reference's moments."""
     extractor: str
 
+    def __float__(self) -> float:
+        return self.fid
+
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "leave_one_out": list(self.leave_one_out)}
 

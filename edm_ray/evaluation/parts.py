@@ -33,6 +33,8 @@ LEAST_ROWS = 500
 MOST_PARTS = 64
 """A part with 2,048 features is 34 MB, so all of them together stay near 2 GB however large the data set."""
 FOLDER = "parts"
+PART_CPUS = 0.9
+"""A little of each CPU is left for dispatchers and FID workers, which mostly wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,8 @@ class ReferenceParts:
         return Needs(
             what="the reference" if self.moments else "features of real images",
             memory=3 * len(self.extractor.weights) + (1 << 29),
-            most=len(ranges_of(self.dataset.rows)),
+            cpus=PART_CPUS,
+            most=len(ranges_of(self.dataset.rows if self.moments else len(self.chosen))),
             reads=(self.dataset.uri,),
         )
 
@@ -228,9 +231,9 @@ def measure_real(
         for key, own in zip(measuring.keys, parts, strict=True)
     ]
     with executor.session(*recipes):
-        for recipe, own in zip(recipes, parts, strict=True):
-            with executor.open(recipe) as (extracting,):
+        for place, (recipe, own) in enumerate(zip(recipes, parts, strict=True)):
+            # Opened together, so that the FID worker starts while features are taken.
+            with executor.open(recipe, measuring) as (extracting, fids):
                 make_all(extracting, [(part,) for part in own], on_part)
-        with executor.open(measuring) as (fids,):
-            make_all(fids, [(one,) for one in sets])
+                make_all(fids, [(sets[place],)])
     return [measuring.result(one) for one in sets]

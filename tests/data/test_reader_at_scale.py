@@ -15,6 +15,7 @@ from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.data import reader as reading
 from edm_ray.data import stream as streaming
+from edm_ray.data.eviction import open_cache
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
 from edm_ray.models import open_model
@@ -36,7 +37,7 @@ def growth(dataset, images, cache, out):
     """Bytes that this process has come to hold at most while it reads so many images."""
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
-    with open_reader(dataset, cache_dir=cache, threads=2) as reader:
+    with open_reader(dataset, cache=open_cache(cache), threads=2) as reader:
         for first in range(0, images, 256):
             reader.at(np.arange(first, first + 256, dtype=np.int64), 0)
     out.put(status("VmHWM") - before)
@@ -136,7 +137,7 @@ def test_a_data_set_that_has_changed_is_not_the_run_s_any_more(blocks, tmp_path,
 def test_more_lanes_than_shards_are_refused_with_the_ways_out(tmp_path):
     dataset, _, _ = make_dataset(tmp_path / "d")
     with pytest.raises(InputError, match=r"6 lanes .* 5 shards .*set lanes to 5 or less"):
-        open_reader(dataset, order="blocks", lanes=6, cache_dir=tmp_path / "c")
+        open_reader(dataset, order="blocks", lanes=6, cache=open_cache(tmp_path / "c"))
 
 
 def test_the_flags_name_the_cache(tmp_path, monkeypatch):

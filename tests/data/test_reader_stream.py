@@ -28,8 +28,8 @@ def data(tmp_path):
 
 
 def stream_of(data, tmp_path, shards=12, **more):
-    arguments = {"order": "blocks", "lanes": LANES, "cache_gib": shards * ONE / 2**30, "block_shards": 1, **more}
-    return open_reader(data[0], cache_dir=tmp_path / "cache", **arguments)
+    cache = open_cache(tmp_path / "cache", more.pop("cache_gib", shards * ONE / 2**30))
+    return open_reader(data[0], cache=cache, **{"order": "blocks", "lanes": LANES, "block_shards": 1, **more})
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Samplers: one frozen class a solver, the flat form of files, and one function that samples."""
 
-from edm_ray.diffusion.samplers.base import SOLVERS, Sampler, sample
+from edm_ray.diffusion.samplers.base import SOLVERS, Noise, Sampler, sample
 from edm_ray.diffusion.samplers.flat import read_sampler, sampler, setting_names, with_changes
 from edm_ray.diffusion.samplers.heun import Euler, Heun
 from edm_ray.diffusion.samplers.ipndm import IPNDM
@@ -17,6 +17,7 @@ __all__ = [
     "Euler",
     "EulerMaruyama",
     "Heun",
+    "Noise",
     "PredictorCorrector",
     "Sampler",
     "read_sampler",

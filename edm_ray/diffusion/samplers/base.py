@@ -44,6 +44,9 @@ class Sampler(ABC):
     follows_schedule: ClassVar[bool] = True
     """Whether it integrates over t of sigma(t) and s(t); a solver between noise levels does not."""
     follows_scaling: ClassVar[bool] = True
+    source_hash: ClassVar[str | None] = None
+    """sha256 of the source text of a class that is not edm_ray's, and of its bases that are not; None: cannot be read.
+    Taken when the class is defined, so that it travels with it."""
     is_sde: ClassVar[bool] = False
     """Whether it solves the reverse SDE: then it draws noise at every step, whatever its settings."""
 
@@ -80,6 +83,7 @@ class Sampler(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls.source_hash = _source_of(cls)
         if name := cls.__dict__.get("solver"):
             other = SOLVERS.setdefault(name, cls)
             if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -213,16 +217,14 @@ class Sampler(ABC):
     @property
     def identity(self) -> dict[str, Any]:
         """What names its images in a store: the flat form; of a class that is not edm_ray's, its source text too."""
-        if type(self).__module__.startswith("edm_ray."):
+        if _is_ours(type(self)):
             return self.to_dict()
-        try:
-            source = inspect.getsource(type(self))
-        except (OSError, TypeError):
+        if self.source_hash is None:
             raise InputError(
                 f"sampler {type(self).__qualname__}: its source cannot be read, so its images cannot be told from "
                 "those of another version; define the class in a file"
-            ) from None
-        return {**self.to_dict(), "source": hashlib.sha256(source.encode()).hexdigest()}
+            )
+        return {**self.to_dict(), "source": self.source_hash}
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other values of its own fields."""
@@ -365,6 +367,21 @@ class Sampler(ABC):
 
 
 DESCENDING = "two noise levels or more, descending, each greater than 0 and finite"
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.startswith("edm_ray.")
+
+
+def _source_of(cls: type) -> str | None:
+    texts = []
+    for each in cls.__mro__:
+        if issubclass(each, Sampler) and not _is_ours(each):
+            try:
+                texts.append(inspect.getsource(each))
+            except (OSError, TypeError):  # typed into a shell, or sent to a worker: there it comes with the class
+                return None
+    return hashlib.sha256("".join(texts).encode()).hexdigest()
 
 
 def settings(cls: type[Sampler]) -> list[dataclasses.Field[Any]]:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 IN_USE_PATIENCE_S = 60.0
 """How long resources that others hold are waited for."""
 _POLL_S = 0.25
+QUIET_S = 5.0
+"""A wait that is no longer is not worth a word: a pool that has just ended lets go of what it held."""
 _GIB = 1 << 30
 Resources = Mapping[str, float]
 
@@ -136,7 +138,8 @@ def preflight(ask: Ask, patience: float | None = None) -> int:
         raise InputError(message)
     kind = "GPU" if ask.gpus else "CPU"
     count, told = 1 if ask.share else ask.needed, False
-    deadline = time.monotonic() + (IN_USE_PATIENCE_S if patience is None else patience)
+    began = time.monotonic()
+    deadline = began + (IN_USE_PATIENCE_S if patience is None else patience)
     while True:
         there, free = nodes_there(), nodes_free()
         room = sum(ask.fits(node) for node in free)
@@ -144,7 +147,7 @@ def preflight(ask: Ask, patience: float | None = None) -> int:
             return min(room, ask.count)
         if time.monotonic() > deadline:
             raise InputError(f"{in_use(ask, there, free)}; wait for them to end, or take a larger cluster")
-        if not told:
+        if not told and time.monotonic() - began > QUIET_S:
             told = True
             logger.warning("%s; waiting for them", in_use(ask, there, free))
         time.sleep(_POLL_S)

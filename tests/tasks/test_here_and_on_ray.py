@@ -1,0 +1,91 @@
+"""The tasks of the face give the same numbers in this process and on two workers of Ray."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import edm_ray as edm
+from tests.face.conftest import TINY, convnet
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+PLACES = [edm.Local(), edm.Ray(workers=2)]
+SEEDS = range(150)
+
+
+@pytest.fixture(scope="module")
+def model(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = str(tmp_path_factory.mktemp("model") / "run")
+    edm.train(str(digits_dir / "train"), "tiny", out, overrides=["total_kimg=0.048", "tick_kimg=0.048"])
+    return f"{out}/model"
+
+
+@pytest.fixture(scope="module")
+def reference(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = str(tmp_path_factory.mktemp("reference") / "digits")
+    return edm.reference(str(digits_dir / "train"), out, extractor="digits").uri
+
+
+def test_a_data_set_has_the_same_bytes(tmp_path: Path) -> None:
+    rng, digests = np.random.default_rng(0), []
+    for number in range(40):
+        name = tmp_path / "pictures" / str(number % 2) / f"{number:02d}.png"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).save(name)
+    for number, on in enumerate(PLACES):
+        out = tmp_path / f"data{number}"
+        dataset = edm.prepare(str(tmp_path / "pictures"), str(out), resolution=8, crop="centre", shards=4, on=on)
+        assert dataset.rows == 40 and dataset.class_names == ("0", "1")
+        digests.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(out.glob("*.parquet"))])
+    assert digests[0] == digests[1] and len(digests[0]) == 4
+
+
+def test_a_reference_has_the_same_moments(digits_dir: Path, reference: str, tmp_path: Path) -> None:
+    """Of the same weights; the digits extractor would be trained again to the same bits."""
+    there = edm.reference(str(digits_dir / "train"), str(tmp_path / "there"), extractor="digits", on=PLACES[1])
+    here = edm.reference(str(digits_dir / "train"), reference, extractor="digits")
+    assert there.reference.moments.hash == here.reference.moments.hash and there.extractor == here.extractor
+
+
+def test_an_evaluation_has_the_same_numbers(model: str, reference: str) -> None:
+    """All metrics, with their intervals, of a sampler that draws noise."""
+    sampler = edm.Heun(num_steps=4, s_churn=2.0)
+    here, there = (edm.evaluate(model, reference, sampler, num=200, on=on, metrics="fid,kid,isc,prc") for on in PLACES)
+    assert here.fid == there.fid and here.rows() == there.rows()
+    assert {row.metric for row in here.rows()} > {"FID"}
+
+
+def test_a_sweep_makes_the_same_decisions(model: str, reference: str, tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("name: t\nsampler: {num_steps: 4}\nsearch:\n  churn_fraction: {low: 0.0, high: 1.0}\n")
+    plan = edm.sweep_plan("grid", grid_points=3, max_chunks=1, chunk_size=100, confirm_chunks=2)
+    here, there = (
+        edm.sweep(model, reference, str(space), str(tmp_path / on.__class__.__name__), plan=plan, grid=10, on=on)
+        for on in PLACES
+    )
+    assert here.best == there.best and here.table == there.table
+    assert here.against_deterministic == there.against_deterministic
+
+
+def test_the_fid_of_two_sets_of_images_is_the_same(digits_dir: Path, reference: str) -> None:
+    held_out = edm.open_dataset(str(digits_dir / "heldout"))
+    here, there = (edm.fid(held_out, reference, on=on) for on in PLACES)
+    assert here == there
+
+
+def test_a_network_of_one_s_own_trains_samples_and_is_measured_on_workers(
+    digits_dir: Path, reference: str, tmp_path: Path
+) -> None:
+    """One worker of Ray has the bits of this process; the module travels to it."""
+    data, runs = str(digits_dir / "train"), []
+    for name, on in (("here", edm.Local()), ("there", edm.Ray(workers=1))):
+        runs.append(edm.train(data, "tiny", str(tmp_path / name), network=convnet(), overrides=TINY, on=on))
+    states = [model.module.state_dict() for model in runs]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    here, there = (edm.evaluate(runs[0], reference, edm.Euler(num_steps=4), num=200, on=on) for on in PLACES)
+    assert here.fid == there.fid
