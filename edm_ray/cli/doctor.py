@@ -33,7 +33,8 @@ class Args:
 def run(args: Args) -> int:
     if args.address is not None and "://" in args.address:
         return _as_job(args)
-    from edm_ray.distributed.cluster.doctor import Question, examine
+    from edm_ray.distributed.cluster.doctor import examine
+    from edm_ray.distributed.cluster.probe import Question
 
     storage = None if args.storage is None else uris.absolute(args.storage)
     weights = None if args.weights is None else uris.absolute(args.weights)

@@ -59,10 +59,10 @@ def run(args: Args) -> None:
     sampler = choose_settings(args.sampler, args.set)
     if args.follow is not None:
         options = vars(args.evaluation)
-        for nimg, result in follow(
+        for nimg, snapshot in follow(
             args.follow, args.reference[0], sampler, args.num, on=executor, out=args.out, **options
         ):
-            say(f"  {nimg:>12,} images: {result.measured.fid.describe()}")
+            say(f"  {nimg:>12,} images: {snapshot.measured.fid.describe()}")
         return
     plan = plan_evaluation(args.model, args.reference, sampler, args.num, args.evaluation, args.out)
     if args.dry_run:

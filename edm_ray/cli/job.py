@@ -66,10 +66,10 @@ def check_places(name: str, args: Any, working_dir: Path | None = None) -> None:
     if working_dir is None:
         return
     for key in CARRIED:
-        value = given.get(key)
-        if isinstance(value, str) and not _is_absolute(value) and not (working_dir / value).is_file():
+        carried = given.get(key)
+        if isinstance(carried, str) and not _is_absolute(carried) and not (working_dir / carried).is_file():
             raise InputError(
-                f"{_label(name, key)} {value}: not in the working directory {working_dir}, so it cannot travel with "
+                f"{_label(name, key)} {carried}: not in the working directory {working_dir}, so it cannot travel with "
                 "the job; put it there, or give s3:// or an absolute path that all nodes share"
             )
 

@@ -28,6 +28,7 @@ from edm_ray.data.manifest import DataSet
 from edm_ray.data.write import (
     FIRST_SKIPPED,
     LatentOptions,
+    RowFormat,
     ShardEntry,
     build_shard,
     disk_full_is_said,
@@ -67,8 +68,8 @@ class Plan:
     latents: LatentOptions | None = None
 
     @property
-    def dtype(self) -> str:
-        return "uint8" if self.latents is None else self.latents.dtype
+    def row_format(self) -> RowFormat:
+        return RowFormat(class_names=self.class_names, shape=self.shape, encoding=self.encoding, latents=self.latents)
 
     def to_json(self) -> dict[str, Any]:
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
@@ -289,7 +290,7 @@ class PrepareShards:
         skipped: list[str] = []
         rows = _rows(source, plan, edges[index], edges[index + 1], skipped)
         name = shard_name(plan.source.split, index, plan.num_shards)
-        content, entry = build_shard(name, rows, plan.class_names, plan.shape, plan.encoding, plan.dtype)
+        content, entry = build_shard(name, rows, plan.row_format)
         entry = dataclasses.replace(entry, skipped=len(skipped), skipped_first=skipped[:FIRST_SKIPPED])
         save_shard(self.dest, content, entry)
         with disk_full_is_said(self.store, "free some and run the same command again: finished shards are kept"):
@@ -356,13 +357,10 @@ def finish(recipe: PrepareShards) -> DataSet:
     dataset = publish_dataset(
         dest,
         [recipe.entry(shard) for shard in recipe.shards()],
-        plan.class_names,
-        plan.shape,
+        plan.row_format,
         name=plan.name,
         split=plan.source.split,
-        encoding=plan.encoding,
         source=plan.to_json(),
-        latents=plan.latents,
     )
     uris.delete_directory(recipe.store)
     uris.clear_unfinished(dest)

@@ -174,5 +174,6 @@ def _shipped(value: Any) -> Any:
     if isinstance(value, Model):
         return ShippedModel.of(value)
     if isinstance(value, ExtractorSpec):
-        return dataclasses.replace(value, weights=np.frombuffer(value.weights, np.uint8))
+        weights: Any = np.frombuffer(value.weights, np.uint8)
+        return dataclasses.replace(value, weights=weights)
     return tuple(_shipped(each) for each in value) if isinstance(value, tuple) else value

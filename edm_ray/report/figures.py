@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.report.parameters import each_choice, each_value, looks_of, pair, searched, searched_choices
@@ -90,7 +91,7 @@ def _chunks(result: SweepResult) -> str:
     axes.barh(order, search, color=[ACCENT if label == result.found else INK for label in order], label="search seeds")
     axes.barh(order, [spent[label]["confirm"] for label in order], left=search, color=MUTED, label="fresh seeds")
     axes.tick_params(axis="y", labelsize=8)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("chunks of images")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)

@@ -174,8 +174,8 @@ def pair(result: SweepResult, looks: list[Look], x: str, y: str) -> str:
     axes.scatter(xs, ys, s=12, color="white", edgecolors="black", linewidths=0.7, zorder=2)
     for look in shown:
         if look.label == result.found:
-            ring = {"facecolors": "none", "edgecolors": ACCENT, "linewidths": 2.5}
-            axes.scatter(_value(look, x), _value(look, y), s=120, zorder=3, **ring)
+            at_found = (_value(look, x), _value(look, y))
+            axes.scatter(*at_found, s=120, zorder=3, facecolors="none", edgecolors=ACCENT, linewidths=2.5)
     _name(axes, axes.set_xlabel, x)
     _name(axes, axes.set_ylabel, y)
     axes.spines[["top", "right"]].set_visible(False)

@@ -26,13 +26,12 @@ class OpenedReference:
 
 def model_of(given: str | Model | ModelDenoiser, guide: str | None = None) -> Model:
     """A place, an opened model, or a denoiser that `load_model` built. guide: the place of the model that guides it."""
-    if isinstance(given, ModelDenoiser):
-        if given.source is None:
-            raise InputError("this denoiser comes from no model directory: keep it with edm.save_model, and give that")
-        given = given.source
-    if isinstance(given, Model):
-        return given if guide is None else given.with_guide(open_model(uris.absolute(guide)))
-    return open_model(uris.absolute(given), guide and uris.absolute(guide))
+    if isinstance(given, str):
+        return open_model(uris.absolute(given), guide and uris.absolute(guide))
+    if isinstance(given, ModelDenoiser) and given.source is None:
+        raise InputError("this denoiser comes from no model directory: keep it with edm.save_model, and give that")
+    model: Model = given.source if isinstance(given, ModelDenoiser) else given
+    return model if guide is None else model.with_guide(open_model(uris.absolute(guide)))
 
 
 def reference_of(given: str | OpenedReference) -> OpenedReference:
