@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test test-slow test-faults test-isa test-lowest test-next soak lint format install clean-demo
+.PHONY: before-after demo test test-slow test-faults test-isa test-lowest test-next soak lint format install clean-demo
 
 install: $(STAMP)
 
@@ -56,6 +56,10 @@ test-next: pyproject.toml constraints.txt
 # Half an hour of training with random kills (SOAK_MINUTES=5: less), then a calm run of as many images.
 soak: $(STAMP)
 	$(BIN)/python -m pytest -s -m soak
+
+# Speed of two checkouts, in turns: make before-after BEFORE=../edm_ray-before
+before-after: $(STAMP)
+	$(BIN)/python -m benchmarks.before_after $(BEFORE) .
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """What training waits for when checkpoints go to slow storage.
 
-    python benchmarks/checkpoint_stall.py [--checkpoints 6] [--channels 96]
+    python -m benchmarks.checkpoint_stall [--checkpoints 6] [--channels 96]
 
 One process. Writes below checkpoints/ are slowed so that an upload takes 0, 0.5, 1 and 2 times as long as the time from
 one checkpoint to the next. The stall is what `metrics.jsonl` says; the last checkpoint, which the run ends with, is not
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import record
 from edm_ray.cli import main as edm_ray
 from edm_ray.config.load import configure
 from edm_ray.config.presets import preset
@@ -40,7 +41,7 @@ def slowed(upload_s: float, checkpoint_bytes: float) -> Any:
     return write
 
 
-def one_run(data: str, run: Path, checkpoints: int, channels: int) -> dict[str, float]:
+def one_run(data: str, run: Path, checkpoints: int, channels: int) -> dict[str, Any]:
     dataset = open_dataset(data)
     settings = [f"batch_size={BATCH}", f"tick_kimg={STEPS * BATCH / 1000}", f"checkpoint_kimg={STEPS * BATCH / 1000}"]
     settings += [f"total_kimg={STEPS * BATCH * (checkpoints + 1) / 1000}"]
@@ -55,6 +56,7 @@ def one_run(data: str, run: Path, checkpoints: int, channels: int) -> dict[str, 
     size = sum(path.stat().st_size for path in sorted((run / "checkpoints").iterdir())[-1].iterdir())
     interval = statistics.median(STEPS * BATCH / row["images_per_s"] - row["checkpoint_stall_s"] for row in rows[1:])
     return {
+        "stalls": stalls,
         "median": statistics.median(stalls),
         "most": max(stalls),
         "interval": interval,
@@ -77,12 +79,15 @@ def main() -> None:
         print(f"checkpoints of {base['bytes'] / 2**20:.0f} MiB every {base['interval']:.1f} s of steps")
         print("| upload / time between checkpoints | stall a checkpoint, median | most |\n|---|---|---|")
         print(f"| local disk | {base['median']:.3f} s | {base['most']:.3f} s |", flush=True)
+        numbers = {"checkpoint": ("MiB", [base["bytes"] / 2**20]), "stall, local disk": ("s", base["stalls"])}
         for factor in (0.5, 1.0, 2.0):
             uris.write_bytes = slowed(factor * base["interval"], base["bytes"])
             row = one_run(data, root / f"slowed-{factor}", args.checkpoints, args.channels)
             uris.write_bytes = original
+            numbers[f"stall, upload takes {factor:g} of the time between checkpoints"] = ("s", row["stalls"])
             share = factor * base["interval"] / row["interval"]
             print(f"| {factor:g} ({share:.1f} of its own) | {row['median']:.3f} s | {row['most']:.3f} s |", flush=True)
+    record("checkpoint_stall", numbers, vars(args))
 
 
 if __name__ == "__main__":

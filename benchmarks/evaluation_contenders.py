@@ -1,6 +1,6 @@
 """One run of one contender, in a process of its own: images in memory -> FID against a reference known beforehand.
 
-    python benchmarks/evaluation_contenders.py NAME FOLDER EXTRACTOR
+    python -m benchmarks.evaluation_contenders NAME FOLDER EXTRACTOR
 
 FOLDER holds images.npy (uint8 [N, 3, 32, 32]) and what `prepare` made of the reference. Prints one line of JSON: wall
 and CPU seconds from images to FID (imports and loading the extractor before, the same for all), peak memory of all its

@@ -1,7 +1,7 @@
 """Images a second into training: this reader, Ray Data, a DataLoader over PNGs in a zip, WebDataset, streaming.
 
-    python benchmarks/ingest.py --folder DIR --prepare      # the data in every form; needs no quiet machine
-    python benchmarks/ingest.py --folder DIR [--rounds 3] [--skip ray memory] [--out ingest.json]
+    python -m benchmarks.ingest --folder DIR --prepare      # the data in every form; needs no quiet machine
+    python -m benchmarks.ingest --folder DIR [--rounds 3] [--skip ray memory]
 
 50,000 pictures of 32x32x3 (noise), shuffled, one consumer and two, each a process with one thread, as training reads
 (`Reader.follow`); cold (nothing cached, and the files dropped from the page cache) and warm; from local disk and from
@@ -19,7 +19,6 @@ import importlib.util
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -28,7 +27,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from ingest_contenders import ray_data
+
+from benchmarks.ingest_contenders import ray_data
+from benchmarks.results import record, spread
 
 SLOW_IMAGES = 4096
 """Those that decode PNGs are timed over so many images."""
@@ -43,12 +44,13 @@ def drop_from_page_cache(place: Path) -> None:
 
 
 def run(kind: str, place: str, world: int, count: int, cache: str) -> list[dict[str, float]]:
-    command = [sys.executable, str(Path(__file__).with_name("ingest_contenders.py")), kind, place]
+    command = [sys.executable, "-m", "benchmarks.ingest_contenders", kind, place]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [*command, str(rank), str(world), str(count), cache],
             env=environment,
+            cwd=Path(__file__).parents[1],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -195,10 +197,6 @@ def memory(folder: Path, images: int) -> list[tuple[str, dict[str, float]]]:
     return found
 
 
-def spread(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} - {max(values):,.{digits}f})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
@@ -206,9 +204,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--skip", nargs="*", default=[], choices=["ray", "memory"])
-    parser.add_argument("--out")
     args = parser.parse_args()
-    folder = args.folder
+    folder = args.folder.resolve()
     if args.prepare:
         folder.mkdir(parents=True)
         prepare(folder, args.images)
@@ -259,8 +256,15 @@ def main() -> None:
     for package in ("webdataset", "streaming"):
         if not importlib.util.find_spec(package):
             print(f"{package}: not installed, left out")
-    if args.out:
-        Path(args.out).write_text(json.dumps({"results": results, "memory": tenfold, "loads": loads}, indent=1))
+    units = {"images_per_s": "images/s each", "first_s": "s to the first batch", "peak_mib": "MiB"}
+    numbers = {
+        f"{key.replace('|', ', consumers: ')}: {unit}": (unit, [one[column] for part in rounds for one in part])
+        for key, rounds in results.items()
+        for column, unit in units.items()
+        if any(rounds)
+    }
+    numbers |= {f"memory, {label}": ("MiB", [found["peak_mib"]]) for label, found in tenfold}
+    record("ingest", numbers, {"images": args.images, "rounds": args.rounds, "skip": args.skip})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Forward + backward of the networks on a CPU, side by side in one process, against their own floor and other code.
 
-    python benchmarks/networks.py [--rounds 7] [--threads 2] [--case cifar10|small] [--clock wall|cpu]
+    python -m benchmarks.networks [--rounds 7] [--threads 2] [--case cifar10|small] [--clock wall|cpu]
 
 The floor runs the same convolutions and matrix products alone (channels_last, forward and backward, nothing between
 them). Ours has dropout masks by key, as in training, and in a line of its own torch's dropout. diffusers' UNet2DModel
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.results import record
 from edm_ray.config.network import DDPMpp
 from edm_ray.networks import build_network
 from edm_ray.networks.dropout import key_dropout, words_needed
@@ -169,7 +170,7 @@ def k_diffusion_model(config: DDPMpp, batch: int) -> Contender:
     return contender("k-diffusion ImageDenoiserModelV1", network, lambda: network(x, sigma), batch)
 
 
-def run_case(case: str, rounds: int, now: Callable[[], float]) -> None:
+def run_case(case: str, rounds: int, now: Callable[[], float]) -> dict[str, tuple[str, list[float]]]:
     config, batch = CASES[case]
     plain, _ = ours(config, batch, channels_last=False, keyed=True)
     bare, _ = ours(config, batch, channels_last=False, keyed=False)
@@ -200,12 +201,22 @@ def run_case(case: str, rounds: int, now: Callable[[], float]) -> None:
     print("|---|---|---|---|---|")
     base = statistics.median(times[floor_name])
     for name, values in times.items():
-        low, middle, high = statistics.quantiles([1e3 * value / batch for value in values], n=4)
+        low, middle, high = quartiles([1e3 * value / batch for value in values])
         ratio = statistics.median(values) / base
         print(
             f"| {name} | {middle:.2f} ({low:.2f}-{high:.2f}) | {gmac[name]:.3f} | {middle / gmac[name]:.2f} | "
             f"{ratio:.2f} |"
         )
+    return {
+        f"{case}: {name}": ("ms an image", [1e3 * value / batch for value in values]) for name, values in times.items()
+    }
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4)
+    return low, middle, high
 
 
 def main() -> None:
@@ -218,9 +229,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision
 
+    numbers: dict[str, tuple[str, list[float]]] = {}
     ensure_torchvision()  # both libraries import torchvision
     for case in CASES if args.case == "all" else [args.case]:
-        run_case(case, args.rounds, time.perf_counter if args.clock == "wall" else time.process_time)
+        numbers |= run_case(case, args.rounds, time.perf_counter if args.clock == "wall" else time.process_time)
+    record("networks", numbers, vars(args))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The sampler's own time (all but the network) against one denoiser call of the CIFAR-10 network, on this machine.
 
-    python benchmarks/sampler.py [--batch 8] [--num-steps 18]
+    python -m benchmarks.sampler [--batch 8] [--num-steps 18]
 
 A denoiser that returns a fixed tensor stands in for the network while the sampler is timed; the noise it draws counts
 as its own. Ends with code 1 if any solver takes more than 2 % of a call.
@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
+from benchmarks.results import record
 from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.diffusion.samplers import sample, sampler
 from edm_ray.networks.build import build_denoiser
@@ -36,13 +38,13 @@ SOLVERS = {
 }
 
 
-def best_of(count: int, work) -> float:
+def times_of(count: int, work: Callable[[], object]) -> list[float]:
     times = []
     for _ in range(count):
         began = time.perf_counter()
         work()
         times.append(time.perf_counter() - began)
-    return min(times)
+    return times
 
 
 def main() -> int:
@@ -61,21 +63,25 @@ def main() -> int:
         return fixed[: len(x)]
 
     fixed = torch.zeros(args.batch, 3, 32, 32)
-    worst = 0.0
+    worst, numbers = 0.0, {}
     with torch.inference_mode():
         sigma = torch.ones(args.batch, dtype=torch.float64)
         network(latents, sigma)
-        call = best_of(3, lambda: network(latents, sigma))
+        calls_s = times_of(3, lambda: network(latents, sigma))
+        call = min(calls_s)
+        numbers["denoiser call"] = ("ms", [1e3 * each for each in calls_s])
         print(f"denoiser call: {call * 1e3:.1f} ms (CIFAR-10, batch {args.batch}, {torch.get_num_threads()} threads)")
         for name, changes in SOLVERS.items():
             settings = sampler(num_steps=args.num_steps, **changes)
             calls = 0
             sample(stand_in, latents, settings, noise=noise)
             evaluations = calls / args.batch
-            whole = best_of(10, lambda settings=settings: sample(stand_in, latents, settings, noise=noise))
-            own = whole / evaluations
+            whole = times_of(10, lambda settings=settings: sample(stand_in, latents, settings, noise=noise))
+            numbers[name] = ("ms of its own a denoiser call", [1e3 * each / evaluations for each in whole])
+            own = min(whole) / evaluations
             worst = max(worst, own / call)
             print(f"{name:22} {own * 1e3:7.3f} ms of its own a denoiser call = {100 * own / call:.3f} %")
+    record("sampler", numbers, vars(args))
     print(f"worst: {100 * worst:.3f} %; at most {100 * LIMIT:g} % is allowed")
     return int(worst > LIMIT)
 

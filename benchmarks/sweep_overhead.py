@@ -1,6 +1,6 @@
 """What a trial of a sweep costs beside sampling: the same sweep again, when all of its chunks are there.
 
-    python benchmarks/sweep_overhead.py MODEL REFERENCE [--trials 64] [--concurrent 8] [--repeats 5]
+    python -m benchmarks.sweep_overhead MODEL REFERENCE [--trials 64] [--concurrent 8] [--repeats 5]
 
 The first run fills the chunk store; the others sample nothing: what they take is Tune, the dispatchers, reading chunks
 and working out FIDs (with 11 eigenvalue problems each: the reference's feature count says how large).
@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.results import record
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed.executor import Ray
 from edm_ray.distributed.session import session
@@ -57,9 +58,10 @@ def main() -> None:
         spec = EvaluationSpec(model=model, extractors=(extractor,), store=f"{folder}/chunks")
         measured = Plan(metrics=("fid",), reference=reference)
         each: list[float] = []
+        firsts: list[float] = []
         for turn in range(args.repeats + 1):
             ends: list[float] = []
-            driver = Driver(space, plan)
+            driver = Driver(space, plan, 0)
             began = time.monotonic()
             sweep_on_ray(
                 spec,
@@ -80,9 +82,13 @@ def main() -> None:
             shutil.rmtree(f"{folder}/chunks/measurement")  # so that the next sweep works its FIDs out again
             if turn:
                 each.append(trial)
+                firsts.append(ends[0] - began)
     print(
         f"{args.concurrent} in flight: {statistics.median(each):.3f} s a trial ({min(each):.3f} to {max(each):.3f}), "
         f"{args.repeats} sweeps of {args.trials + 1} evaluations, extractor {reference.extractor_name}"
+    )
+    record(
+        "sweep_overhead", {"a trial beside sampling": ("s", each), "until the first trial": ("s", firsts)}, vars(args)
     )
 
 

@@ -1,4 +1,4 @@
-"""In the workers of `training.py`: when each tick ended, and how long Ray's own calls took since the one before."""
+"""In the workers of `training_steps`: when each tick ended, and how long Ray's own calls took since the last."""
 
 from __future__ import annotations
 

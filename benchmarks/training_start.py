@@ -1,18 +1,17 @@
 """From the command to the first step, and from a SIGKILLed worker to the next step, by cause.
 
-    python benchmarks/training_start.py [--runs 5] [--workers 2] [--manager]
+    python -m benchmarks.training_start [--runs 5] [--workers 2] [--manager]
 
 Each run is the command on a Ray of its own; when it trains, one worker is killed. Every process marks what it does
-(`training_marks.py`); a row is the time between two marks, of the slowest worker where all are waited for. CPU
+(`marks.py`); a row is the time between two marks, of the slowest worker where all are waited for. CPU
 seconds that each kind of process had used when the first step was done say whose they were. --manager: with the process
-that Ray Train starts for data sets (`edm_ray/distributed/trainer.py` leaves it out), every other run.
+that Ray Train starts for data sets (`edm_ray/distributed/ray_private.py` leaves it out), every other run.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import statistics
@@ -23,8 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from processes import cpu_seconds, family, kind_of, process_began
-from training_marks import MARKS_VARIABLE, mark, marked, read_marks
+from benchmarks.marks import MARKS_VARIABLE, mark, marked, read_marks
+from benchmarks.processes import cpu_seconds, family, kind_of, process_began
+from benchmarks.results import record
 
 # What is done -> the mark that ends it. The mark before it in this list begins it.
 START = {
@@ -81,10 +81,24 @@ def wait_for(path: Path, name: str, count: int, driver: subprocess.Popen[bytes],
 
 def one_run(data: str, root: Path, workers: int, manager: bool) -> dict[str, dict[str, float]]:
     root.mkdir()
-    marks, folder = root / "marks", str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": folder, MARKS_VARIABLE: str(marks), "OMP_NUM_THREADS": "1"}
-    environment["RAY_TRAIN_CALLBACKS"] = "training_marks.Marks"
-    command = [sys.executable, __file__, "--drive", data, str(root / "run"), str(workers), str(int(manager))]
+    marks = root / "marks"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        MARKS_VARIABLE: str(marks),
+        "OMP_NUM_THREADS": "1",
+    }
+    environment["RAY_TRAIN_CALLBACKS"] = "benchmarks.marks.Marks"
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.training_start",
+        "--drive",
+        data,
+        str(root / "run"),
+        str(workers),
+        str(int(manager)),
+    ]
     driver = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
     try:
         wait_for(marks, "first step ends", workers, driver)
@@ -130,7 +144,6 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--manager", action="store_true")
-    parser.add_argument("--out", help="write all runs here, as JSON")
     parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -150,11 +163,16 @@ def main() -> None:
                 run = root / f"{number}-{len(everything['with the manager'])}-{name[:2]}"
                 data = str(root / "data" / "train")
                 everything[name].append(one_run(data, run, args.workers, name != "as it is"))
-                if args.out:
-                    Path(args.out).write_text(json.dumps(everything))
         for name, runs in everything.items():
             for part in ("start", "kill", "cpu") if runs else ():
                 print(f"\n{name}\n\n" + table(part, [run[part] for run in runs]))
+        numbers = {
+            f"{name}, {part}: {what}": ("s", [run[part].get(what, 0.0) for run in runs])
+            for name, runs in everything.items()
+            for part in ("start", "kill", "cpu")
+            for what in {what: None for run in runs for what in run[part]}
+        }
+        record("training_start", numbers, {"runs": args.runs, "workers": args.workers, "manager": args.manager})
 
 
 if __name__ == "__main__":

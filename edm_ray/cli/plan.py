@@ -14,8 +14,8 @@ from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions
 from edm_ray.networks.build import build_denoiser
 from edm_ray.networks.cost import network_cost
+from edm_ray.training.cost import Workload, costs_at, dollars, gpu_hours, memory_gib, on_gpus, workload
 from edm_ray.training.device import cpu_threads
-from edm_ray.training.estimate import dollars, gpu_hours, memory_gib
 
 MEASURED_IMAGES, MEASURED_STEPS = 4, 2
 
@@ -42,6 +42,7 @@ def print_plan(config: TrainingConfig, dataset: DataSet, workers: tuple[int, int
         hours = gpu_hours(preset, config, cost)
         say(f"  time      {hours}")
         say(f"  cost      {dollars(hours)}")
+        say(f"  on GPUs   {_on_gpus(workload(preset, config, cost), most)}")
     else:
         with cpu_threads(config.threads):
             seconds = measure_image(config, device)
@@ -59,6 +60,17 @@ def _batch(batch: int, workers: int, shares: list[int], at_once: int, rounds: in
     share = str(shares[0]) if len(shares) == 1 else f"{shares[0]} to {shares[-1]}"
     text = f"{batch} images = {workers} workers x {share}"
     return text if rounds == 1 else f"{text}, in {rounds} rounds of at most {at_once}"
+
+
+def _on_gpus(work: Workload, count: int) -> str:
+    """Time by the clock, from every assumed cost at its better end to every one at its worse end."""
+    better, worse = (on_gpus(work, count, costs_at(end)) for end in (True, False))
+    low, high = (f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}" for hours in (better.hours, worse.hours))
+    why = "" if worse.bottleneck == "none" else f", first bottleneck: {worse.bottleneck}"
+    return (
+        f"{count} A100: {low} to {high} hours by the clock, efficiency "
+        f"{worse.efficiency:.0%} to {better.efficiency:.0%}{why} (assumed: the costs that research/scale lists)"
+    )
 
 
 def _measured_cost(hours: float, threads: int, device: str) -> Quantity | str:

@@ -17,7 +17,7 @@ from edm_ray.config.presets import PRESETS
 from edm_ray.config.recipes import LETTERS
 from edm_ray.errors import InputError, nearest
 from edm_ray.networks.cost import network_cost
-from edm_ray.training.estimate import dollars, gpu_hours, memory_gib
+from edm_ray.training.cost import dollars, gpu_hours, memory_gib
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Numbers that are not ours, each with where it is from: published by the paper, or assumed by us."""
+"""Costs that estimates are made of, each with where it is from: published by the paper, measured here, or assumed."""
 
 from __future__ import annotations
 
@@ -42,6 +42,9 @@ V100_HOURS = {
     ),
 }
 
+PAPER_IMAGES = {"cifar10": 200e6, "ffhq64": 200e6, "imagenet64": 2500e6}
+"""Training images that V100_HOURS are for."""
+
 
 @lru_cache(maxsize=8)
 def _prices(path: str) -> dict[str, Any]:
@@ -71,3 +74,90 @@ def gpu_price(gpu: str) -> Quantity:
         raise InputError(f"{gpu}: no price; add it below gpu_hour in {PRICES_FILE}, or in the file of EDM_RAY_PRICES")
     source = f"on-demand list price, {table['date']}"
     return Quantity(value=float(table["gpu_hour"][gpu]), unit="USD an hour", kind="assumed", source=source)
+
+
+@dataclass(frozen=True)
+class Range:
+    """One cost, at its better and at its worse end."""
+
+    name: str
+    better: float
+    worse: float
+    unit: str
+    kind: str
+    """measured | published | assumed."""
+    source: str
+
+
+def _published_rate(name: str, family: str) -> Range:
+    hours = V100_HOURS[family]
+    rate = PAPER_IMAGES[family] / (hours.value * 3600)
+    return Range(name, rate, rate, "images/s", "published", hours.source)
+
+
+_HERE = "on 2 shared CPU cores; research/scale/measured.json"
+
+
+def scaling_costs() -> dict[str, Range]:
+    """What a step, a run and a sweep on many GPUs cost (`training/cost.py`, `research/scale`).
+
+    Measured ones are those of research/scale/measured.json, which a test compares.
+    """
+    spot, a100 = prices()["spot"], gpu_price("A100").value
+    return {
+        "cifar_v100": _published_rate("CIFAR-10 training, a V100", "cifar10"),
+        "imagenet_a100": _published_rate("ImageNet-64 training, an A100", "imagenet64"),
+        "a100_by_v100": Range(
+            "A100 / V100 for this network", 3.0, 1.8, "x", "assumed", "mixed precision; not measured"
+        ),
+        "half_batch": Range(
+            "images a GPU at which half its speed is lost", 1.0, 6.0, "images", "assumed", "small kernels; not measured"
+        ),
+        "host": Range(
+            "host time a step beside the GPU",
+            0.01773007200063148 * 0.2,
+            0.04630009200081986,
+            "s",
+            "assumed",
+            f"between a fifth and all of a tiny network's whole step, which was measured {_HERE}",
+        ),
+        "node_bandwidth": Range(
+            "network of a node", 40e9, 10e9, "bytes/s", "assumed", "400 and 100 Gbit/s, less losses"
+        ),
+        "link_bandwidth": Range(
+            "GPUs of one node", 200e9, 80e9, "bytes/s", "assumed", "NVLink, all-reduce bus bandwidth"
+        ),
+        "hop": Range("latency of one all-reduce hop", 15e-6, 60e-6, "s", "assumed", "between nodes, NCCL tree"),
+        "hidden": Range(
+            "part of a step that can hide the all-reduce",
+            0.6,
+            0.0,
+            "",
+            "assumed",
+            "DDP's overlap with the backward pass; on CPUs none was seen (below)",
+        ),
+        "read": Range(
+            "pictures decoded (PNG, 32x32)", 10617.792430148102, 8871.877615601315, "images/s a core", "measured", _HERE
+        ),
+        "cores": Range("CPU cores a GPU", 12, 4, "", "assumed", "p4d has 12, g5.xlarge 4"),
+        "lost": Range(
+            "spot machines lost", 0.002, 0.03, "an hour, each", "assumed", "clouds publish classes, not rates"
+        ),
+        "restart": Range("a restart after a loss", 60, 300, "s", "assumed", "measured without GPUs: 30 to 80 s"),
+        "tick": Range("time between checkpoints", 300, 900, "s", "assumed", "checkpoint_kimg is the user's"),
+        "sampling": Range(
+            "sampling against training a network call", 1.5, 0.9, "x", "assumed", "no dropout, no optimizer"
+        ),
+        "inception": Range("Inception features, an A100", 4000, 1200, "images/s", "assumed", "not measured"),
+        "fid": Range("one FID of 2,048 features", 2.2327783740001905, 2.390972981000232, "s", "measured", _HERE),
+        "sums": Range("sums of a chunk of 500 images", 0.0905240660013078, 0.10675031199934892, "s", "measured", _HERE),
+        "task": Range("a Ray task, many at once", 0.0030865928266636425, 0.004987442493329581, "s", "measured", _HERE),
+        "a100_hour": Range(
+            "an A100 for an hour",
+            a100 * spot["low"],
+            a100,
+            "USD",
+            "assumed",
+            f"spot at its lowest to on-demand; cluster/prices.yaml, {prices()['date']}",
+        ),
+    }

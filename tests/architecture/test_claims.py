@@ -13,7 +13,12 @@ DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "cluster").rglob("*.md")),
+    *sorted((ROOT / "benchmarks").rglob("*.md")),
+    *sorted((ROOT / "research").rglob("*.md")),
 ]
+BENCHMARKS, RESEARCH = ROOT / "benchmarks", ROOT / "research"
+NOT_BENCHMARKS = {"__init__", "results", "processes", "marks", "ticks"}
+"""Helpers; and the contenders, which a benchmark runs."""
 
 
 def _rows() -> dict[str, str]:
@@ -36,7 +41,7 @@ def test_every_claim_that_the_readme_prints_bold_has_its_row():
 
 def test_every_claim_is_shown_by_a_test_a_benchmark_or_a_log():
     for claim, shown in _rows().items():
-        assert re.search(r"`(tests|benchmarks)/|\]\(", shown), f"docs/status.md: what shows {claim!r}?"
+        assert re.search(r"`(tests|benchmarks|research)/|\]\(", shown), f"docs/status.md: what shows {claim!r}?"
 
 
 def _missing(name: str) -> str | None:
@@ -54,9 +59,40 @@ def _missing(name: str) -> str | None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
 def test_the_tests_and_benchmarks_that_a_document_names_are_there(document):
     """A test that is renamed takes its row with it."""
-    names = re.findall(r"`((?:tests|benchmarks)/[\w./*:\[\]-]+)`", document.read_text())
+    names = re.findall(r"`((?:tests|benchmarks|research)/[\w./*:\[\]-]+)`", document.read_text())
     wrong = {name: why for name in names if (why := _missing(name))}
     assert not wrong, wrong
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
+def test_the_modules_that_a_document_runs_are_there(document):
+    names = re.findall(r"python -m ((?:benchmarks|research)(?:\.\w+)*)", document.read_text())
+    wrong = [name for name in names if name != "benchmarks.NAME" and not _is_module(name)]
+    assert not wrong, wrong
+
+
+def _is_module(name: str) -> bool:
+    return (ROOT / (name.replace(".", "/") + ".py")).is_file()
+
+
+def test_every_benchmark_and_every_experiment_has_its_line():
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - NOT_BENCHMARKS
+    scripts = {name for name in scripts if not name.endswith("_contenders")}
+    listed = set(re.findall(r"^\| `(\w+)", (BENCHMARKS / "README.md").read_text(), re.M))
+    assert scripts == listed
+    folders = {path.parent.name for path in RESEARCH.glob("*/README.md")}
+    assert folders == set(re.findall(r"^\| \[`(\w+)`\]", (RESEARCH / "README.md").read_text(), re.M))
+    assert folders == {path.name for path in RESEARCH.iterdir() if path.is_dir() and not path.name.startswith("__")}
+
+
+def test_benchmarks_and_experiments_write_nothing_into_the_documentation():
+    for path in [*BENCHMARKS.rglob("*.py"), *RESEARCH.rglob("*.py")]:
+        assert not re.search(r"[\"']docs[\"'/]", path.read_text()), path
+
+
+def test_the_product_imports_neither_benchmarks_nor_research():
+    for path in (ROOT / "edm_ray").rglob("*.py"):
+        assert not re.search(r"^\s*(?:from|import) (?:benchmarks|research)\b", path.read_text(), re.M), path
 
 
 def _anchors(path: Path) -> set[str]:
