@@ -20,7 +20,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 def network_precision(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Within it the network's products are computed in this precision. The sampler's state and sigmas stay float64 and
-    the preconditioning float32: with a 16-bit state FID moves several times as much (`docs/evaluation.md`)."""
+    the preconditioning float32: with a 16-bit state FID moves several times as much (`research/precision`)."""
     if precision not in PRECISIONS:
         raise InputError(f"--precision {precision}: give {', '.join(PRECISIONS)}")
     stack = contextlib.ExitStack()

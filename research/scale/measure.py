@@ -139,10 +139,12 @@ PARTS: dict[str, Callable[[], dict[str, list[float]]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
+    parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
     parser.add_argument("--out", type=Path, default=MEASURED_FILE)
     args = parser.parse_args()
     names = args.parts or list(PARTS)
+    if unknown := set(names) - PARTS.keys():
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(PARTS)}")
     content = json.loads(args.out.read_text()) if args.out.exists() else {"about": {}, "measured": {}}
     for name in names:
         content["measured"] |= PARTS[name]()
