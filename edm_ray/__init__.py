@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edm_ray.data.manifest import DataSet as DataSet
     from edm_ray.data.manifest import open_dataset as open_dataset
     from edm_ray.diffusion.analysis.analytic import GaussianMixture as GaussianMixture
     from edm_ray.diffusion.analysis.analytic import IdealDenoiser as IdealDenoiser
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
     from edm_ray.version import __version__ as __version__
 
 _HOMES: dict[str, tuple[str, ...]] = {
-    "edm_ray.data.manifest": ("open_dataset",),
+    "edm_ray.data.manifest": ("DataSet", "open_dataset"),
     "edm_ray.diffusion.analysis.analytic": ("GaussianMixture", "IdealDenoiser"),
     "edm_ray.diffusion.analysis.inversion": ("invert", "reconstruct"),
     "edm_ray.diffusion.analysis.truncation": ("truncation_errors",),
@@ -119,6 +120,7 @@ __all__ = [
     "AtLevel",
     "DPMpp2M",
     "DPMpp3MSDE",
+    "DataSet",
     "Denoiser",
     "Euler",
     "EulerMaruyama",

@@ -1,6 +1,8 @@
 """Load a model, sample from it, measure its FID.
 
-python few_lines.py MODEL REFERENCE     (model directory and reference, local or s3://; `edm-ray demo` makes both)
+python few_lines.py MODEL REFERENCE [IMAGES]
+
+Model directory and reference, local or s3://; `edm-ray demo` makes both (demo/run/model, demo/reference).
 """
 
 import sys
@@ -9,7 +11,7 @@ import torch
 
 import edm_ray as edm
 
-model_uri, reference_uri = sys.argv[1:]
+model_uri, reference_uri, num = (*sys.argv[1:], "500")[:3]
 model = edm.load_model(model_uri)
 sampler = edm.Heun(num_steps=18)  # Algorithm 2 without churn
 
@@ -17,5 +19,5 @@ images = edm.generate(model, torch.arange(100), sampler)  # uint8 [100, C, H, W]
 print(f"{len(images)} images of {tuple(images.shape[1:])}, {sampler.nfe} network evaluations each")
 
 for s_churn in (0, 5):
-    estimate = edm.evaluate(model, reference_uri, edm.Heun(num_steps=18, s_churn=s_churn), num=1000)
+    estimate = edm.evaluate(model, reference_uri, edm.Heun(num_steps=18, s_churn=s_churn), num=int(num))
     print(f"S_churn = {s_churn}: {estimate.describe()}")

@@ -1,4 +1,9 @@
-"""A network of one's own, trained, sampled and evaluated: any torch.nn.Module with this forward is an F_theta."""
+"""A network of one's own, trained, sampled and evaluated: any torch.nn.Module with this forward is an F_theta.
+
+python own_network.py [KIMG] [IMAGES]     (trains with so many thousand images; writes into own-network/)
+"""
+
+import sys
 
 import torch
 from torch import nn
@@ -27,9 +32,12 @@ class ConvNet(nn.Module):
         return self.last(nn.functional.silu(h))
 
 
-edm.prepare("digits", "own-network/data")  # real 8x8 digits, "train" and "heldout"
-model = edm.train("own-network/data/train", "digits", "own-network/run", network=ConvNet())
+kimg = sys.argv[1] if len(sys.argv) > 1 else "10"
+num = sys.argv[2] if len(sys.argv) > 2 else "500"
+data = edm.prepare("digits", "own-network/data")  # real 8x8 digits
+short = [f"total_kimg={kimg}", "ema.halflife_kimg=0.5"]  # the preset trains with 64
+model = edm.train(data, "digits", "own-network/run", network=ConvNet(), overrides=short)
 images = edm.generate(model, torch.arange(100), edm.Heun(num_steps=18))
 print(f"pixels from {int(images.min())} to {int(images.max())}")
-reference = edm.reference("own-network/data/train", extractor="digits", out="own-network/reference")
-print(edm.evaluate(model, reference, edm.Heun(num_steps=18), num=1000).describe())
+reference = edm.reference(data.uri, "own-network/reference", extractor="digits")
+print(edm.evaluate(model, reference, edm.Heun(num_steps=18), num=int(num)).describe())

@@ -1,6 +1,6 @@
 """A sampler of one's own: a frozen subclass of edm.Sampler whose `run` is the algorithm.
 
-python own_sampler.py MODEL REFERENCE
+python own_sampler.py MODEL REFERENCE [IMAGES]
 """
 
 import itertools
@@ -35,6 +35,7 @@ class GeneralizedDDIM(edm.Sampler):
 
 
 if __name__ == "__main__":
-    model, reference = edm.load_model(sys.argv[1]), sys.argv[2]
+    model_uri, reference_uri, num = (*sys.argv[1:], "500")[:3]
+    model = edm.load_model(model_uri)
     for sampler in (edm.Euler(num_steps=50), GeneralizedDDIM(num_steps=50, eta=0.5), GeneralizedDDIM(num_steps=50)):
-        print(sampler, edm.evaluate(model, reference, sampler, num=1000).describe())
+        print(sampler, edm.evaluate(model, reference_uri, sampler, num=int(num)).describe())

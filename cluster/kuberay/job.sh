@@ -1,6 +1,6 @@
 #!/bin/sh
 # Run one RayJob to its end, with the names of README.md, step 1: cluster/kuberay/job.sh prepare | train | reference | evaluate | sweep
-# Exit code 0 when it has succeeded. Run again it is submitted again, and goes on where it stopped: a RayJob that is only
+# Exit code 0 when it has succeeded. Run again it is submitted again, and resumes: a RayJob that is only
 # applied again stays what it was, so it is deleted first (which also ends it, when it runs).
 set -eu
 here=$(dirname "$0")

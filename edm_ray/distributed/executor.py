@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, require
 from edm_ray.execution.executor import Recipe
 
 
@@ -27,6 +27,7 @@ class Ray:
     actors_per_gpu: int = 1
 
     def __post_init__(self) -> None:
+        require(self.device in ("cpu", "cuda"), "device", self.device, "cpu or cuda")
         if self.workers < 1 or self.actors_per_gpu < 1 or not 1 <= (self.least or 1) <= self.workers:
             raise InputError(
                 f"workers {self.least or self.workers} to {self.workers}, {self.actors_per_gpu} a GPU: give 1 or more, "

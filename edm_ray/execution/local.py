@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from edm_ray.errors import require
 from edm_ray.execution.executor import Item, Recipe, Worker, is_made
 
 
@@ -14,6 +15,9 @@ class Local:
     """Work is done in this process, one item after the other."""
 
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require(self.device.partition(":")[0] in ("cpu", "cuda"), "device", self.device, "cpu or cuda")
 
     @property
     def size(self) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 from edm_ray.config.load import parse_yaml, validate
 from edm_ray.diffusion.samplers import SOLVERS, Euler, Heun, Sampler, with_changes
 from edm_ray.diffusion.samplers.base import settings as settings_of
+from edm_ray.diffusion.samplers.base import type_name
 from edm_ray.diffusion.samplers.heun import GAMMA_MAX
 from edm_ray.errors import InputError, nearest
 from edm_ray.search.dimensions import Choice, Grid, Range
@@ -121,7 +122,7 @@ def _text(value: Any) -> str:
 
 def _fields() -> dict[str, str]:
     """Every setting of any solver -> its type."""
-    return {"solver": "str", **{each.name: str(each.type) for cls in SOLVERS.values() for each in settings_of(cls)}}
+    return {"solver": "str", **{each.name: type_name(each) for cls in SOLVERS.values() for each in settings_of(cls)}}
 
 
 def _bin(name: str) -> int | None:

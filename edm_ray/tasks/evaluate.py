@@ -26,6 +26,7 @@ from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
 from edm_ray.storage import uris
 from edm_ray.tasks.given import OpenedReference, model_of, references_of
+from edm_ray.tasks.options import read_options
 from edm_ray.training.run import snapshots
 
 FEWEST = 100
@@ -250,7 +251,9 @@ def evaluate(
     that was started goes along; one from a module must be importable there (``ray job submit --working-dir``).
     Raises InputError (a ValueError) for what cannot be evaluated.
     """
-    return plan_evaluation(model, reference, sampler, num, EvaluateOptions(**options), out).run(on, on_chunk)
+    return plan_evaluation(model, reference, sampler, num, read_options(EvaluateOptions, options), out).run(
+        on, on_chunk
+    )
 
 
 def follow(
@@ -270,7 +273,7 @@ def follow(
     models = snapshots(uris.absolute(run))
     if not models:
         raise InputError(f"{run}: holds no snapshots; train with --snapshot-kimg N")
-    plan = plan_evaluation(models[-1][1], reference, sampler, num, EvaluateOptions(**options), out or run)
+    plan = plan_evaluation(models[-1][1], reference, sampler, num, read_options(EvaluateOptions, options), out or run)
     with plan._store() as store:
         spec = EvaluationSpec(
             model=plan.model,

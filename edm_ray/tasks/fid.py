@@ -51,6 +51,8 @@ def fid(
         count = images.rows if num is None else num
         if count < FEWEST:
             raise InputError(f"a: {count} images; an FID of fewer than {FEWEST} says nothing")
+        if count > images.rows:
+            raise InputError(f"a: {images.rows} images, {count} were asked for")
         plan = Plan(metrics=("fid",), reference=against.reference)
         [result] = measure_real(images, count, [plan], [against.extractor], str(Path(folder) / "features"), on)
     return result.measured.fid
@@ -64,6 +66,8 @@ def _reference(
     if isinstance(given, (str, Path)) and _kind(str(given)) == KIND:
         return reference_of(str(given))
     dataset = _dataset(given, folder / "b", on, options)
+    if dataset.rows < FEWEST:
+        raise InputError(f"b: {dataset.rows} images; an FID against fewer than {FEWEST} says nothing")
     return reference(dataset.uri, str(folder / "reference"), on=on, extractor=extractor, weights=weights, features=0)
 
 

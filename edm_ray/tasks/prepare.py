@@ -16,6 +16,7 @@ from edm_ray.data.plan import Plan, PlanOptions, make_plan
 from edm_ray.execution.executor import Executor, OnProgress, no_progress
 from edm_ray.execution.local import Local
 from edm_ray.storage import uris
+from edm_ray.tasks.options import read_options
 
 CROPPED = ("photographs", "more-photographs")
 
@@ -136,7 +137,7 @@ def prepare(
     Raises InputError (a ValueError) for what cannot be read.
     """
     of_pictures = {each.name for each in dataclasses.fields(PictureOptions)}
-    pictures = PictureOptions(**{name: options.pop(name) for name in list(options) if name in of_pictures})
-    tasks = plan_prepare(source, out, PrepareOptions(pictures=pictures, **options))
+    pictures = read_options(PictureOptions, {name: options.pop(name) for name in of_pictures & set(options)})
+    tasks = plan_prepare(source, out, read_options(PrepareOptions, {"pictures": pictures, **options}))
     first, *_ = [task.run(on, on_shard) for task in tasks]
     return first

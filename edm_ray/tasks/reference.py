@@ -23,6 +23,7 @@ from edm_ray.execution.local import Local
 from edm_ray.storage import uris
 from edm_ray.storage.commit import read_manifest
 from edm_ray.tasks.given import OpenedReference, reference_of
+from edm_ray.tasks.options import read_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,4 +155,4 @@ def reference(
     options: fields of `ReferenceOptions`, e.g. ``extractor="inception", weights=FILE``.
     Raises InputError (a ValueError) for what cannot be measured.
     """
-    return plan_reference(data, out, ReferenceOptions(**options)).run(on, on_part)
+    return plan_reference(data, out, read_options(ReferenceOptions, options)).run(on, on_part)

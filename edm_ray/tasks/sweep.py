@@ -37,6 +37,7 @@ from edm_ray.search.time_budget import limit_hours
 from edm_ray.search.trials import Evaluation, TrialResult
 from edm_ray.storage import uris
 from edm_ray.tasks.given import OpenedReference, model_of, reference_of
+from edm_ray.tasks.options import read_options
 
 SAVE_SECONDS = 5.0
 """A report so far is kept at most so often."""
@@ -274,4 +275,4 @@ def sweep(
     resumes. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`. options: fields of `SweepOptions`.
     Raises InputError (a ValueError) for what cannot be searched.
     """
-    return plan_sweep(model, reference, space, out, plan, SweepOptions(**options)).run(on, on_trial)
+    return plan_sweep(model, reference, space, out, plan, read_options(SweepOptions, options)).run(on, on_trial)

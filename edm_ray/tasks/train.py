@@ -29,6 +29,7 @@ from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import load_model
 from edm_ray.networks.build import build_denoiser
 from edm_ray.storage import uris
+from edm_ray.tasks.options import read_options
 from edm_ray.training.device import Place
 from edm_ray.training.loop import Row, TrainingJob
 from edm_ray.training.loop import train as train_here
@@ -251,6 +252,6 @@ def train(
     takes classes. overrides: ``["optimizer.lr=1e-3"]``. options: fields of `TrainOptions`.
     Raises InputError (a ValueError) for what does not fit, `Stopped` where SIGTERM asked for a checkpoint and the end.
     """
-    task = plan_train(data, config, out, TrainOptions(**options), overrides=overrides, network=network)
+    task = plan_train(data, config, out, read_options(TrainOptions, options), overrides=overrides, network=network)
     task.run(on, on_tick, on_note=lambda line: None)
     return load_model(model_uri(task.run_uri), network=network)

@@ -80,6 +80,16 @@ def test_it_has_the_flat_form_where_it_has_a_name() -> None:
         type("Heun", (NoisyDDIM,), {"solver": "heun"})
 
 
+def test_a_subclass_without_a_name_is_not_taken_for_its_base() -> None:
+    class Warmer(edm.Heun):
+        pass
+
+    assert str(Warmer(num_steps=4)) == "Warmer num_steps=4" and Warmer(num_steps=4) != edm.Heun(num_steps=4)
+    with pytest.raises(edm.InputError, match=r"sampler.solver='' is not allowed"):
+        edm.sampler(**Warmer(num_steps=4).to_dict())
+    assert edm.Heun().solver == "heun" and edm.sampler("heun") == edm.Heun()
+
+
 def module_of(folder: Path, name: str, body: str):
     """A module with this text, imported afresh."""
     (folder / f"{name}.py").write_text(textwrap.dedent(body))

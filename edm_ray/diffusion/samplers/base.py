@@ -84,7 +84,8 @@ class Sampler(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.source_hash = _source_of(cls)
-        if name := cls.__dict__.get("solver"):
+        cls.solver = cls.__dict__.get("solver", "")  # its base's name would be another class in files
+        if name := cls.solver:
             other = SOLVERS.setdefault(name, cls)
             if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise InputError(f"solver={name!r} is taken by {other.__module__}.{other.__qualname__}; choose another")
@@ -315,7 +316,7 @@ class Sampler(ABC):
     def _take_plain_types(self) -> None:
         """Numbers of any library and lists become float, int and tuple, so that equal settings are written equally."""
         for each in settings(type(self)):
-            name, value, kind = each.name, getattr(self, each.name), str(each.type)
+            name, value, kind = each.name, getattr(self, each.name), type_name(each)
             if kind == "int":
                 require(is_whole(value), name, value, "a whole number")
                 value = int(value)
@@ -387,6 +388,11 @@ def _source_of(cls: type) -> str | None:
 def settings(cls: type[Sampler]) -> list[dataclasses.Field[Any]]:
     """The fields that a caller may give."""
     return [each for each in dataclasses.fields(cls) if each.init]
+
+
+def type_name(setting: dataclasses.Field[Any]) -> str:
+    """Its type as text, as files with and without postponed annotations say it: "int", "float | None"."""
+    return setting.type.__name__ if isinstance(setting.type, type) else str(setting.type)
 
 
 def require(condition: bool, name: str, got: object, allowed: str) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from edm_ray.diffusion.samplers.base import SOLVERS, Sampler, settings
+from edm_ray.diffusion.samplers.base import SOLVERS, Sampler, settings, type_name
 from edm_ray.errors import InputError, nearest
 
 
@@ -79,11 +79,11 @@ def _is_default(name: str, value: Any) -> bool:
 
 def _number(name: str, value: Any) -> Any:
     known = _of_any_solver(name)
-    if isinstance(value, float) and value.is_integer() and known is not None and known.type == "int":
+    if isinstance(value, float) and value.is_integer() and known is not None and type_name(known) == "int":
         return int(value)
-    if isinstance(value, str) and known is not None and known.type in ("int", "float", "float | None"):
+    if isinstance(value, str) and known is not None and type_name(known) in ("int", "float", "float | None"):
         try:
-            return int(value) if known.type == "int" else float(value)
+            return int(value) if type_name(known) == "int" else float(value)
         except ValueError:
             return value  # refused by the class, which says what it allows
     return value
