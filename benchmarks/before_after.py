@@ -174,9 +174,8 @@ def cases(ray: bool) -> dict[str, tuple[str, Measure]]:
 
 
 def has_a_local_form(side: Side) -> bool:
-    """Whether its commands take --workers 0."""
-    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('edm_ray.execution') is None)"
-    return not subprocess.run([sys.executable, "-c", code], env=side.environment(), cwd=side.folder).returncode
+    """Whether its `evaluate` and `sweep` take --workers 0. (An import would ask an installed edm_ray too.)"""
+    return (side.checkout / "edm_ray" / "tasks").is_dir()
 
 
 def compare(
