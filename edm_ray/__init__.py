@@ -4,7 +4,7 @@
 
     data = edm.prepare("digits", "data")
     model = edm.train(data, "digits", "run")
-    reference = edm.reference(data.uri, "reference", extractor="digits")
+    reference = edm.reference(data, "reference", extractor="digits")
     print(edm.evaluate(model, reference, edm.Heun(num_steps=18, s_churn=5), num=500).describe())
 
 Names are loaded when they are first used, so importing the package takes no time.

@@ -39,5 +39,5 @@ short = [f"total_kimg={kimg}", "ema.halflife_kimg=0.5"]  # the preset trains wit
 model = edm.train(data, "digits", "own-network/run", network=ConvNet(), overrides=short)
 images = edm.generate(model, torch.arange(100), edm.Heun(num_steps=18))
 print(f"pixels from {int(images.min())} to {int(images.max())}")
-reference = edm.reference(data.uri, "own-network/reference", extractor="digits")
+reference = edm.reference(data, "own-network/reference", extractor="digits")
 print(edm.evaluate(model, reference, edm.Heun(num_steps=18), num=int(num)).describe())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from edm_ray.errors import InputError, nearest
 
@@ -49,13 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise InputError(f"{name}: unknown command{nearest(name, COMMANDS)}; there are: {', '.join(COMMANDS)}")
-        # "import" is a keyword of Python, and cannot be the name of a module.
-        module = importlib.import_module(f"edm_ray.cli.{'import_' if name == 'import' else name}")
-        import tyro
-
-        args = tyro.cli(
-            module.Args, prog=f"edm-ray {name}", args=arguments[1:], description=module.__doc__, config=FLAGS
-        )
+        module, args = parse(name, arguments[1:])
         code = module.run(args)
     except InputError as error:
         sys.stderr.write(f"edm-ray: {error}\n")
@@ -66,5 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(code or 0)
 
 
-# No --no-flag twins of every flag: plain `--dry-run`.
-FLAGS: tuple[object, ...] = ()
+def parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
+    """A command's module and its options; exits with code 2 for options that it does not have."""
+    import tyro
+
+    # "import" is a keyword of Python, and cannot be the name of a module.
+    module = importlib.import_module(f"edm_ray.cli.{'import_' if name == 'import' else name}")
+    # No --no-flag twin of every flag: plain `--dry-run`.
+    flags = (tyro.conf.FlagCreatePairsOff,)
+    args = tyro.cli(module.Args, prog=f"edm-ray {name}", args=list(arguments), description=module.__doc__, config=flags)
+    return module, args

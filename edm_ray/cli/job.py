@@ -7,13 +7,12 @@ absolute paths that all nodes share, or s3:// URIs; a relative one is refused be
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edm_ray.cli import FLAGS, main
+from edm_ray import cli
 from edm_ray.data.importers.detect import BUILT_IN
 from edm_ray.errors import InputError, nearest
 from edm_ray.storage import uris
@@ -36,12 +35,7 @@ def parse(command: Sequence[str]) -> tuple[str, Any]:
             f"{name}: not a command that runs as a job{nearest(name, JOB_COMMANDS)}; there are: "
             f"{', '.join(JOB_COMMANDS)}"
         )
-    import tyro
-
-    module = importlib.import_module(f"edm_ray.cli.{name}")
-    return name, tyro.cli(
-        module.Args, prog=f"edm-ray {name}", args=list(command[1:]), description=module.__doc__, config=FLAGS
-    )
+    return name, cli.parse(name, command[1:])[1]
 
 
 def check_places(name: str, args: Any, working_dir: Path | None = None) -> None:
@@ -105,7 +99,7 @@ def run_job(command: Sequence[str]) -> int:
     except InputError as error:
         sys.stderr.write(f"edm-ray: {error}\n")
         return 2
-    return main(list(command))
+    return cli.main(list(command))
 
 
 if __name__ == "__main__":

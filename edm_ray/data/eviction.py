@@ -110,7 +110,7 @@ def reserve(cache: Cache, handle: IO[bytes], size: int, what: str) -> None:
 
 
 def ask_for_room(cache: Cache) -> None:
-    """Ask the processes of this node to let go of what they can do without."""
+    """WorkerRequest the processes of this node to let go of what they can do without."""
     (cache.folder / ASKED).write_text(f"{time.monotonic_ns()} {os.getpid()}")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RaySystemError, RayTaskError
 
-from edm_ray.distributed.cluster.preflight import Ask, in_use, nodes_free, nodes_there, refusal
+from edm_ray.distributed.cluster.preflight import WorkerRequest, in_use, nodes_free, nodes_there, refusal
 from edm_ray.distributed.ray_private import run_in_actor
 from edm_ray.distributed.worker import Worker
 from edm_ray.errors import InputError
@@ -96,7 +96,7 @@ class InHand:
 class PoolSpec:
     """How many workers, and what each takes."""
 
-    ask: Ask
+    ask: WorkerRequest
     device: str
     slots: int
     """Workers, at most."""
@@ -131,7 +131,7 @@ class Dispatcher:
         return found
 
     async def begin(self) -> None:
-        """Ask for the workers; nothing when that was done."""
+        """WorkerRequest for the workers; nothing when that was done."""
         if not self.running:
             self.last_alive = time.monotonic()
             slots = [asyncio.create_task(self._slot()) for _ in range(self.spec.slots)]

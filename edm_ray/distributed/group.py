@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ray.train import ScalingConfig
 
-from edm_ray.distributed.cluster.preflight import Ask
+from edm_ray.distributed.cluster.preflight import WorkerRequest
 
 NEVER_S = 1e9
 """Between Ray Train's own looks at what it could grow to: `elastic` does that without losing a step."""
@@ -26,11 +26,11 @@ class Group:
     def elastic(self) -> bool:
         return self.least < self.most
 
-    def request(self) -> Ask:
+    def request(self) -> WorkerRequest:
         """What the smallest group takes of the cluster."""
         if self.device == "cuda":
-            return Ask(what="training", count=self.least, gpus=1.0)
-        return Ask(what="training", count=self.least, cpus=float(self.threads))
+            return WorkerRequest(what="training", count=self.least, gpus=1.0)
+        return WorkerRequest(what="training", count=self.least, cpus=float(self.threads))
 
     def scaling(self) -> ScalingConfig:
         """The same, as Ray Train is told."""

@@ -21,7 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from edm_ray.distributed.cluster.node_check import require_nodes
-from edm_ray.distributed.cluster.preflight import Ask, preflight, preflight_here
+from edm_ray.distributed.cluster.preflight import WorkerRequest, preflight, preflight_here
 from edm_ray.distributed.dispatcher import PATIENCE_S, Dispatcher, ItemFailed, PoolSpec, cause_of
 from edm_ray.distributed.shipping import ShippedModel, environment
 from edm_ray.errors import InputError
@@ -52,14 +52,14 @@ class ClusterShare(Protocol):
     def actors_per_gpu(self) -> int: ...
 
 
-def ask_for(on: ClusterShare, recipe: Recipe) -> Ask:
+def ask_for(on: ClusterShare, recipe: Recipe) -> WorkerRequest:
     """What the workers of a recipe take of a cluster."""
     needs = recipe.needs
     cpu = needs.light or on.device == "cpu"
     count = on.workers
     if needs.light:
         count = min(needs.most or on.workers, max(1, int(ray.cluster_resources().get("CPU", 1)) // 2))
-    return Ask(
+    return WorkerRequest(
         what=needs.what,
         count=count,
         least=1 if needs.light else on.least,

@@ -126,7 +126,7 @@ def _holds(out: str, dataset: DataSet, extractor: str) -> bool:
     return True
 
 
-def plan_reference(data: str, out: str | None, options: ReferenceOptions) -> ReferenceTask:
+def plan_reference(data: str | DataSet, out: str | None, options: ReferenceOptions) -> ReferenceTask:
     """Open and check everything. Raises InputError for what cannot be measured."""
     if (out is None) == (options.store is None):
         raise InputError("give --out DIRECTORY for this reference, or --store DIRECTORY that holds many")
@@ -134,7 +134,7 @@ def plan_reference(data: str, out: str | None, options: ReferenceOptions) -> Ref
         raise InputError(f"--features {options.features}: give 0 or more")
     if options.weights is not None and not uris.exists(options.weights):
         raise InputError(f"--weights {options.weights}: no such file")
-    dataset = open_dataset(uris.absolute(data))
+    dataset = data if isinstance(data, DataSet) else open_dataset(uris.absolute(data))
     require_pictures(dataset)
     store = None if options.store is None else uris.absolute(options.store)
     options = dataclasses.replace(options, store=store)
@@ -142,7 +142,7 @@ def plan_reference(data: str, out: str | None, options: ReferenceOptions) -> Ref
 
 
 def reference(
-    data: str,
+    data: str | DataSet,
     out: str | None = None,
     *,
     on: Executor = Local(),  # noqa: B008 (frozen)
@@ -151,7 +151,8 @@ def reference(
 ) -> OpenedReference:
     """Exact feature moments of a data set, in one directory with the extractor's weights: FIDs are measured against it.
 
-    data: a data set that `prepare` or `write_dataset` made. out: where the reference goes; one that is there is opened.
+    data: a data set that `prepare` or `write_dataset` made, or its place. out: where the reference goes; one that is
+    there is opened.
     options: fields of `ReferenceOptions`, e.g. ``extractor="inception", weights=FILE``.
     Raises InputError (a ValueError) for what cannot be measured.
     """

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edm_ray.data.manifest import DataSet, open_dataset
-from edm_ray.diffusion.samplers import Sampler
+from edm_ray.diffusion.samplers import SOLVERS, Sampler
 from edm_ray.distributed.executor import Ray
 from edm_ray.errors import InputError
 from edm_ray.evaluation.grids import image_grid
@@ -138,6 +138,8 @@ class SweepTask:
 
     def run(self, on: Executor, on_trial: OnTrial = lambda result: None, commands: Sequence[str] = ()) -> Sweep:
         """commands: what the report says was typed, and may be typed next."""
+        if isinstance(on, Ray):
+            self._refuse_own_samplers()
         started, driver = time.monotonic(), self.driver
         spec = EvaluationSpec(
             model=self.model,
@@ -173,6 +175,14 @@ class SweepTask:
         for place in (self.out, *([self.model.uri] if self.options.export else [])):
             uris.write_bytes(uris.join(place, BEST_SAMPLER), text)
         return Sweep(result=result, out=self.out, report=save_report(self.out, result, context))
+
+    def _refuse_own_samplers(self) -> None:
+        """Trials carry samplers in their flat form, and other processes know edm_ray's solvers only."""
+        choices = getattr(self.space.search.get("solver"), "choices", ())
+        classes = [*map(type, self.driver.search.registry.samplers.values()), *(SOLVERS[name] for name in choices)]
+        for cls in classes:
+            if not cls.__module__.startswith("edm_ray."):
+                raise InputError(f"{cls.__qualname__}: a sweep over a sampler class of your own runs on edm.Local()")
 
     def _search(self, spec: EvaluationSpec, measured: Plan, on: Executor, on_trial: OnTrial) -> None:
         """As trials of Ray Tune on a cluster, one evaluation after the other here; the decisions are the same."""

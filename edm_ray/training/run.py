@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 from edm_ray.config.identity import differences, identity, identity_fields
-from edm_ray.config.load import to_yaml
+from edm_ray.config.load import FORMAT, check_format, to_yaml
 from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError
@@ -60,7 +60,9 @@ def claim_run(run_uri: str, config: TrainingConfig, dataset: DataSet, fresh: boo
     fields = identity_fields(config, dataset.hash)
     path = uris.join(run_uri, RUN_FILE)
     if uris.exists(path):
-        old = json.loads(uris.read_bytes(path))["fields"]
+        content = json.loads(uris.read_bytes(path))
+        check_format(content.get("format"), path)
+        old = content["fields"]
         if fresh:
             for part in ("checkpoints", "ema-snapshots", "snapshots", "model", "tensorboard", SKIPPED):
                 uris.delete_directory(uris.join(run_uri, part))
@@ -74,7 +76,7 @@ def claim_run(run_uri: str, config: TrainingConfig, dataset: DataSet, fresh: boo
             )
     elif found := [name for name in uris.list_names(run_uri) if name != "log"]:
         raise InputError(f"{run_uri}: is not empty and not a run (found {', '.join(found[:4])}); choose another --out")
-    content = {"identity": identity(fields), "dataset": dataset.uri, "fields": fields}
+    content = {"format": FORMAT, "identity": identity(fields), "dataset": dataset.uri, "fields": fields}
     uris.write_bytes(path, json.dumps(content, indent=1, sort_keys=True).encode())
     uris.write_bytes(uris.join(run_uri, "config.yaml"), to_yaml(config).encode())
     return identity(fields)

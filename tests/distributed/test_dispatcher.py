@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError
 
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed import dispatcher as dispatching
-from edm_ray.distributed.cluster.preflight import Ask
+from edm_ray.distributed.cluster.preflight import WorkerRequest
 from edm_ray.distributed.dispatcher import MAX_DEATHS, Dispatcher, ItemFailed, PoolSpec
 from edm_ray.evaluation.chunks import Chunk, Generator, chunks_of
 from edm_ray.storage.artifacts import key_of
@@ -56,7 +56,7 @@ def test_chunks_over_which_workers_die_take_no_other_with_them(monkeypatch, in_h
     world = World({key_of(chunks[3]), key_of(chunks[11])})
 
     async def play() -> tuple[list[object], Dispatcher]:
-        ask = Ask(what="sampling", count=workers)
+        ask = WorkerRequest(what="sampling", count=workers)
         dispatcher = Dispatcher(b"", PoolSpec(ask=ask, device="cpu", slots=workers, in_hand=in_hand))
         dispatcher.recipe = SimpleNamespace(is_stored=lambda artifact: False)
         monkeypatch.setattr(dispatcher, "_start", world.worker)

@@ -8,14 +8,14 @@ import time
 import pytest
 
 from edm_ray.distributed.cluster import node_check, nodes
-from edm_ray.distributed.cluster.preflight import Ask, refusal
+from edm_ray.distributed.cluster.preflight import WorkerRequest, refusal
 from edm_ray.distributed.cluster.probe import QuickReport, quick_probe
 from edm_ray.distributed.cluster.storage_check import marked
 from edm_ray.errors import InputError
 
 OURS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0+cpu", "edm_ray": "0.1.0 (0123456789)"}
 GOOD = QuickReport(node="10.0.0.2/bbbbbb", versions=OURS, storage="", unseen=())
-WORK = Ask(what="training", count=2, cpus=1)
+WORK = WorkerRequest(what="training", count=2, cpus=1)
 NODES = [
     {"NodeID": digit * 56, "Alive": True, "Resources": {"CPU": cpus}} for digit, cpus in (("a", 0), ("b", 1), ("c", 1))
 ]
@@ -110,16 +110,16 @@ def test_a_single_machine_is_not_asked_what_it_has_shown(three_nodes, tmp_path, 
     ],
 )
 def test_parts_of_gpus_are_counted_card_by_card(each, have, count):
-    assert Ask(what="training", count=99, gpus=each).fits({"GPU": have, "CPU": 0}) == count
-    assert Ask(what="training", count=99, gpus=each, cpus=4.0).fits({"GPU": have, "CPU": 4}) == min(count, 1)
+    assert WorkerRequest(what="training", count=99, gpus=each).fits({"GPU": have, "CPU": 0}) == count
+    assert WorkerRequest(what="training", count=99, gpus=each, cpus=4.0).fits({"GPU": have, "CPU": 4}) == min(count, 1)
 
 
 def test_parts_of_cpus_are_counted_over_the_whole_node():
-    assert Ask(what="training", count=99, cpus=0.75).fits({"CPU": 8}) == 10
+    assert WorkerRequest(what="training", count=99, cpus=0.75).fits({"CPU": 8}) == 10
 
 
 def test_more_parts_than_cards_hold_are_refused_also_where_an_autoscaler_may_add_some(monkeypatch):
-    ten = Ask(what="training", count=10, gpus=0.75)
+    ten = WorkerRequest(what="training", count=10, gpus=0.75)
     assert refusal(dataclasses.replace(ten, count=8), [{"GPU": 8.0}]) is None
     message = refusal(ten, [{"GPU": 8.0}])
     assert "hold 8 of 0.75 GPUs each" in message and "give --workers 8 or fewer" in message

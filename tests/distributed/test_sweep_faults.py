@@ -18,7 +18,7 @@ from ray.exceptions import ActorDiedError
 
 from edm_ray.cli import main
 from edm_ray.diffusion.samplers import Sampler, sampler
-from edm_ray.distributed.cluster.preflight import Ask
+from edm_ray.distributed.cluster.preflight import WorkerRequest
 from edm_ray.distributed.dispatcher import MAX_DEATHS, Dispatcher, ItemFailed, Job, PoolSpec
 from edm_ray.distributed.sweep import DriverSearcher, concurrency
 from edm_ray.evaluation.chunks import Generator, chunks_of
@@ -80,7 +80,7 @@ def test_a_chunk_whose_workers_always_die_is_given_up_and_named():
     chunk = chunks_of(generator, sampler(), "search", 1, 50)[0]
 
     async def play() -> None:
-        queue = Dispatcher(b"", PoolSpec(ask=Ask(what="sampling", count=1), device="cpu", slots=1))
+        queue = Dispatcher(b"", PoolSpec(ask=WorkerRequest(what="sampling", count=1), device="cpu", slots=1))
         job = Job((chunk,), asyncio.get_running_loop().create_future())
         for death in range(1, MAX_DEATHS + 1):
             assert not job.done.done()

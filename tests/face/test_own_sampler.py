@@ -175,3 +175,26 @@ def test_a_class_that_workers_cannot_import_is_refused_in_one_line(ray_session, 
     with pytest.raises(edm.InputError, match=r"workers cannot import only_here.*working-dir") as caught:
         edm.evaluate(model, reference, mine, num=100, on=edm.Ray(workers=1))
     assert len(str(caught.value).splitlines()) == 1
+
+
+SPACE = """
+name: own
+sampler: {solver: tests_noisy_ddim, num_steps: 4}
+search:
+  eta: {low: 0.0, high: 1.0}
+"""
+
+
+def test_a_sweep_over_it_runs_here_and_is_refused_on_ray_before_anything_starts(
+    model: str, reference, tmp_path: Path
+) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(SPACE)
+    plan = edm.sweep_plan(
+        strategy="random", num_global=2, chunk_size=50, initial_chunks=1, max_chunks=1, confirm_chunks=2
+    )
+    with pytest.raises(edm.InputError, match=r"NoisyDDIM: a sweep over a sampler class of your own runs on edm\.Local"):
+        edm.sweep(model, reference, str(file), str(tmp_path / "ray"), plan=plan, on=edm.Ray(workers=1))
+    assert not (tmp_path / "ray").exists()
+    found = edm.sweep(model, reference, str(file), str(tmp_path / "here"), plan=plan, grid=10)
+    assert isinstance(found.best, NoisyDDIM) and len(found.table) >= 2

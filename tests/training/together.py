@@ -19,7 +19,7 @@ from edm_ray.training.signals import Signal, no_signal
 from edm_ray.training.step import Diverged
 from tests.training.faults import FORKS
 
-Ask = Callable[[], Signal]
+WorkerRequest = Callable[[], Signal]
 STOPPED, DIVERGED = 3, 4
 """Exit codes of workers that ended so."""
 
@@ -29,7 +29,7 @@ def train_in_process(
     uri: str,
     settings: list[str],
     place: Place,
-    ask: Ask = no_signal,
+    ask: WorkerRequest = no_signal,
     snapshot_kimg: float | None = None,
 ) -> None:
     dataset = open_dataset(data)
@@ -42,7 +42,7 @@ def train_in_process(
 def _worker(
     place: Place,
     rendezvous: str,
-    begin: Callable[[int], Ask],
+    begin: Callable[[int], WorkerRequest],
     run: tuple[str, str, list[str]],
     snapshot_kimg: float | None,
 ) -> None:
@@ -58,7 +58,7 @@ def _worker(
     dist.destroy_process_group()
 
 
-def undisturbed(rank: int) -> Ask:
+def undisturbed(rank: int) -> WorkerRequest:
     return no_signal
 
 
@@ -67,7 +67,7 @@ def run_together(
     data: str,
     uri: str,
     settings: list[str],
-    begin: Callable[[int], Ask] = undisturbed,
+    begin: Callable[[int], WorkerRequest] = undisturbed,
     snapshot_kimg: float | None = None,
 ) -> list[int | None]:
     """Exit codes by rank. ``begin`` is called in each worker, with its rank, and gives what it asks between steps; it

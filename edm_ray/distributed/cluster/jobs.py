@@ -104,7 +104,7 @@ def submitted(client: JobSubmissionClient) -> list[JobDetails]:
 
 
 def stop(client: JobSubmissionClient, job: str, timeout_s: float = 60.0) -> Outcome:
-    """Ask a job to end (SIGTERM, then SIGKILL after Ray's own wait) and wait until it has."""
+    """WorkerRequest a job to end (SIGTERM, then SIGKILL after Ray's own wait) and wait until it has."""
     client.stop_job(job)
     deadline = time.monotonic() + timeout_s
     while not (details := client.get_job_info(job)).status.is_terminal():

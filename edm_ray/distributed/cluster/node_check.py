@@ -7,7 +7,7 @@ import logging
 import ray
 
 from edm_ray.distributed.cluster.nodes import ask_nodes, living, on
-from edm_ray.distributed.cluster.preflight import Ask
+from edm_ray.distributed.cluster.preflight import WorkerRequest
 from edm_ray.distributed.cluster.probe import QuickReport, quick_probe, versions
 from edm_ray.distributed.cluster.storage_check import marked
 from edm_ray.errors import InputError
@@ -22,7 +22,7 @@ SHARED = (
 )
 
 
-def require_nodes(work: Ask, storage: str, reads: tuple[str, ...] = ()) -> None:
+def require_nodes(work: WorkerRequest, storage: str, reads: tuple[str, ...] = ()) -> None:
     """Raises InputError where a node cannot do this work; ``reads`` are the places it must see beside ``storage``.
 
     Only nodes that could hold a worker are asked, and none when this is the only one: what it can do, it has done.

@@ -29,7 +29,7 @@ Resources = Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class WorkerRequest:
     """``count`` workers of equal size; each must fit one node."""
 
     what: str
@@ -91,7 +91,7 @@ def may_grow_to(kind: str) -> float:
     return float(os.environ.get(f"EDM_RAY_MAX_{kind}S", 0))
 
 
-def refusal(ask: Ask, nodes: list[Resources]) -> str | None:
+def refusal(ask: WorkerRequest, nodes: list[Resources]) -> str | None:
     """Why this can never be placed on these nodes; None when it can, or when the cluster may grow to it."""
     fits, count = sum(ask.fits(node) for node in nodes), ask.needed
     kind, each = ("GPU", ask.gpus) if ask.gpus else ("CPU", ask.cpus)
@@ -118,7 +118,7 @@ def refusal(ask: Ask, nodes: list[Resources]) -> str | None:
     return None
 
 
-def preflight_here(ask: Ask) -> None:
+def preflight_here(ask: WorkerRequest) -> None:
     """Before a local Ray starts (seconds): refuse what this machine cannot hold. Does nothing where a cluster is named
     or Ray runs already; `preflight` says the same of those."""
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
@@ -128,7 +128,7 @@ def preflight_here(ask: Ask) -> None:
         raise InputError(message)
 
 
-def preflight(ask: Ask, patience: float | None = None) -> int:
+def preflight(ask: WorkerRequest, patience: float | None = None) -> int:
     """How many of them find room at once: the needed number, or with ``share`` at least one.
 
     0 only when an autoscaler is to bring the room. Raises InputError at once for what can never be placed ("has"),
@@ -153,7 +153,7 @@ def preflight(ask: Ask, patience: float | None = None) -> int:
         time.sleep(_POLL_S)
 
 
-def in_use(ask: Ask, there: list[Resources], free: list[Resources]) -> str:
+def in_use(ask: WorkerRequest, there: list[Resources], free: list[Resources]) -> str:
     kind = "GPU" if ask.gpus else "CPU"
     have, left = total(there, kind), total(free, kind)
     return (
