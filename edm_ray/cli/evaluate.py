@@ -90,7 +90,7 @@ def _show(result: Evaluation) -> None:
         else:
             show(measured_table(sets[0], f"samples against {against}"))
         if result.real:
-            show(measured_table(result.real[place].measured, f"real images of {result.options.real} against {against}"))
+            show(measured_table(result.real[place].measured, f"real images of {result.real_name} against {against}"))
     kinds = result.made_on
     if len(kinds) > 1:
         say(f"  made on {len(kinds)} kinds of device ({', '.join(kinds)}), whose images may differ by a level")

@@ -70,6 +70,8 @@ class Evaluation:
     """[first seed][reference]"""
     real: tuple[SetResult, ...] = ()
     """[reference], where held-out real images were given."""
+    real_name: str = ""
+    """Their data set's."""
 
     @property
     def fid(self) -> FidEstimate:
@@ -170,6 +172,7 @@ class EvaluationPlan:
             starts=self.starts,
             sets=tuple(map(tuple, sets)),
             real=tuple(real),
+            real_name="" if self.held_out is None else self.held_out.name,
         )
         if self.out is not None:
             uris.write_bytes(uris.join(self.out, RESULT), json.dumps(result.to_dict(), indent=1).encode())
