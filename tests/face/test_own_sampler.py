@@ -155,6 +155,7 @@ def test_a_script_s_own_class_is_evaluated(model: str, reference, tmp_path: Path
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_script_s_own_class_travels_to_workers(model: str, reference, tmp_path: Path) -> None:
     """By value, as Ray pickles what __main__ defines; the program starts a Ray of its own."""
     ours = edm.evaluate(model, reference, edm.Euler(num_steps=4), num=100)
