@@ -1,10 +1,13 @@
-"""Group normalisation with what surrounds it as one pass over memory, in Triton: forward, and backward.
+"""What stands between convolutions, in Triton: forward, and backward. `networks.normalise` has the same in PyTorch.
 
-y = mask silu(a (x + p - mean) / std + b), the mean and the variance of each image and group. It replaces six passes of
-PyTorch's own kernels and keeps x alone for the backward pass. `networks.normalise` has the same as plain PyTorch.
+`Normalise`: y = mask silu(a (x + p - mean) / std + b), the mean and the variance of each image and group. It replaces
+six passes of PyTorch's own kernels and keeps x alone for the backward pass. One program takes one image and some
+groups, whole: it reads them twice, the second time mostly from the cache.
 
-One program takes one image and some groups, whole: it reads them twice, the second time mostly from the cache. Sums are
-in float32 and in a fixed order, so equal inputs give equal bits. Images lie in memory as [B, H W, C] (channels_last).
+`AddScaled`: y = s (h + x + bias), one pass where PyTorch takes three, with the bias of the convolutions before it.
+
+Sums are in float32 and in a fixed order, so equal inputs give equal bits. Images lie in memory as [B, H W, C]
+(channels_last).
 """
 
 from __future__ import annotations
@@ -72,15 +75,18 @@ def _forward(
     first = tl.load(at + rows[:, None, None] * C, mask=mask, other=0.0).to(tl.float32) + offset[None, :, :]
     count = tl.minimum(HW, ROWS) * CG
     about = tl.sum(tl.sum(tl.where(mask, first, 0.0), axis=2), axis=0) / count
-    sums = tl.zeros([K], tl.float32)
-    squares = tl.zeros([K], tl.float32)
+    # Over the tiles element by element: sums across threads are taken once, at the end.
+    total = tl.zeros([ROWS, K, CGP], tl.float32)
+    total_of_squares = tl.zeros([ROWS, K, CGP], tl.float32)
     for start in range(0, HW, ROWS):
         row = start + rows
         mask = (row < HW)[:, None, None] & there[None, :, :]
         value = tl.load(at + row[:, None, None] * C, mask=mask, other=0.0).to(tl.float32) + offset[None, :, :]
         value = tl.where(mask, value - about[None, :, None], 0.0)
-        sums += tl.sum(tl.sum(value, axis=2), axis=0)
-        squares += tl.sum(tl.sum(value * value, axis=2), axis=0)
+        total += value
+        total_of_squares += value * value
+    sums = tl.sum(tl.sum(total, axis=2), axis=0)
+    squares = tl.sum(tl.sum(total_of_squares, axis=2), axis=0)
     size = HW * CG
     mean = about + sums / size
     variance = squares / size - (sums / size) * (sums / size)
@@ -125,9 +131,9 @@ def _backward(
         shift += tl.load(p + n * stride_p + c, mask=there, other=0.0).to(tl.float32)
     scale = tl.load(a + n * stride_a + c, mask=there, other=0.0)
     level = tl.load(b + n * stride_b + c, mask=there, other=0.0)
-    sums = tl.zeros([K, CGP], tl.float32)
-    products = tl.zeros([K, CGP], tl.float32)
-    units = tl.zeros([K, CGP], tl.float32)
+    every_dz = tl.zeros([ROWS, K, CGP], tl.float32)
+    every_dz_u = tl.zeros([ROWS, K, CGP], tl.float32)
+    every_u = tl.zeros([ROWS, K, CGP], tl.float32)
     for start in range(0, HW, ROWS):
         row = start + rows
         mask = (row < HW)[:, None, None] & there[None, :, :]
@@ -141,10 +147,13 @@ def _backward(
             z = u * scale[None, :, :] + level[None, :, :]
             s = 1.0 / (1.0 + tl.exp(-z))
             dz *= s * (1.0 + z * (1.0 - s))
-        sums += tl.sum(dz, axis=0)
-        products += tl.sum(dz * u, axis=0)
+        every_dz += dz
+        every_dz_u += dz * u
         if OFFSET:
-            units += tl.sum(u, axis=0)
+            every_u += u
+    sums = tl.sum(every_dz, axis=0)
+    products = tl.sum(every_dz_u, axis=0)
+    units = tl.sum(every_u, axis=0)
     size = HW * CG
     mean_dz = tl.sum(scale * sums, axis=1) / size
     mean_dz_u = tl.sum(scale * products, axis=1) / size
@@ -168,6 +177,61 @@ def _backward(
             dz *= s * (1.0 + z * (1.0 - s))
         value = (scale[None, :, :] * dz - mean_dz[None, :, None] - u * mean_dz_u[None, :, None]) / std[None, :, None]
         tl.store(dx + at, value.to(dx.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _add_scaled(h, x, bias, y, scale, count, C, CB: tl.constexpr, ROWS: tl.constexpr, BIAS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    c = tl.program_id(1) * CB + tl.arange(0, CB)
+    mask = (row < count)[:, None] & (c < C)[None, :]
+    at = row[:, None] * C + c[None, :]
+    value = tl.load(h + at, mask=mask, other=0.0).to(tl.float32) + tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    if BIAS:
+        value += tl.load(bias + c, mask=c < C, other=0.0)[None, :]
+    tl.store(y + at, (value * scale).to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _scaled(dy, dx, part, scale, count, C, CB: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr):
+    """dx = s dy; part: its sums over the pixels of each program."""
+    c = tl.program_id(1) * CB + tl.arange(0, CB)
+    total = tl.zeros([ROWS, CB], tl.float32)
+    for tile in range(TILES):
+        row = (tl.program_id(0).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
+        mask = (row < count)[:, None] & (c < C)[None, :]
+        at = row[:, None] * C + c[None, :]
+        value = tl.load(dy + at, mask=mask, other=0.0).to(tl.float32) * scale
+        total += value
+        tl.store(dx + at, value.to(dx.dtype.element_ty), mask=mask)
+    tl.store(part + tl.program_id(0) * C + c, tl.sum(total, axis=0), mask=c < C)
+
+
+class AddScaled(torch.autograd.Function):
+    """h and x [B, C, H, W] channels_last, of one type, bias float32 [C] or None -> scale (h + x + bias)."""
+
+    ROWS, TILES = TILE // CHANNELS, 8
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, x: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        channels, y = h.shape[1], torch.empty_like(h)
+        count = h.numel() // channels
+        grid = (triton.cdiv(count, AddScaled.ROWS), triton.cdiv(channels, CHANNELS))
+        flags = {"CB": CHANNELS, "ROWS": AddScaled.ROWS, "BIAS": bias is not None}
+        _add_scaled[grid](h, x, h if bias is None else bias, y, scale, count, channels, **flags)
+        ctx.scale, ctx.biased = scale, bias is not None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        channels, dx = dy.shape[1], torch.empty_like(dy)
+        count = dy.numel() // channels
+        programs = triton.cdiv(count, AddScaled.ROWS * AddScaled.TILES)
+        part = torch.empty(programs, channels, dtype=torch.float32, device=dy.device)
+        grid = (programs, triton.cdiv(channels, CHANNELS))
+        sizes = {"CB": CHANNELS, "ROWS": AddScaled.ROWS, "TILES": AddScaled.TILES}
+        _scaled[grid](dy, dx, part, ctx.scale, count, channels, **sizes)
+        return dx, dx, part.sum(0) if ctx.biased else None, None
 
 
 def _shape_of(x: Tensor, groups: int, drop: int) -> tuple[tuple[int, int], dict[str, int]]:

@@ -1,6 +1,6 @@
-"""Group normalisation, the embedding that joins it, SiLU and dropout: what stands before every convolution.
+"""What stands between convolutions: group normalisation, the embedding that joins it, SiLU and dropout; scaled sums.
 
-On a GPU with Triton, for images in channels_last, one kernel does it all (`networks.kernels`); anywhere else, and under
+On a GPU with Triton, for images in channels_last, one kernel does each (`networks.kernels`); anywhere else, and under
 torch.compile, which fuses by itself, it is plain PyTorch.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,13 +67,36 @@ def plain(
     return z if dropout is None else dropout(z)
 
 
+def add_scaled(
+    h: torch.Tensor, x: torch.Tensor, scale: float, biases: Sequence[torch.Tensor | None] = ()
+) -> torch.Tensor:
+    """scale (h + x + the sum of the biases): [B, C, H, W] each, biases [C] or None."""
+    if one_kernel(h):
+        from edm_ray.networks.kernels import AddScaled
+
+        given = [bias for bias in biases if bias is not None]
+        y: torch.Tensor = AddScaled.apply(h, x.to(h), sum(given[1:], given[0]) if given else None, scale)
+        return y
+    for bias in biases:
+        h = h if bias is None else h + bias[:, None, None]
+    y = h + x
+    if scale != 1.0:
+        y.mul_(scale)  # in place: a sum keeps nothing for its gradient
+    return y
+
+
 def fused(norm: GroupNorm, x: torch.Tensor, dropout: Dropout | None) -> bool:
-    """Whether the kernel can do it: on a GPU, channels_last, and where masks are drawn, by keys, four at a time."""
-    if x.device.type != "cuda" or torch.compiler.is_compiling() or not has_triton():
-        return False
+    """Whether one kernel can do all of `normalise`: where masks are drawn, by keys, four at a time."""
     if dropout is not None and dropout.training and dropout.p > 0:
         if dropout.keys is None or x.shape[1] // norm.num_groups % 4:
             return False
+    return one_kernel(x)
+
+
+def one_kernel(x: torch.Tensor) -> bool:
+    """Whether our kernels take this tensor: on a GPU, channels_last. torch.compile fuses by itself."""
+    if x.device.type != "cuda" or torch.compiler.is_compiling() or not has_triton():
+        return False
     return x.is_contiguous(memory_format=torch.channels_last)
 
 

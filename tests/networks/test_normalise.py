@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edm_ray.networks.layers import Dropout, GroupNorm
-from edm_ray.networks.normalise import Join, has_triton, normalise, plain
+from edm_ray.networks.normalise import Join, add_scaled, has_triton, normalise, plain
 from edm_ray.seeding import stream_key, words
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -72,7 +72,7 @@ def test_the_kernel_and_its_gradients_are_those_of_float64(monkeypatch, case, dt
     x, rest = x.to(dtype).double(), [each.to(dtype).double() for each in rest]
     expected = _run(plain, norm, x, rest, layer, silu, torch.float64, "cpu", dtype)
     if INTERPRETED:
-        monkeypatch.setattr("edm_ray.networks.normalise.fused", lambda *args: True)
+        monkeypatch.setattr("edm_ray.networks.normalise.one_kernel", lambda x: True)
     got = _run(normalise, norm, x, rest, layer, silu, dtype, DEVICE, dtype)
     assert got[0].dtype == dtype and got[0].is_contiguous(memory_format=torch.channels_last)
     for value, truth in zip(got, expected, strict=True):
@@ -85,9 +85,37 @@ def test_the_kernel_and_its_gradients_are_those_of_float64(monkeypatch, case, dt
 @needs_kernel
 @pytest.mark.gpu
 def test_the_kernel_drops_the_elements_that_the_mask_drops(monkeypatch):
+    """The CPU's mask of the same layout: elements count in the order in which they lie in memory."""
     norm, x, _, layer, _ = _inputs(channels=64, side=8, dropout=0.4)
+    norm, x = norm.float(), x.float()
+    expected = plain(norm, x, dropout=layer) == 0
     if INTERPRETED:
-        monkeypatch.setattr("edm_ray.networks.normalise.fused", lambda *args: True)
-    norm, x = norm.float().to(DEVICE), x.float().to(DEVICE)
+        monkeypatch.setattr("edm_ray.networks.normalise.one_kernel", lambda x: True)
     layer.keys = layer.keys.to(DEVICE)
-    assert torch.equal(normalise(norm, x, dropout=layer) == 0, plain(norm, x, dropout=layer) == 0)
+    dropped = normalise(norm.to(DEVICE), x.to(DEVICE), dropout=layer) == 0
+    assert torch.equal(dropped.cpu(), expected) and 0.3 < float(expected.double().mean()) < 0.5
+
+
+@needs_kernel
+@pytest.mark.gpu
+@pytest.mark.parametrize("biases", [0, 2])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_the_scaled_sum_and_its_gradients_are_those_of_float64(monkeypatch, biases, dtype, bound):
+    """At 96 channels and 3 x 11 x 11 pixels, which fill no tile."""
+    draw = torch.Generator().manual_seed(3)
+    h, x, direction = (torch.randn(3, 96, 11, 11, generator=draw).to(dtype) for _ in range(3))
+    added = [torch.randn(96, generator=draw) for _ in range(biases)]
+
+    def run(device: str, to: torch.dtype) -> list[torch.Tensor]:
+        images = [t.to(device, to).contiguous(memory_format=torch.channels_last).requires_grad_() for t in (h, x)]
+        own = [b.to(device, torch.float64 if to == torch.float64 else torch.float32).requires_grad_() for b in added]
+        y = add_scaled(*images, 0.5**0.5, own)
+        return [y.detach(), *torch.autograd.grad(y, [*images, *own], direction.to(device, y.dtype))]
+
+    expected = run("cpu", torch.float64)
+    if INTERPRETED:
+        monkeypatch.setattr("edm_ray.networks.normalise.one_kernel", lambda x: True)
+    got = run(DEVICE, dtype)
+    assert got[0].dtype == dtype
+    for value, truth in zip(got, expected, strict=True):
+        assert (value.cpu().double() - truth).abs().max() < bound * truth.abs().max()
