@@ -7,6 +7,7 @@ whatever the solver. A sampler is a frozen dataclass, one class a solver; `run` 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import itertools
@@ -29,8 +30,22 @@ RANGES = {"edm": (0.002, 80.0), "iddpm": (0.002, 81.0), "ve": (VE.sigma_min, VE.
 """Default noise levels of each discretization (Table 1); those of vp follow from epsilon_s."""
 SOLVERS: dict[str, type[Sampler]] = {}
 """Name in files and ``--set`` -> class; a class enters when it is defined."""
-HISTORY = 2
+HISTORY = 3
 """Levels before a step that a multistep solver may look at."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A call of the denoiser, which a multistep solver remembers: x (without scaling), its noise level, D there."""
+
+    level: float
+    x: torch.Tensor
+    denoised: torch.Tensor
+
+    @functools.cached_property
+    def slope(self) -> torch.Tensor:
+        """dx/dsigma."""
+        return (self.x - self.denoised) / self.level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,12 +182,16 @@ class Sampler(ABC):
         """Whether it draws noise beyond the latents."""
         return self.is_sde
 
+    def drift_rate(self, level: float) -> float:
+        """The mean of a step that starts here follows dx/dsigma = rate (x - D) / sigma: 1 is the ODE, 2 the SDE."""
+        return 2.0 if self.is_sde else 1.0
+
     def mean_step(
-        self, D: AtLevel, x: torch.Tensor, start: float, end: float, history: list[tuple[float, torch.Tensor]]
+        self, D: AtLevel, x: torch.Tensor, start: float, end: float, history: list[Evaluation]
     ) -> torch.Tensor:
         """One step from noise level start to end without noise, x without scaling (`analysis.truncation`).
 
-        history: (level, D there) of up to HISTORY levels before the start, the nearest first.
+        history: evaluations at up to HISTORY levels before the start, the nearest first.
         """
         raise InputError(f"sampler.solver={self.solver!r} is not allowed here: it does not tell its single steps")
 
