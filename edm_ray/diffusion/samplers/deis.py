@@ -16,8 +16,8 @@ from edm_ray.diffusion.samplers.multistep import Multistep
 class DEIS(Multistep):
     """One evaluation a step: the polynomial through the last values of dx/dsigma = (x - D) / sigma, integrated exactly.
 
-    Convention: s = 1 and polynomials in sigma. (The paper's experiments, and codes after it, take polynomials in the
-    time of VP or in ln sigma: other coefficients, other images.) On equal steps it is iPNDM.
+    Convention: s = 1 and polynomials in sigma, which is EDM's t (the paper's rhoAB for VP models). Other codes take
+    polynomials in the time of VP, or in ln sigma: other coefficients, other images. On equal steps it is iPNDM.
     """
 
     solver = "deis"
