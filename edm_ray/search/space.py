@@ -116,7 +116,8 @@ def in_words(described: Mapping[str, str]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, (tuple, list)):
-        return " ".join(",".join(f"{number:.4g}" for number in row) for row in value) or "none"
+        rows = [row if isinstance(row, (tuple, list)) else (row,) for row in value]
+        return " ".join(",".join(f"{number:.4g}" for number in row) for row in rows) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
