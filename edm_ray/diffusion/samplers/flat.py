@@ -73,8 +73,8 @@ def _of_any_solver(name: str) -> dataclasses.Field[Any] | None:
 
 
 def _is_default(name: str, value: Any) -> bool:
-    known = _of_any_solver(name)
-    return known is not None and (tuple(value) if isinstance(value, list) else value) == known.default
+    plain = tuple(value) if isinstance(value, list) else value
+    return any(each.name == name and each.default == plain for cls in SOLVERS.values() for each in settings(cls))
 
 
 def _number(name: str, value: Any) -> Any:
