@@ -201,7 +201,8 @@ def test_a_sampler_is_described_by_what_is_searched_and_what_differs():
 def test_settings_of_some_of_the_solvers_are_searched_with_those_and_left_out_with_others():
     space = space_from(
         HEAD + "{solver: {choices: [heun, deis, unipc, sa_solver]}, order: {grid: [2, 3, 4]}, "
-        "variant: {choices: [bh1, bh2]}, tau: {low: 0, high: 1.5}, afs: {choices: [false, true]}, alpha: {low: 0.5, high: 1}}\nsampler: {num_steps: 6}"
+        "variant: {choices: [bh1, bh2]}, tau: {low: 0, high: 1.5}, afs: {choices: [false, true]}, "
+        "alpha: {low: 0.5, high: 1}}\nsampler: {num_steps: 6}"
     )
     point = {"order": 3, "variant": "bh1", "tau": 0.5, "afs": True, "alpha": 0.7}
     own = {"heun": ["alpha"], "deis": ["order", "afs"], "unipc": ["order", "variant", "afs"]}

@@ -1,6 +1,7 @@
 """Samplers: one frozen class a solver, the flat form of files, and one function that samples."""
 
-from edm_ray.diffusion.samplers.base import SOLVERS, Evaluation, Noise, Sampler, sample
+from edm_ray.diffusion.samplers.base import SOLVERS, Noise, Sampler, sample
+from edm_ray.diffusion.samplers.evaluation import Evaluation
 from edm_ray.diffusion.samplers.heun import Euler, Heun
 
 # isort: split

@@ -5,18 +5,25 @@ A step runs from v = 0 to v = 1; earlier values lie at v < 0, a value at the end
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 
-def weights(nodes: list[float], moments: list[float]) -> list[float]:
+def weights(nodes: Sequence[float], moments: Sequence[float]) -> tuple[float, ...]:
     """w with sum_j w_j p(v_j) = the integral of p, for polynomials p of degree below the number of nodes.
 
     moments: the integrals of 1, v, v^2, ..., as many as nodes.
     """
-    solved: list[float] = np.linalg.solve(np.vander(nodes, increasing=True).T, moments).tolist()
-    return solved
+    return _solved(tuple(nodes), tuple(moments))
+
+
+@functools.lru_cache(maxsize=1024)
+def _solved(nodes: tuple[float, ...], moments: tuple[float, ...]) -> tuple[float, ...]:
+    """Remembered: every batch of a sampler has the same steps."""
+    return tuple(np.linalg.solve(np.vander(nodes, increasing=True).T, moments).tolist())
 
 
 def plain_moments(count: int) -> list[float]:

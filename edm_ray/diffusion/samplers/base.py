@@ -7,7 +7,6 @@ whatever the solver. A sampler is a frozen dataclass, one class a solver; `run` 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import inspect
 import itertools
@@ -22,6 +21,7 @@ import torch
 
 from edm_ray.diffusion.denoiser import AtLevel, Denoiser, Guided, as_denoiser
 from edm_ray.diffusion.noise import VE, VP, IDDPMGrid, Linear, Path, iddpm_grid, make_path
+from edm_ray.diffusion.samplers.evaluation import Evaluation
 from edm_ray.errors import InputError
 
 Noise = Callable[..., torch.Tensor]
@@ -32,20 +32,6 @@ SOLVERS: dict[str, type[Sampler]] = {}
 """Name in files and ``--set`` -> class; a class enters when it is defined."""
 HISTORY = 3
 """Levels before a step that a multistep solver may look at."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A call of the denoiser, which a multistep solver remembers: x (without scaling), its noise level, D there."""
-
-    level: float
-    x: torch.Tensor
-    denoised: torch.Tensor
-
-    @functools.cached_property
-    def slope(self) -> torch.Tensor:
-        """dx/dsigma."""
-        return (self.x - self.denoised) / self.level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +100,9 @@ class Sampler(ABC):
         """The solver, its steps, and what differs from the defaults."""
         values = {each.name: (getattr(self, each.name), each.default) for each in settings(type(self))}
         shown = {name: value for name, (value, default) in values.items() if name == "num_steps" or value != default}
-        texts = [
-            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in shown.items()
-        ]
-        return " ".join([self.solver or type(self).__name__, *texts])
+        return " ".join(
+            [self.solver or type(self).__name__, *(f"{name}={_brief(value)}" for name, value in shown.items())]
+        )
 
     # -- noise levels ------------------------------------------------------------------------------------------------
 
@@ -430,6 +415,13 @@ def is_whole(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _brief(value: Any) -> str:
+    """As ``--set`` takes it, with six digits."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_brief, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _known_range(denoiser: Any) -> tuple[float, float]:

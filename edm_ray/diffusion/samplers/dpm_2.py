@@ -11,8 +11,9 @@ import torch
 
 from edm_ray.diffusion.denoiser import AtLevel
 from edm_ray.diffusion.noise import Path
-from edm_ray.diffusion.samplers.base import Evaluation, Noise, distinct
+from edm_ray.diffusion.samplers.base import Noise, distinct
 from edm_ray.diffusion.samplers.between_levels import BetweenLevels
+from edm_ray.diffusion.samplers.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from edm_ray.diffusion.samplers.base import Evaluation
+from edm_ray.diffusion.samplers.evaluation import Evaluation
 from edm_ray.diffusion.samplers.multistep import Multistep
 
 

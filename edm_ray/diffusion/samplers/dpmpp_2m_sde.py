@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from edm_ray.diffusion.samplers.base import Evaluation
 from edm_ray.diffusion.samplers.dpmpp_2m import extrapolated
+from edm_ray.diffusion.samplers.evaluation import Evaluation
 from edm_ray.diffusion.samplers.stochastic import StochasticMultistep
 
 

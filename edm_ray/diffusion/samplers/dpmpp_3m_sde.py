@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from edm_ray.diffusion.samplers.base import Evaluation
 from edm_ray.diffusion.samplers.dpmpp_3m import third_order
+from edm_ray.diffusion.samplers.evaluation import Evaluation
 from edm_ray.diffusion.samplers.stochastic import StochasticMultistep
 
 

@@ -73,8 +73,10 @@ def _of_any_solver(name: str) -> dataclasses.Field[Any] | None:
 
 
 def _is_default(name: str, value: Any) -> bool:
+    """Whether it is the default of every solver that has the setting (of ``order`` each has its own)."""
     plain = tuple(value) if isinstance(value, list) else value
-    return any(each.name == name and each.default == plain for cls in SOLVERS.values() for each in settings(cls))
+    defaults = [each.default for cls in SOLVERS.values() for each in settings(cls) if each.name == name]
+    return bool(defaults) and all(default == plain for default in defaults)
 
 
 def _number(name: str, value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -10,8 +11,9 @@ import torch
 
 from edm_ray.diffusion.denoiser import AtLevel
 from edm_ray.diffusion.noise import Path
-from edm_ray.diffusion.samplers.base import Evaluation, Noise, distinct, require
+from edm_ray.diffusion.samplers.base import Noise, distinct, require
 from edm_ray.diffusion.samplers.between_levels import BetweenLevels
+from edm_ray.diffusion.samplers.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +35,13 @@ class Multistep(BetweenLevels):
     """A step's order is at most the number of steps that are left, the one to 0 included: so 2 into the last noise
     level, 3 into the one before. (Counted without the step to 0, as other codes do, it would be 1 and 2.)"""
 
+    @abstractmethod
     def advance(self, past: list[Evaluation], after: float, ahead: torch.Tensor | None = None) -> torch.Tensor:
         """The mean of one step from past[0] to noise level ``after``.
 
         past: as many evaluations as the step's order, the latest first. ahead: D at the end of the step, for a solver
         that corrects.
         """
-        raise NotImplementedError
 
     def spread(self, level: float, after: float) -> float:
         """Standard deviation of the noise that the step adds."""

@@ -11,7 +11,8 @@ import torch
 
 from edm_ray.diffusion.denoiser import AtLevel
 from edm_ray.diffusion.noise import Path
-from edm_ray.diffusion.samplers.base import Evaluation, Noise, Sampler, require
+from edm_ray.diffusion.samplers.base import Noise, Sampler, require
+from edm_ray.diffusion.samplers.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
