@@ -67,7 +67,7 @@ class Space:
             changes |= {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf}
         if flat["guidance_min"] > flat["guidance_max"]:
             changes |= {"guidance": 1.0, "guidance_min": 0.0, "guidance_max": math.inf}
-        own = {"solver", *(each.name for each in settings_of(SOLVERS[flat["solver"]]))}
+        own = _names_of(flat["solver"])
         return with_changes(self.sampler, {name: value for name, value in changes.items() if name in own}, self.name)
 
     def with_churn(self, share: float) -> Sampler | None:
@@ -83,7 +83,7 @@ class Space:
         Bounds that ``sampler`` leaves open are told where they are searched only.
         """
         mine, base = settings.to_dict(), self.sampler.to_dict()
-        searched = dict.fromkeys("s_churn" if name == CHURN else name.partition(".")[0] for name in self.search)
+        searched = dict.fromkeys(map(_setting, self.search))
         others = [name for name in mine if base.get(name) is not None and mine[name] != base[name]]
         return {name: text_of(mine[name]) for name in dict.fromkeys([*searched, *others]) if name in mine}
 
@@ -128,6 +128,16 @@ def text_of(value: Any) -> str:
 def _fields() -> dict[str, str]:
     """Every setting of any solver -> its type."""
     return {"solver": "str", **{each.name: type_name(each) for cls in SOLVERS.values() for each in settings_of(cls)}}
+
+
+def _names_of(solver: str) -> set[str]:
+    """The settings that a solver has."""
+    return {"solver", *(each.name for each in settings_of(SOLVERS[solver]))}
+
+
+def _setting(name: str) -> str:
+    """The setting that a dimension is of."""
+    return "s_churn" if name == CHURN else name.partition(".")[0]
 
 
 def _bin(name: str) -> int | None:

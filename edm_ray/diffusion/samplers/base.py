@@ -74,7 +74,8 @@ class Sampler(ABC):
     num_train_steps: int = IDDPMGrid.num_train_steps
     """iddpm: M, the number of noise levels of its grid."""
     sigmas: tuple[float, ...] = ()
-    """Explicit noise levels sigma_0 > ... > sigma_{N-1} > 0, instead of a discretization; num_steps is their number."""
+    """Explicit noise levels sigma_0 > ... > sigma_{N-1} > 0, instead of a discretization; num_steps is their number.
+    The step from the last to 0 is implied."""
     guidance: float = 1.0
     """Weight of guidance: D = guide + guidance (D - guide), where the guide is another denoiser (autoguidance), or it
     is the denoiser itself without labels (classifier-free). 1 = none."""
@@ -371,7 +372,7 @@ class Sampler(ABC):
         object.__setattr__(self, "num_steps", count)
 
 
-DESCENDING = "two noise levels or more, descending, each greater than 0 and finite"
+DESCENDING = "two noise levels or more, descending, each greater than 0 and finite; the 0 after the last is implied"
 
 
 def _is_ours(cls: type) -> bool:
