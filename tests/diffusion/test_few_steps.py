@@ -15,7 +15,7 @@ from edm_ray.diffusion.analysis.truncation import truncation_errors
 from edm_ray.diffusion.denoiser import Guided
 from edm_ray.diffusion.preconditioning import PRECONDITIONERS
 from edm_ray.diffusion.samplers import SOLVERS as CLASSES
-from edm_ray.diffusion.samplers import DPMpp2M, Euler, Sampler, UniPC, sample, sampler
+from edm_ray.diffusion.samplers import DPMpp2M, Euler, Sampler, UniPC, sample, sampler, with_changes
 from edm_ray.diffusion.samplers.adams import exponential_moments, weights
 from edm_ray.errors import InputError
 from edm_ray.seeding import image_noise
@@ -317,6 +317,13 @@ def test_orders_that_no_step_reaches_are_one_sampler() -> None:
         assert sampler(solver=solver, num_steps=5, order=4).effective().order == 4
     two = [sampler(solver="unipc", num_steps=3, order=order).effective() for order in (2, 3)]
     assert two[0] == two[1]
+
+
+def test_another_solver_on_top_of_a_file_has_its_own_order() -> None:
+    found = sampler(solver="ipndm", num_steps=8, rho=5.0, afs=True)
+    assert with_changes(found, {"solver": "unipc"}, "--set") == sampler(solver="unipc", num_steps=8, rho=5.0, afs=True)
+    assert with_changes(found, {"solver": "deis", "order": 2}, "--set").order == 2
+    assert with_changes(found, {"rho": 7.0}, "--set").order == 4
 
 
 def test_lower_orders_at_the_end_count_the_step_to_0() -> None:
