@@ -21,10 +21,10 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.ceilings import ceilings
 
 PARTS: dict[str, tuple[float, Callable[[Bench], None]]] = {
+    "breakdown": (10, training.breakdown),
+    "sampling-breakdown": (8, sampling.breakdown),
     "training": (20, training.table),
     "sampling": (15, sampling.table),
-    "breakdown": (15, training.breakdown),
-    "sampling-breakdown": (10, sampling.breakdown),
     "choices": (10, training.choices),
     "training-batches": (15, training.batches),
     "sampling-batches": (20, sampling.batches),
