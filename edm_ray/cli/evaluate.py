@@ -33,6 +33,8 @@ class Args:
     evaluation: tyro.conf.OmitArgPrefixes[EvaluateOptions] = field(default_factory=EvaluateOptions)
     sampler: str | None = None
     """best-sampler.yaml of a sweep, or a directory that holds one (a sweep's; a model's after `sweep --export`)."""
+    nfe: int | None = None
+    """Of a best-samplers.yaml (`sweep --nfe`): the sampler for at most so many network evaluations."""
     set: list[str] = field(default_factory=list)
     """Sampler settings, e.g. --set num_steps=40 s_churn=10"""
     workers: str = "1"
@@ -56,7 +58,7 @@ def run(args: Args) -> None:
     if not args.out:
         raise InputError("give --out DIRECTORY for evaluation.json and the chunks of features")
     executor = choose_executor(args.workers, args.device, args.actors_per_gpu)
-    sampler = choose_settings(args.sampler, args.set)
+    sampler = choose_settings(args.sampler, args.set, args.nfe)
     if args.follow is not None:
         options = vars(args.evaluation)
         for nimg, snapshot in follow(

@@ -45,6 +45,8 @@ class Args:
     """Time steps of the samplers drawn."""
     sampler: str | None = None
     """A sampler to explain: best-sampler.yaml of a sweep, or a directory that holds one."""
+    nfe: int | None = None
+    """Of a best-samplers.yaml (`sweep --nfe`): the sampler for at most so many network evaluations."""
     set: list[str] = field(default_factory=list)
     """A sampler to explain, e.g. --set solver=unipc num_steps=8, or changes to that of --sampler."""
 
@@ -71,7 +73,9 @@ def read_images(model: ModelDenoiser, data: str, num: int) -> tuple[torch.Tensor
 def run(args: Args) -> None:
     if args.num < 2 or args.num_steps < 2:
         raise InputError("--num and --num-steps must be 2 or more")
-    explained = choose_settings(args.sampler, args.set) if args.sampler or args.set else None
+    explained = (
+        choose_settings(args.sampler, args.set, args.nfe) if args.sampler or args.set or args.nfe is not None else None
+    )
     if args.data is not None and args.model is None:
         raise InputError("--data needs --model: it is the model whose loss is measured")
     sigma_data = SIGMA_DATA

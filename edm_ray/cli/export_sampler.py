@@ -28,6 +28,8 @@ class Args:
     """diffusers: scheduler configuration and noise levels; comfyui: SIGMAS, sampler name and options."""
     out: str | None = None
     """A .json file; without it the text goes to the terminal."""
+    nfe: int | None = None
+    """Of a best-samplers.yaml (`sweep --nfe`): the sampler for at most so many network evaluations."""
     set: list[str] = field(default_factory=list)
     """Sampler settings laid over the file's, e.g. --set num_steps=10"""
     model: str | None = None
@@ -35,7 +37,7 @@ class Args:
 
 
 def run(args: Args) -> None:
-    sampler = choose_settings(args.sampler, args.set)
+    sampler = choose_settings(args.sampler, args.set, args.nfe)
     denoiser, sigma_data = None, SIGMA_DATA
     if args.model is not None:
         model = open_model(uris.absolute(args.model))

@@ -47,6 +47,8 @@ class Args:
     images: tyro.conf.OmitArgPrefixes[GenerateOptions] = field(default_factory=GenerateOptions)
     sampler: str | None = None
     """best-sampler.yaml of a sweep, or a directory that holds one (a sweep's; a model's after `sweep --export`)."""
+    nfe: int | None = None
+    """Of a best-samplers.yaml (`sweep --nfe`): the sampler for at most so many network evaluations."""
     set: list[str] = field(default_factory=list)
     """Sampler settings, e.g. --set num_steps=40 s_churn=10"""
     format: Literal["png", "parquet"] = "png"
@@ -83,7 +85,7 @@ def run(args: Args) -> None:
     _check(args, figures, is_grid)
     # Chunks of images lie beside the output until it is whole, so that a killed command resumes.
     store = None if figures else uris.absolute(f"{args.out}.parts")
-    task = plan_generate(args.model, choose_settings(args.sampler, args.set), num, args.images, store)
+    task = plan_generate(args.model, choose_settings(args.sampler, args.set, args.nfe), num, args.images, store)
     if args.dry_run:
         what = figures[0] if figures else f"{num:,} images, seeds from {args.images.first_seed},"
         who = f"{args.workers} x {args.device}" if args.workers != "0" else "this process"

@@ -8,22 +8,27 @@ from edm_ray.cli.console import say
 from edm_ray.config.load import parse_overrides
 from edm_ray.diffusion.samplers import Euler, Sampler, sampler, with_changes
 from edm_ray.errors import InputError
-from edm_ray.search.sampler_file import settings_from_yaml
+from edm_ray.search.by_budget import BEST_SAMPLERS, sampler_at
+from edm_ray.search.sampler_file import BEST_SAMPLER, settings_from_yaml
 from edm_ray.storage import uris
 
-BEST_SAMPLER = "best-sampler.yaml"
 
-
-def choose_settings(file: str | None, overrides: Sequence[str]) -> Sampler:
+def choose_settings(file: str | None, overrides: Sequence[str], nfe: int | None = None) -> Sampler:
     """The file's settings (default: deterministic, 18 steps) with the pairs laid over them.
 
-    file: a path or s3:// URI of a best-sampler.yaml, or of a directory that holds one (a sweep's, a model's)."""
+    file: a path or s3:// URI of a best-sampler.yaml, or of a directory that holds one (a sweep's, a model's).
+    nfe: the budget whose row is taken of a best-samplers.yaml.
+    """
     base: Sampler = sampler()
+    if nfe is not None and (file is None or nfe < 1):
+        raise InputError(f"--nfe {nfe}: give a number of evaluations, 1 or more, and --sampler {BEST_SAMPLERS}")
     if file is not None:
-        path = uris.join(file, BEST_SAMPLER) if uris.is_folder(file) else file
+        name = BEST_SAMPLER if nfe is None else BEST_SAMPLERS
+        path = uris.join(file, name) if uris.is_folder(file) else file
         if not uris.exists(path):
-            raise InputError(f"--sampler {file}: no such file; `edm-ray sweep` writes {BEST_SAMPLER}")
-        base = settings_from_yaml(uris.read_bytes(path).decode(), path)
+            raise InputError(f"--sampler {file}: no such file; {_who_writes(file, name)}")
+        text = uris.read_bytes(path).decode()
+        base = settings_from_yaml(text, path) if nfe is None else sampler_at(text, nfe, path)
     settings = with_changes(base, parse_overrides(overrides), "--set")
     if isinstance(settings, Euler) and settings.s_churn > settings.churn_cap:
         say(
@@ -31,3 +36,9 @@ def choose_settings(file: str | None, overrides: Sequence[str]) -> Sampler:
             f"num_steps * (sqrt(2) - 1) for num_steps={settings.num_steps}"
         )
     return settings
+
+
+def _who_writes(folder: str, name: str) -> str:
+    if name == BEST_SAMPLER and uris.exists(uris.join(folder, BEST_SAMPLERS)):
+        return f"there is a {BEST_SAMPLERS}: give --nfe to take one of its samplers"
+    return f"`edm-ray sweep{' --nfe' if name == BEST_SAMPLERS else ''}` writes {name}"

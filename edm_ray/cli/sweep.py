@@ -1,6 +1,7 @@
 """Find the best sampler for a model, with error bars, as Ray Tune trials: what is searched is said by --space.
 
-Writes OUT/report.html, OUT/best-sampler.yaml and OUT/sweep.json. The same command resumes: chunks of images that were
+With --nfe 5,8,10 the best for each of these numbers of network evaluations. Writes OUT/report.html, and
+OUT/best-sampler.yaml and OUT/sweep.json (with --nfe OUT/best-samplers.yaml, and a folder for each budget). The same command resumes: chunks of images that were
 evaluated are kept and never generated again."""
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import tyro
 
 from edm_ray.cli.console import duration, say
 from edm_ray.cli.workers import choose_executor
+from edm_ray.errors import InputError
 from edm_ray.search.baselines import GridSearch
+from edm_ray.search.by_budget import BEST_SAMPLERS, summary
 from edm_ray.search.plan import StrategyName, SweepPlan, sweep_plan
 from edm_ray.search.race import Race
 from edm_ray.search.sampler_file import BEST_SAMPLER
@@ -30,10 +33,13 @@ class Args:
     """Model directory."""
     reference: str
     """Reference that `edm-ray reference` wrote."""
-    space: str
-    """What to search: a file of tune_spaces/."""
     out: str
     """Directory or s3:// URI of the sweep."""
+    space: str | None = None
+    """What to search: a file of tune_spaces/ (with --nfe: any-budget.yaml)."""
+    nfe: str | None = None
+    """Budgets of network evaluations an image, e.g. 5,8,10,18,35: a race for each, in which every sampler takes as many
+    steps as the budget pays for."""
     workers: str = "1"
     """Ray actors that sample; LEAST:MOST to begin with fewer and take more when the cluster has room; 0: this process,
     without Ray, one evaluation after the other. The decisions are the same."""
@@ -47,7 +53,7 @@ class Args:
     within: float = 2.0
     """Percent: with fid,nfe the cheapest sampler within so much of the best FID is named."""
     budget_images: int | None = None
-    """Stop in good order at so many images, confirmation included."""
+    """Stop in good order at so many images, confirmation included; with --nfe the budgets share them."""
     chunk_size: int = 500
     """Images a chunk."""
     initial_chunks: int = Race.initial_chunks
@@ -70,18 +76,33 @@ class Args:
 
 
 def run(args: Args) -> None:
+    from edm_ray.cli.tables import budgets_table, show
     from edm_ray.tasks.sweep import plan_sweep
 
     executor = choose_executor(args.workers, args.device)
-    task = plan_sweep(args.model, args.reference, args.space, args.out, _plan(args), args.more)
+    budgets = _budgets(args.nfe)
+    task = plan_sweep(args.model, args.reference, args.space, args.out, _plan(args), args.more, budgets)
     say(task.describe())
     if args.dry_run:
         return
     started = time.monotonic()
-    found = task.run(executor, TrialLines(task.space), _commands(args, task))
-    for line in found.result.summary():
+    found = task.run(executor, TrialLines(task.space, bool(budgets)), _commands(args, task))
+    if budgets:
+        show(budgets_table(found.budgets))
+    for line in summary(found.results) if budgets else found.result.summary():
         say(f"  {line}")
-    say(f"  {found.result.images:,} images, {duration(time.monotonic() - started)}; report: {found.report}")
+    images = sum(result.images for result in found.results)
+    say(f"  {images:,} images, {duration(time.monotonic() - started)}; report: {found.report}")
+
+
+def _budgets(text: str | None) -> tuple[int, ...]:
+    """--nfe 5,8,10 -> numbers."""
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise InputError(f"--nfe {text} is not allowed: whole numbers of network evaluations, as in 5,8,10")
+    return tuple(map(int, parts))
 
 
 def _plan(args: Args) -> SweepPlan:
@@ -105,7 +126,10 @@ def _commands(args: Args, task: SweepTask) -> tuple[str, ...]:
     """What was typed, and what may be typed next, for the report."""
     options = args.more
     same = ["--model", args.model, *(["--guide", options.guide] if options.guide else [])]
-    same += ["--sampler", uris.join(args.out, BEST_SAMPLER)]
+    if task.budgets:
+        same += ["--sampler", uris.join(args.out, BEST_SAMPLERS), "--nfe", str(task.budgets[0])]
+    else:
+        same += ["--sampler", uris.join(args.out, BEST_SAMPLER)]
     again = ["--reference", args.reference, "--labels", options.labels, "--num", str(task.confirm_images)]
     return (
         shlex.join(["edm-ray", "sweep", *_as_flags(args)]),
@@ -128,13 +152,14 @@ def _as_flags(args: Args) -> list[str]:
 
 
 class TrialLines:
-    """One line for every trial as it ends, with the settings of the space."""
+    """One line for every trial as it ends, with the settings of the space; by budget with its evaluations."""
 
-    def __init__(self, space: Space) -> None:
-        self.space, self.count = space, 0
+    def __init__(self, space: Space, by_budget: bool = False) -> None:
+        self.space, self.by_budget, self.count = space, by_budget, 0
 
     def __call__(self, result: TrialResult) -> None:
         self.count += 1
         asked, found = result.evaluation, result.estimate
+        nfe = f"{asked.settings.nfe:>3} NFE  " if self.by_budget else ""
         text = f"FID {found.fid:6.2f} +- {found.se:.2f}  n={found.n}" if found else f"FAILED: {result.failure}"
-        say(f"  trial {self.count:>3}  {asked.stage:<8} {in_words(self.space.describe(asked.settings))}  {text}")
+        say(f"  trial {self.count:>3}  {nfe}{asked.stage:<8} {in_words(self.space.describe(asked.settings))}  {text}")

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from edm_ray.evaluation.measure import Measured, ProtocolRow, over_sets
+from edm_ray.search.by_budget import COLUMNS, Row
+from edm_ray.search.by_budget import table as cells_of
 
 PIPE_WIDTH = 120
 
@@ -40,6 +42,14 @@ def _table(title: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column in ("metric", "note") else "right")
     return table
+
+
+def budgets_table(rows: Sequence[Row]) -> Table:
+    """The sampler for each budget of network evaluations; differences with their paired 95 % intervals."""
+    made = _table(f"Fresh seeds, n={rows[0].best.estimate.n if rows else 0}; paired differences, 95 %", *COLUMNS)
+    for cells in cells_of(rows):
+        made.add_row(*cells)
+    return made
 
 
 def measured_table(measured: Measured, title: str) -> Table:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ray
@@ -27,7 +27,7 @@ from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.evaluation.fid_worker import MeasureSets
 from edm_ray.evaluation.measure import Plan
 from edm_ray.generation.evaluate import EvaluationSpec
-from edm_ray.search.driver import Driver
+from edm_ray.search.driver import AskTell
 from edm_ray.search.time_budget import limit_hours
 from edm_ray.search.trials import Evaluation, TrialResult
 from edm_ray.storage import uris
@@ -48,7 +48,7 @@ def concurrency(workers: int) -> int:
 class DriverSearcher(Searcher):
     """Ray Tune's side of a sweep's driver."""
 
-    def __init__(self, driver: Driver, on_trial: OnTrial):
+    def __init__(self, driver: AskTell, on_trial: OnTrial):
         super().__init__(metric="fid", mode="min")
         self.driver, self.on_trial = driver, on_trial
         self.waiting: list[Evaluation] = []
@@ -67,7 +67,7 @@ class DriverSearcher(Searcher):
         if len(self.running) >= self.most:
             return None
         evaluation = self.running[trial_id] = self.waiting.pop(0)
-        return _trial_config(evaluation, self.driver.plan.chunk_size)
+        return _trial_config(evaluation, self.driver.searched, self.driver.plan.chunk_size)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         evaluation = self.running.pop(trial_id)
@@ -95,7 +95,7 @@ class DriverSearcher(Searcher):
         raise NotImplementedError
 
 
-def _trial_config(evaluation: Evaluation, chunk_size: int) -> dict[str, Any]:
+def _trial_config(evaluation: Evaluation, searched: Iterable[str], chunk_size: int) -> dict[str, Any]:
     """What a person sees of the trial in the ResultGrid, and what the trial needs: plain values."""
     settings = evaluation.settings.to_dict()
     return {
@@ -103,7 +103,7 @@ def _trial_config(evaluation: Evaluation, chunk_size: int) -> dict[str, Any]:
         "stage": evaluation.stage,
         "pool": evaluation.seeds,
         "chunks": evaluation.chunks,
-        **{key: value for key, value in settings.items() if key.startswith("s_")},
+        **{name: settings[name] for name in searched if name in settings},
         "settings": settings,
         "chunk_size": chunk_size,
     }
@@ -112,7 +112,7 @@ def _trial_config(evaluation: Evaluation, chunk_size: int) -> dict[str, Any]:
 def sweep_on_ray(
     spec: EvaluationSpec,
     plan: Plan,
-    driver: Driver,
+    driver: AskTell,
     out: str,
     on_trial: OnTrial,
     on: Ray,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -13,6 +14,7 @@ from edm_ray.evaluation.fid import interval_95
 from edm_ray.report.figures import drawings
 from edm_ray.search.result import SweepResult
 from edm_ray.search.space import IN_PAPER
+from edm_ray.search.statistics import gap_in_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +36,11 @@ class Context:
 
 def render_report(result: SweepResult, context: Context) -> str:
     """The page as text. Everything that comes from outside is escaped; figures and pictures are inside the page."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = lambda value, digits=3: f"{value:.{digits}f}"
-    environment.filters["interval"] = lambda e: "{:.3f} to {:.3f}".format(
-        *interval_95(e.fid, e.se, len(e.leave_one_out))
-    )
-    environment.filters["gap"] = lambda d: "-" if d is None else f"{d.gap:+.3f} ({d.low:+.3f} to {d.high:+.3f})"
-    template = environment.from_string(resources.files("edm_ray.report").joinpath("report.html.j2").read_text())
     pictures = {title: base64.b64encode(png).decode() for title, png in context.grids.items()}
     figures = [(drawing, [Markup(svg) for svg in drawing.svgs]) for drawing in drawings(result)]
     seconds = sum(trial.seconds for trial in result.trials)
-    return template.render(
+    return render(
+        "report.html.j2",
         result=result,
         context=context,
         pictures=pictures,
@@ -53,6 +49,19 @@ def render_report(result: SweepResult, context: Context) -> str:
         summary=summary(result, context),
         columns=_columns(result),
     )
+
+
+def render(name: str, **content: Any) -> str:
+    """A template of this package as text, in the style of all pages."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["number"] = lambda value, digits=3: f"{value:.{digits}f}"
+    environment.filters["interval"] = lambda e: "{:.3f} to {:.3f}".format(
+        *interval_95(e.fid, e.se, len(e.leave_one_out))
+    )
+    environment.filters["gap"] = gap_in_words
+    here = resources.files("edm_ray.report")
+    template = environment.from_string(here.joinpath(name).read_text())
+    return template.render(style=Markup(here.joinpath("style.css").read_text()), **content)
 
 
 def _columns(result: SweepResult) -> dict[str, str]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+from edm_ray.diffusion.samplers import Sampler
 from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.budget import Budget, BudgetSpent, Sizes
@@ -20,14 +21,38 @@ from edm_ray.search.strategy import SPENT, Log, Search
 from edm_ray.search.trials import Evaluation, TrialResult
 
 ALWAYS_CONFIRMED = 3
-"""The best, deterministic sampling and the runner-up."""
+"""The best, the runner-up and deterministic sampling (at a budget of evaluations the best unsearched solver)."""
+
+
+class AskTell(Protocol):
+    """What hands out evaluations and is told of them: a driver, or the races of a sweep."""
+
+    @property
+    def plan(self) -> SweepPlan: ...
+
+    @property
+    def finished(self) -> bool: ...
+
+    @property
+    def baseline(self) -> Sampler: ...
+
+    @property
+    def searched(self) -> tuple[str, ...]: ...
+
+    def ask(self) -> list[Evaluation]: ...
+
+    def tell(self, evaluation_id: str, estimate: FidEstimate, seconds: float = 0.0) -> TrialResult: ...
+
+    def tell_failure(self, evaluation_id: str, message: str) -> TrialResult: ...
+
+    def limit_evaluations(self, count: int) -> None: ...
 
 
 class Driver:
     """State of one sweep. Raises InputError when the plan's budget is too small to confirm anything."""
 
     def __init__(self, space: Space, plan: SweepPlan, seed: int = 0, denoiser: Any = None) -> None:
-        self.plan = plan
+        self._plan = plan
         self.search = _search(space, plan, seed, denoiser)
         self.outcome = Outcome()
         """Once the search has ended."""
@@ -37,6 +62,29 @@ class Driver:
         self._pending: dict[str, TrialResult] = {}
         self._program = self._run()
         self._next()
+
+    @property
+    def plan(self) -> SweepPlan:
+        return self._plan
+
+    @property
+    def nfe(self) -> int | None:
+        """The budget of network evaluations an image, where there is one."""
+        return self.search.space.nfe
+
+    @property
+    def baseline(self) -> Sampler:
+        """The space's own sampler."""
+        return self.search.registry.samplers[DETERMINISTIC]
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """Settings that its space searches."""
+        return self.search.space.searched
+
+    def limit_evaluations(self, count: int) -> None:
+        """As `Budget.limit_evaluations`."""
+        self.search.budget.limit_evaluations(count)
 
     def describe(self) -> str:
         """What will be done, in a sentence."""
@@ -95,7 +143,8 @@ class Driver:
 
     def _to_confirm(self, best: str) -> list[str]:
         found, paper = self.outcome, self.search.registry.paper
-        wanted = [best, DETERMINISTIC, found.cheapest, paper, found.runner_up, *found.front]
+        plain = self.search.best_unsearched() or DETERMINISTIC
+        wanted = [best, plain, found.cheapest, paper, found.runner_up, *found.front]
         return list(dict.fromkeys(label for label in wanted if label))[: self.search.budget.num_confirmed]
 
     def _find(self, evaluation_id: str) -> Evaluation:
@@ -140,7 +189,7 @@ def _search(space: Space, plan: SweepPlan, seed: int, denoiser: Any) -> Search:
 
 
 def run(
-    driver: Driver,
+    driver: AskTell,
     measure: Callable[[Evaluation], FidEstimate],
     on_trial: Callable[[TrialResult], None] = lambda result: None,
 ) -> None:

@@ -35,9 +35,11 @@ class Confirmed:
     """Debiased FID minus that of deterministic sampling, and the standard error of this paired difference."""
     against_deterministic: Difference | None
     against_paper: Difference | None
-    """Minus that of the paper's setting, where the space names one."""
+    """Minus that of the paper's setting, where the space names one; at a budget of evaluations that of Heun, rho 7."""
     probability_best: float
     """Of having the lowest FID among the confirmed (bootstrap of the groups they share)."""
+    against_unsearched: Difference | None = None
+    """At a budget of evaluations: minus that of the best unsearched solver."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class SweepResult:
     found: str | None
     """The winner of the search."""
     best: str | None
-    """What is recommended: the winner, unless fresh seeds show no gain over deterministic sampling; then that."""
+    """What is recommended: the winner, unless fresh seeds show no gain over ``plain``; then that."""
     paper: str | None
     """The paper's setting, where the space names one."""
     tied: tuple[str, ...]
@@ -74,6 +76,19 @@ class SweepResult:
     images: int
     evaluations: int
     """Network evaluations: images times NFE of their sampler."""
+    nfe: int | None = None
+    """The budget of network evaluations an image, where there is one."""
+    unsearched: str | None = None
+    """At a budget of evaluations: the best of the solvers at their defaults, by the first look."""
+
+    @property
+    def plain(self) -> str:
+        """What the winner has to beat: deterministic sampling, at a budget of evaluations the best unsearched solver."""
+        return self.unsearched or DETERMINISTIC
+
+    def against_plain(self, entry: Confirmed) -> Difference | None:
+        """FID of one that is confirmed minus that of ``plain``; None for that itself."""
+        return entry.against_unsearched if self.unsearched else entry.against_deterministic
 
     def of(self, label: str | None) -> Confirmed | None:
         return next((entry for entry in self.confirmed if entry.label == label), None)
@@ -90,32 +105,38 @@ class SweepResult:
         best, found = self.require_best(), self.of(self.found)
         assert found is not None
         tried = len({trial.evaluation.label for trial in self.trials})
+        within = "" if self.nfe is None else f" of at most {self.nfe} network evaluations"
         first = (
-            f"Best of {tried} samplers: {in_words(self.samplers[found.label])}, "
+            f"Best of {tried} samplers{within}: {in_words(self.samplers[found.label])}, "
             f"with FID {found.estimate.fid:.3f} +- {found.estimate.se:.3f} on {found.estimate.n} fresh images."
         )
-        return [*self._against_deterministic(best, found, first), *self._more(found)]
+        return [*self._against_plain(best, found, first), *self._more(found)]
 
-    def _against_deterministic(self, best: Confirmed, found: Confirmed, first: str) -> list[str]:
-        if found.label == DETERMINISTIC:
-            return [first, "Deterministic sampling itself is best here: churn did not help this model on this data."]
-        gain = found.against_deterministic
+    def _against_plain(self, best: Confirmed, found: Confirmed, first: str) -> list[str]:
+        plain = "deterministic sampling"
+        if self.unsearched is not None:
+            plain = f"the best unsearched solver ({in_words(self.samplers[self.unsearched])})"
+        if found.label == self.plain:
+            why = "the search found nothing better" if self.unsearched else "churn did not help this model on this data"
+            return [first, f"{_capital(plain)} itself is best here: {why}."]
+        gain = self.against_plain(found)
         if gain is None:
-            return [first, "Deterministic sampling could not be evaluated, so there is nothing to compare with."]
+            return [first, f"{_capital(plain)} could not be evaluated, so there is nothing to compare with."]
         interval = _interval(gain)
         if best.label != found.label:
             return [
                 first.replace("Best of", "The search found, of", 1),
-                f"Fresh seeds show no gain over deterministic sampling ({interval}), so that is what is recommended: "
+                f"Fresh seeds show no gain over {plain} ({interval}), so that is what is recommended: "
                 f"FID {best.estimate.fid:.3f} +- {best.estimate.se:.3f}.",
             ]
         verdict = "lower" if gain.high < 0 else "not clearly different"
-        return [first, f"That is {verdict} against deterministic sampling on the same seeds: {interval}."]
+        return [first, f"That is {verdict} against {plain} on the same seeds: {interval}."]
 
     def _more(self, found: Confirmed) -> list[str]:
         lines = []
         if found.against_paper is not None and self.paper != found.label:
-            lines.append(f"Against the paper's setting ({self.paper}): {_interval(found.against_paper)}.")
+            paper = f"the paper's setting ({self.paper})" if self.nfe is None else "Heun with rho 7 at this budget"
+            lines.append(f"Against {paper}: {_interval(found.against_paper)}.")
         cheapest = self.of(self.cheapest)
         if cheapest is not None and cheapest.label != found.label:
             lines.append(
@@ -145,6 +166,10 @@ class SweepResult:
         return validate(cls, {key: value for key, value in content.items() if key != "format"}, source)
 
 
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 def _interval(gain: Difference) -> str:
     return f"difference {gain.gap:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}"
 
@@ -153,14 +178,10 @@ def result_of(driver: Driver) -> SweepResult:
     """Read the result off a driver (finished or not: what there is so far)."""
     trials, search, outcome = tuple(driver.trials), driver.search, driver.outcome
     registry, log = search.registry, search.log
-    confirmed = _confirmed(driver)
-    best = outcome.best
-    winner = next((entry for entry in confirmed if entry.label == best), None)
-    if winner is not None and winner.gain is not None and winner.gain[0] >= 0:
-        # A rule fixed beforehand, not a choice among the confirmed: without a gain the simplest sampler is the answer.
-        best = DETERMINISTIC
+    unsearched = search.best_unsearched()
+    confirmed = _confirmed(driver, unsearched)
     spent = costs(trials, driver.plan.chunk_size)
-    return SweepResult(
+    result = SweepResult(
         space=search.space.name,
         strategy=driver.plan.strategy.name,
         trials=trials,
@@ -168,7 +189,7 @@ def result_of(driver: Driver) -> SweepResult:
         first_chunks=log.first_chunks,
         line=tuple(log.line),
         found=outcome.best,
-        best=best,
+        best=outcome.best,
         paper=registry.paper,
         tied=outcome.tied,
         confirmed=confirmed,
@@ -181,10 +202,18 @@ def result_of(driver: Driver) -> SweepResult:
         costs=spent,
         images=sum(cost.images for cost in spent),
         evaluations=sum(cost.evaluations for cost in spent),
+        nfe=driver.nfe,
+        unsearched=unsearched,
     )
+    winner = result.of(outcome.best)
+    gain = None if winner is None else result.against_plain(winner)
+    if gain is not None and gain.gap >= 0:
+        # A rule fixed beforehand, not a choice among the confirmed: without a gain the simplest sampler is the answer.
+        return dataclasses.replace(result, best=result.plain)
+    return result
 
 
-def _confirmed(driver: Driver) -> tuple[Confirmed, ...]:
+def _confirmed(driver: Driver, unsearched: str | None) -> tuple[Confirmed, ...]:
     """In the order of asking, each compared with the others on the same seeds."""
     registry = driver.search.registry
     estimates = {
@@ -210,6 +239,7 @@ def _confirmed(driver: Driver) -> tuple[Confirmed, ...]:
                 against_deterministic=gain,
                 against_paper=against(label, registry.paper),
                 probability_best=chances[label],
+                against_unsearched=against(label, unsearched),
             )
         )
     return tuple(entries)

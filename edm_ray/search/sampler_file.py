@@ -22,7 +22,7 @@ def best_sampler_yaml(result: SweepResult, **source: str) -> str:
     content: dict[str, Any] = {
         "format": FORMAT,
         "sampler": best.settings.to_dict(),
-        "found_by": {"space": result.space, "strategy": result.strategy, **source, **_about(best)},
+        "found_by": {"space": result.space, "strategy": result.strategy, **source, **about_confirmed(best)},
     }
     others = [entry for entry in result.confirmed if entry.label in (*result.front, result.cheapest)]
     others = sorted((entry for entry in others if entry.label != best.label), key=lambda entry: entry.settings.nfe)
@@ -32,23 +32,24 @@ def best_sampler_yaml(result: SweepResult, **source: str) -> str:
                 "label": entry.label,
                 "nfe": entry.settings.nfe,
                 "cheapest_within_percent": result.within if entry.label == result.cheapest else None,
-                **_about(entry),
+                **about_confirmed(entry),
                 "sampler": entry.settings.to_dict(),
             }
             for entry in others
         ]
-    text = yaml.safe_dump(_lists(content), sort_keys=False)
+    text = yaml.safe_dump(as_lists(content), sort_keys=False)
     return "# The best sampler a sweep found. Use: edm-ray generate --sampler THIS_FILE ...\n" + text
 
 
-def _lists(value: Any) -> Any:
-    """YAML knows no tuples."""
+def as_lists(value: Any) -> Any:
+    """Plain values for a file: YAML knows no tuples."""
     if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: as_lists(item) for key, item in value.items()}
+    return [as_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _about(entry: Confirmed) -> dict[str, Any]:
+def about_confirmed(entry: Confirmed) -> dict[str, Any]:
+    """Its FID, and what that depends on."""
     estimate = entry.estimate
     return {
         "extractor": estimate.extractor,
@@ -66,6 +67,8 @@ def settings_from_yaml(text: str, source: str = "sampler file") -> Sampler:
     """
     content = parse_yaml(text, source)
     check_format(content.get("format", FORMAT), source, REWRITE)
+    if isinstance(content.get("samplers"), list):
+        raise InputError(f"{source}: holds a sampler for each budget of evaluations; give --nfe to take one")
     if not isinstance(content.get("sampler"), dict):
         raise InputError(f"{source}: key 'sampler' with the settings is missing")
     return read_sampler(content["sampler"], source)

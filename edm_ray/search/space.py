@@ -48,6 +48,16 @@ class Space:
     paper: str | None = None
     """The start that is the paper's choice: the confirmation compares with it."""
 
+    @property
+    def nfe(self) -> int | None:
+        """The budget of network evaluations that its samplers keep to; only a `BudgetSpace` has one."""
+        return None
+
+    @property
+    def unsearched(self) -> tuple[str, ...]:
+        """Starts that are solvers at their defaults; only a `BudgetSpace` has them."""
+        return ()
+
     def settings(self, point: Point) -> Sampler:
         """A point -> sampler. What the point lacks is that of ``sampler``; what its solver does not have is left out.
 
@@ -70,10 +80,15 @@ class Space:
         own = _names_of(flat["solver"])
         return with_changes(self.sampler, {name: value for name, value in changes.items() if name in own}, self.name)
 
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """Settings that the space's dimensions are of."""
+        return tuple(dict.fromkeys(map(_setting, self.search)))
+
     def with_churn(self, share: float) -> Sampler | None:
-        """``sampler`` with this share of the cap of S_churn at every noise level; None if churn is not searched so."""
+        """``sampler`` with this share of the cap of S_churn at every noise level; None if churn is not searched so, or it has none."""
         for name, amount in ((CHURN, share), ("s_churn", share * self.sampler.num_steps * GAMMA_MAX)):
-            if name in self.search:
+            if name in self.search and isinstance(self.sampler, Euler):
                 return self.settings({name: self.search[name].clip(amount)})
         return None
 
@@ -83,9 +98,8 @@ class Space:
         Bounds that ``sampler`` leaves open are told where they are searched only.
         """
         mine, base = settings.to_dict(), self.sampler.to_dict()
-        searched = dict.fromkeys(map(_setting, self.search))
         others = [name for name in mine if base.get(name) is not None and mine[name] != base[name]]
-        return {name: text_of(mine[name]) for name in dict.fromkeys([*searched, *others]) if name in mine}
+        return {name: text_of(mine[name]) for name in dict.fromkeys([*self.searched, *others]) if name in mine}
 
     def at(self, shares: Sequence[float]) -> Point:
         """Shares in [0, 1], one a dimension -> point."""

@@ -36,6 +36,11 @@ def difference(a: FidEstimate, b: FidEstimate) -> Difference:
     return Difference(gap=gap, se=se, low=gap - reach, high=gap + reach)
 
 
+def gap_in_words(gap: Difference | None) -> str:
+    """A cell of a table."""
+    return "-" if gap is None else f"{gap.gap:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
+
+
 def pseudo_values(estimate: FidEstimate) -> Array:
     """Jackknife pseudo-values [K]: K FID - (K - 1) lo_k. Their mean is the debiased FID."""
     count = len(estimate.leave_one_out)

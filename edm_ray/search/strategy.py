@@ -18,7 +18,7 @@ from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.budget import Budget, BudgetSpent
 from edm_ray.search.objective import Objective, Outcome
-from edm_ray.search.registry import Registry
+from edm_ray.search.registry import DETERMINISTIC, Registry
 from edm_ray.search.space import Space
 from edm_ray.search.statistics import Noise
 from edm_ray.search.trials import Evaluation, Pool, Trials, evaluation_id, ranked
@@ -56,6 +56,12 @@ class Search:
     def cost(self, label: str) -> int:
         """What a sampler must be worth (`Objective.cost`)."""
         return self.objective.cost(self.registry.samplers[label])
+
+    def best_unsearched(self) -> str | None:
+        """Of the space's solvers at their defaults, the best at its first look; None for a space without a budget."""
+        labels = {self.registry.labels[name] for name in self.space.unsearched}
+        seen = (label for label in self.trials.at(self.log.first_chunks) if label in labels)
+        return next(seen, DETERMINISTIC) if labels else None
 
     def look(self, labels: Iterable[str], chunks: int, stage: str | Callable[[str], str]) -> Look:
         """Evaluate these on the first ``chunks`` chunks: estimates of those that did not fail, best debiased FID first.

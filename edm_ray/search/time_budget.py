@@ -8,14 +8,13 @@ import time
 
 from edm_ray.evaluation.chunks import Chunk, Generator, chunks_of
 from edm_ray.execution.executor import Maker, make_all
-from edm_ray.search.driver import Driver
-from edm_ray.search.registry import DETERMINISTIC
+from edm_ray.search.driver import AskTell
 from edm_ray.storage import uris
 from edm_ray.storage.artifacts import is_stored
 
 
 def limit_hours(
-    driver: Driver, hours: float, sampling: Maker, workers: int, generator: Generator, store: str, out: str
+    driver: AskTell, hours: float, sampling: Maker, workers: int, generator: Generator, store: str, out: str
 ) -> None:
     """Limit the sweep before it starts. Raises InputError when that is too little to confirm anything.
 
@@ -27,15 +26,15 @@ def limit_hours(
     else:
         speed = _measure(driver, sampling, workers, generator, store)
         uris.write_bytes(path, json.dumps({"evaluations_per_worker_hour": speed}).encode())
-    driver.search.budget.limit_evaluations(int(hours * speed))
+    driver.limit_evaluations(int(hours * speed))
 
 
-def _measure(driver: Driver, sampling: Maker, workers: int, generator: Generator, store: str) -> float:
+def _measure(driver: AskTell, sampling: Maker, workers: int, generator: Generator, store: str) -> float:
     """Network evaluations of one image an hour of one worker: a chunk each to warm up, then a chunk each on the clock.
 
     They are chunks that the sweep looks at anyway.
     """
-    sampler, plan = driver.search.registry.samplers[DETERMINISTIC], driver.plan
+    sampler, plan = driver.baseline, driver.plan
     chunks = chunks_of(generator, sampler, "search", plan.strategy.max_chunks + 2 * workers, plan.chunk_size)
     absent = (chunk for chunk in chunks if not is_stored(store, chunk))
     new: list[tuple[Chunk]] = [(chunk,) for chunk in itertools.islice(absent, 2 * workers)]

@@ -1,4 +1,4 @@
-"""Sweep: the best sampler for a model, chosen by a strategy, confirmed on fresh seeds."""
+"""Sweep: the best sampler for a model, chosen by a strategy, confirmed on fresh seeds; one race, or one a budget."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,16 @@ from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, fid_meter, sample_grids
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
+from edm_ray.report.by_budget import folder, save_by_budget, write_budgets_page
 from edm_ray.report.html import Context
 from edm_ray.report.saved import save_progress, save_report
 from edm_ray.search import driver as search_driver
+from edm_ray.search.budget_space import at_budget
+from edm_ray.search.by_budget import BEST_SAMPLERS, Row, best_samplers_yaml, rows_of
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan
+from edm_ray.search.races import Races
+from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.result import Confirmed, SweepResult, result_of
 from edm_ray.search.sampler_file import BEST_SAMPLER, best_sampler_yaml
 from edm_ray.search.space import Space, load_space
@@ -42,6 +48,8 @@ from edm_ray.tasks.options import read_options
 SAVE_SECONDS = 5.0
 """A report so far is kept at most so often."""
 OnTrial = Callable[[TrialResult], None]
+DEFAULT_SPACE = Path(__file__).parents[2] / "tune_spaces" / "any-budget.yaml"
+"""Of a sweep by budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +87,35 @@ class SweepOptions:
 class Sweep:
     """What a sweep found, and where its report is."""
 
-    result: SweepResult
+    results: tuple[SweepResult, ...]
+    """Of one race; of a sweep by budget one for each budget, the least first."""
     out: str
     report: str
     """The page, OUT/report.html."""
 
     @property
+    def result(self) -> SweepResult:
+        """Of the only race, or of the largest budget."""
+        return self.results[-1]
+
+    @property
     def best(self) -> Sampler:
-        """The recommended sampler: the winner, unless fresh seeds show no gain over deterministic sampling."""
+        """The recommended sampler: the winner, unless fresh seeds show no gain over deterministic sampling (by budget:
+        over the best unsearched solver). Of a sweep by budget that of the largest."""
         return self.result.require_best().settings
+
+    @property
+    def budgets(self) -> tuple[Row, ...]:
+        """Of a sweep by budget: the sampler of each, and what it is worth."""
+        return rows_of(self.results) if self.result.nfe is not None else ()
+
+    def at(self, nfe: int) -> Sampler:
+        """Of a sweep by budget: the sampler for at most so many evaluations. Raises InputError where there is none."""
+        fitting = [row for row in self.budgets if row.nfe <= nfe]
+        if not fitting:
+            known = ", ".join(str(row.nfe) for row in self.budgets) or "no budgets"
+            raise InputError(f"nfe={nfe} is not allowed: this sweep has {known}")
+        return fitting[-1].best.settings
 
     @property
     def against_deterministic(self) -> Difference | None:
@@ -97,12 +125,24 @@ class Sweep:
 
     @property
     def table(self) -> list[dict[str, Any]]:
-        """The confirmed samplers, the best first: plain values."""
-        return [_row(entry) for entry in sorted(self.result.confirmed, key=lambda e: e.estimate.debiased)]
+        """The confirmed samplers, the best first (by budget: budget by budget): plain values."""
+        return [
+            _row(entry, result.nfe)
+            for result in self.results
+            for entry in sorted(result.confirmed, key=lambda e: e.estimate.debiased)
+        ]
 
 
-def _row(entry: Confirmed) -> dict[str, Any]:
+def _row(entry: Confirmed, budget: int | None) -> dict[str, Any]:
     gain = entry.against_deterministic
+    by_budget = {}
+    if budget is not None:
+        plain = entry.against_unsearched
+        by_budget = {
+            "budget": budget,
+            "against_unsearched": None if plain is None else plain.gap,
+            "interval_unsearched": None if plain is None else (plain.low, plain.high),
+        }
     return {
         "label": entry.label,
         "sampler": entry.settings.to_dict(),
@@ -113,6 +153,7 @@ def _row(entry: Confirmed) -> dict[str, Any]:
         "against_deterministic": None if gain is None else gain.gap,
         "interval": None if gain is None else (gain.low, gain.high),
         "probability_best": entry.probability_best,
+        **by_budget,
     }
 
 
@@ -126,21 +167,26 @@ class SweepTask:
     out: str
     plan: SweepPlan
     options: SweepOptions
-    driver: Driver
+    races: Races
     held_out: DataSet | None
 
     @property
     def confirm_images(self) -> int:
         return self.plan.confirm_chunks * self.plan.chunk_size
 
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Of network evaluations; none where one race searches the space as it is."""
+        return tuple(each.nfe for each in self.races.drivers if each.nfe is not None)
+
     def describe(self) -> str:
-        return f"sweep of {self.space.name}: {self.driver.describe()}"
+        return f"sweep of {self.space.name}: {self.races.describe()}"
 
     def run(self, on: Executor, on_trial: OnTrial = lambda result: None, commands: Sequence[str] = ()) -> Sweep:
         """commands: what the report says was typed, and may be typed next."""
         if isinstance(on, Ray):
             self._refuse_own_samplers()
-        started, driver = time.monotonic(), self.driver
+        started = time.monotonic()
         spec = EvaluationSpec(
             model=self.model,
             extractors=(self.reference.extractor,),
@@ -153,7 +199,9 @@ class SweepTask:
             reference=self.reference.describe(),
             commands=tuple(commands),
         )
-        keep = _KeepProgress(lambda: save_progress(self.out, result_of(driver), context), on_trial)
+        if self.budgets:
+            save_by_budget(self.out, self.budgets, dataclasses.replace(context, unfinished=True))
+        keep = _KeepProgress(self, context, on_trial)
         with on.session(spec.recipe()):
             real = None
             if self.held_out is not None:
@@ -162,24 +210,49 @@ class SweepTask:
                 )
                 real = held_out.measured.fid
             self._search(spec, measured, on, keep)
-            result = result_of(driver)
-            grids = self._grids(dataclasses.replace(spec, labels="balanced"), result, on)
+            results = tuple(result_of(driver) for driver in self.races.drivers)
+            grids = [
+                self._grids(dataclasses.replace(spec, labels="balanced"), driver, result, on)
+                for driver, result in zip(self.races.drivers, results, strict=True)
+            ]
         about = {} if real is None else {"n": str(real.n), "fid": f"{real.fid:.3f}", "se": f"{real.se:.3f}"}
         if real is not None and self.held_out is not None:
             about |= {"dataset": self.held_out.name, "debiased": f"{real.debiased:.3f}"}
-        context = dataclasses.replace(context, grids=grids, real=about or None, seconds=time.monotonic() - started)
+        context = dataclasses.replace(context, real=about or None, seconds=time.monotonic() - started)
+        return Sweep(results=results, out=self.out, report=self._save(results, grids, context))
+
+    def _save(self, results: tuple[SweepResult, ...], grids: Sequence[dict[str, bytes]], context: Context) -> str:
+        """Samplers and pages, of each race and of all; the path of the page of all."""
         guide = {} if self.model.guide is None else {"guide": self.model.guide.hash}
-        text = best_sampler_yaml(
-            result, model=self.model.hash, **guide, reference_data=self.reference.describe()
-        ).encode()
-        for place in (self.out, *([self.model.uri] if self.options.export else [])):
-            uris.write_bytes(uris.join(place, BEST_SAMPLER), text)
-        return Sweep(result=result, out=self.out, report=save_report(self.out, result, context))
+        source = {"model": self.model.hash, **guide, "reference_data": self.reference.describe()}
+        exported = [self.model.uri] if self.options.export else []
+        page = ""
+        for result, pictures in zip(results, grids, strict=True):
+            if result.nfe is not None and result.of(result.best) is None:
+                continue  # said on the page of all
+            place = self.place(result.nfe)
+            text = best_sampler_yaml(result, **source)
+            for each in (place, *(exported if result.nfe is None else [])):
+                uris.write_bytes(uris.join(each, BEST_SAMPLER), text.encode())
+            page = save_report(place, result, dataclasses.replace(context, grids=pictures))
+        if not self.budgets:
+            return page
+        page = write_budgets_page(self.out, results, (), context)
+        text = best_samplers_yaml(results, **source)
+        for each in (self.out, *exported):
+            uris.write_bytes(uris.join(each, BEST_SAMPLERS), text.encode())
+        save_by_budget(self.out, self.budgets, context)
+        return page
+
+    def place(self, nfe: int | None) -> str:
+        """Where the report of a race goes."""
+        return self.out if nfe is None else folder(self.out, nfe)
 
     def _refuse_own_samplers(self) -> None:
         """Trials carry samplers in their flat form, and other processes know edm_ray's solvers only."""
         choices = getattr(self.space.search.get("solver"), "choices", ())
-        classes = [*map(type, self.driver.search.registry.samplers.values()), *(SOLVERS[name] for name in choices)]
+        given = [each for driver in self.races.drivers for each in driver.search.registry.samplers.values()]
+        classes = [*map(type, given), *(SOLVERS[name] for name in choices)]
         for cls in classes:
             if not cls.__module__.startswith("edm_ray."):
                 raise InputError(f"{cls.__qualname__}: a sweep over a sampler class of your own runs on edm.Local()")
@@ -191,24 +264,28 @@ class SweepTask:
             from edm_ray.distributed.sweep import sweep_on_ray
 
             concurrent = self.options.concurrent
-            sweep_on_ray(spec, measured, self.driver, self.out, on_trial, on, concurrent=concurrent, budget_hours=hours)
+            sweep_on_ray(spec, measured, self.races, self.out, on_trial, on, concurrent=concurrent, budget_hours=hours)
             return
         size = self.plan.chunk_size
         with fid_meter(spec, measured, on) as meter:
             if hours is not None:
-                limit_hours(self.driver, hours, meter.sampling, 1, meter.generator, spec.store, self.out)
+                limit_hours(self.races, hours, meter.sampling, 1, meter.generator, spec.store, self.out)
 
             def measure(asked: Evaluation) -> Any:
                 return meter.fid(asked.settings.to_dict(), asked.seeds, asked.chunks, size)
 
-            search_driver.run(self.driver, measure, on_trial)
+            search_driver.run(self.races, measure, on_trial)
 
-    def _grids(self, spec: EvaluationSpec, result: SweepResult, on: Executor) -> dict[str, bytes]:
-        """Caption -> PNG: deterministic sampling, the paper's setting and what was found, of the same seeds."""
-        found = result.of(result.found) or result.require_best()
-        shown = {"deterministic": self.space.sampler}
-        registry = self.driver.search.registry
-        if registry.paper is not None and registry.paper != found.label:
+    def _grids(self, spec: EvaluationSpec, driver: Driver, result: SweepResult, on: Executor) -> dict[str, bytes]:
+        """Caption -> PNG: plain sampling, the paper's setting and what was found, of the same seeds."""
+        found = result.of(result.found) or result.of(result.best)
+        if found is None and self.budgets:
+            return {}
+        found = found or result.require_best()
+        registry = driver.search.registry
+        plain = self.space.sampler if result.plain == DETERMINISTIC else registry.samplers[result.plain]
+        shown = {result.plain if result.nfe is None else f"unsearched: {result.plain}": plain}
+        if registry.paper is not None and registry.paper not in (found.label, result.plain):
             shown[f"the paper's setting: {registry.paper}"] = registry.samplers[registry.paper]
         shown[f"found: {found.label}"] = found.settings
         images = sample_grids(spec, list(shown.values()), range(self.options.grid), on)
@@ -217,17 +294,28 @@ class SweepTask:
 
 
 class _KeepProgress:
-    """Hands trials on, and keeps a report so far now and then."""
+    """Hands trials on, keeps a report so far now and then, and that of each budget as its race ends."""
 
-    def __init__(self, save: Callable[[], None], on_trial: OnTrial) -> None:
-        self.save, self.on_trial, self.count, self.saved = save, on_trial, 0, -math.inf
+    def __init__(self, task: SweepTask, context: Context, on_trial: OnTrial) -> None:
+        self.task, self.context, self.on_trial, self.count, self.saved = task, context, on_trial, 0, -math.inf
+        self.ended = 0
 
     def __call__(self, result: TrialResult) -> None:
+        self._keep_ended()
         if self.count and time.monotonic() - self.saved > SAVE_SECONDS:
-            self.save()
+            driver = self.task.races.current
+            save_progress(self.task.place(driver.nfe), result_of(driver), self.context)
             self.saved = time.monotonic()
         self.count += 1
         self.on_trial(result)
+
+    def _keep_ended(self) -> None:
+        drivers = self.task.races.drivers
+        while self.task.budgets and self.ended < len(drivers) and drivers[self.ended].finished:
+            result = result_of(drivers[self.ended])
+            if result.of(result.best) is not None:
+                save_report(self.task.place(result.nfe), result, self.context)
+            self.ended += 1
 
 
 def _png(images: np.ndarray) -> bytes:
@@ -239,14 +327,19 @@ def _png(images: np.ndarray) -> bytes:
 def plan_sweep(
     model: str | Model | ModelDenoiser,
     reference: str | OpenedReference,
-    space: str | Space,
+    space: str | Space | None,
     out: str,
     plan: SweepPlan,
     options: SweepOptions,
+    nfe: Sequence[int] = (),
 ) -> SweepTask:
-    """Open and check everything. Raises InputError for what cannot be searched."""
+    """Open and check everything. Raises InputError for what cannot be searched.
+
+    nfe: budgets of network evaluations, each a race of its own; they share ``plan.budget_images``.
+    """
     options.check()
-    opened_space = load_space(space) if isinstance(space, str) else space
+    opened_space = _open_space(space, nfe)
+    spaces = _spaces(opened_space, plan, nfe)
     opened = model_of(model, options.guide)
     guides = any(name.startswith("guidance") for name in opened_space.search)
     if guides and opened.guide is None and not opened.config.network.label_dim:
@@ -254,7 +347,9 @@ def plan_sweep(
             f"{opened_space.name}: searches guidance, but {opened.uri} has no classes; give --guide MODEL too"
         )
     held_out = None if options.real is None else open_dataset(uris.absolute(options.real))
-    driver = Driver(opened_space, plan, options.seed, opened.denoiser())
+    images = plan.budget_images
+    own = dataclasses.replace(plan, budget_images=None if images is None else images // len(spaces))
+    denoiser = opened.denoiser()
     return SweepTask(
         model=opened,
         reference=reference_of(reference),
@@ -262,17 +357,35 @@ def plan_sweep(
         out=uris.absolute(out),
         plan=plan,
         options=options,
-        driver=driver,
+        races=Races([Driver(each, own, options.seed, denoiser) for each in spaces]),
         held_out=held_out,
     )
+
+
+def _open_space(space: str | Space | None, nfe: Sequence[int]) -> Space:
+    if space is None and not nfe:
+        raise InputError("give --space SPACE, or --nfe BUDGETS, which has a space of its own")
+    given = str(DEFAULT_SPACE) if space is None else space
+    return load_space(given) if isinstance(given, str) else given
+
+
+def _spaces(space: Space, plan: SweepPlan, nfe: Sequence[int]) -> list[Space]:
+    """The space, or at each budget, the least first."""
+    for budget in nfe:
+        if type(budget) is not int or budget < 1:
+            raise InputError(f"--nfe {budget!r} is not allowed: whole numbers of network evaluations, 1 or more")
+    if nfe and plan.objective != ("fid",):
+        raise InputError(f"--objective {','.join(plan.objective)} is not allowed with --nfe, which has a race a budget")
+    return [at_budget(space, budget) for budget in sorted(set(nfe))] or [space]
 
 
 def sweep(
     model: str | Model | ModelDenoiser,
     reference: str | OpenedReference,
-    space: str | Space,
+    space: str | Space | None,
     out: str,
     *,
+    nfe: Sequence[int] = (),
     on: Executor = Local(),  # noqa: B008 (frozen)
     plan: SweepPlan = SweepPlan(),  # noqa: B008 (frozen)
     on_trial: OnTrial = lambda result: None,
@@ -281,8 +394,9 @@ def sweep(
     """The best sampler for a model, with error bars: `.best`, `.against_deterministic`, `.table`, `.report`.
 
     model: a directory, or what `load_model` gave. reference: a directory that `reference` wrote. space: a file of
-    tune_spaces/, or a `Space`. out: where chunks, report.html, sweep.json and best-sampler.yaml go; the same call
-    resumes. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`. options: fields of `SweepOptions`.
+    tune_spaces/, or a `Space`; None with nfe: tune_spaces/any-budget.yaml. out: where chunks, report.html, sweep.json
+    and best-sampler.yaml go; the same call resumes. nfe: budgets of network evaluations, (5, 8): the best sampler for
+    each, as `.at(8)` and `.budgets`, and best-samplers.yaml. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`. options: fields of `SweepOptions`.
     Raises InputError (a ValueError) for what cannot be searched.
     """
-    return plan_sweep(model, reference, space, out, plan, read_options(SweepOptions, options)).run(on, on_trial)
+    return plan_sweep(model, reference, space, out, plan, read_options(SweepOptions, options), nfe).run(on, on_trial)

@@ -1,0 +1,137 @@
+"""The page of a sweep by budget: what was found, FID against network evaluations, a table, and a page for each budget.
+
+Each budget's folder below the sweep's is that of a sweep of one race.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from edm_ray.config.load import check_format, parse_yaml, validate
+from edm_ray.errors import InputError
+from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.report.figures import Drawing
+from edm_ray.report.html import Context, render
+from edm_ray.report.plots import ACCENT, INK, MUTED, WIDE, reach, svg
+from edm_ray.report.saved import CONTEXT, PAGE, load_report, write_page
+from edm_ray.search import by_budget
+from edm_ray.search.result import REWRITE, SweepResult
+from edm_ray.storage import uris
+
+BUDGETS = "budgets.json"
+FORMAT = 1
+
+
+def folder(out: str, nfe: int) -> str:
+    """Of one budget."""
+    return uris.join(out, f"nfe-{nfe}")
+
+
+def is_by_budget(out: str) -> bool:
+    return uris.exists(uris.join(out, BUDGETS))
+
+
+def save_by_budget(out: str, budgets: Sequence[int], context: Context) -> None:
+    """Say which budgets a sweep has, and what its page says beside them; ``context.unfinished`` while it is run."""
+    content = {"format": FORMAT, "budgets": list(budgets)}
+    uris.write_bytes(uris.join(out, BUDGETS), json.dumps(content).encode())
+    uris.write_bytes(uris.join(out, CONTEXT), json.dumps(dataclasses.asdict(context), indent=1).encode())
+
+
+def load_by_budget(out: str) -> tuple[list[SweepResult], list[int], Context]:
+    """The budgets that have ended, those that have not, and what the page says beside them.
+
+    The pages of those that were begun are written again. Raises InputError naming what is wrong.
+    """
+    path, about = uris.join(out, BUDGETS), uris.join(out, CONTEXT)
+    content = parse_yaml(uris.read_bytes(path).decode(), path)
+    check_format(content.get("format"), path, REWRITE)
+    results, missing = [], []
+    for nfe in content.get("budgets") or []:
+        try:
+            result, context = load_report(folder(out, nfe))
+        except InputError:
+            missing.append(nfe)  # not begun
+            continue
+        write_page(folder(out, nfe), result, context)
+        if context.unfinished:
+            missing.append(nfe)
+        else:
+            results.append(result)
+    return results, missing, validate(Context, parse_yaml(uris.read_bytes(about).decode(), about), about)
+
+
+def summary(results: Sequence[SweepResult], missing: Sequence[int], context: Context) -> list[str]:
+    """What was found; of a sweep that has not ended what there is."""
+    lines = by_budget.summary(results) if results or not context.unfinished else []
+    if context.unfinished:
+        waiting = ", ".join(map(str, missing)) or "the page's pictures"
+        lines.append(f"This sweep has not ended: {waiting} to come. Run its command again: it resumes from its chunks.")
+    return lines
+
+
+def write_budgets_page(out: str, results: Sequence[SweepResult], missing: Sequence[int], context: Context) -> str:
+    """Returns the page's path."""
+    rows = by_budget.rows_of(results)
+    drawing = draw(rows) if rows else None
+    text = render(
+        "budgets.html.j2",
+        results=results,
+        context=context,
+        summary=summary(results, missing, context),
+        columns=by_budget.COLUMNS,
+        rows=by_budget.table(rows),
+        margin=f"{by_budget.MARGIN:g}",
+        figure=drawing,
+        svg=Markup(drawing.svgs[0]) if drawing is not None else "",
+        images=sum(result.images for result in results),
+        evaluations=sum(result.evaluations for result in results),
+    )
+    page = uris.join(out, PAGE)
+    uris.write_bytes(page, text.encode())
+    return page
+
+
+def draw(rows: Sequence[by_budget.Row]) -> Drawing:
+    """FID against network evaluations."""
+    figure = Figure(figsize=WIDE, layout="constrained")
+    axes = figure.subplots()
+    _line(axes, [(row.best.settings.nfe, row.best.estimate) for row in rows], ACCENT, "searched")
+    plain = [(e.settings.nfe, e.estimate) for row in rows if (e := row.unsearched) is not None]
+    _line(axes, plain, INK, "best unsearched solver")
+    heun = [(e.settings.nfe, e.estimate) for row in rows if (e := row.heun) is not None]
+    _line(axes, heun, MUTED, "Heun, rho 7")
+    axes.set_xscale("log")
+    axes.set_yscale("log", nonpositive="clip")
+    budgets = [row.nfe for row in rows]
+    axes.set_xticks(budgets, [str(nfe) for nfe in budgets])
+    axes.xaxis.minorticks_off()
+    axes.set_xlabel("network evaluations an image (NFE)")
+    axes.set_ylabel(f"FID (n={rows[0].best.estimate.n}, fresh seeds)")
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    about = (
+        "Fresh seeds, with the 95 % interval of each FID alone. All share their seeds, so differences are known better "
+        "than these bars say: they stand in the table."
+    )
+    return Drawing("fid-nfe", "FID against network evaluations", about, (svg(figure),))
+
+
+def _line(axes: Axes, points: Sequence[tuple[int, FidEstimate]], colour: str, label: str) -> None:
+    if points:
+        axes.errorbar(
+            [nfe for nfe, _ in points],
+            [estimate.fid for _, estimate in points],
+            yerr=[reach(estimate) for _, estimate in points],
+            fmt="o-",
+            ms=4,
+            capsize=3,
+            color=colour,
+            label=label,
+        )

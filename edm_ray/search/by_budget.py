@@ -1,0 +1,201 @@
+"""What a sweep by budget found: for each budget of network evaluations the sampler to use, and what it is worth.
+
+All that is compared here was confirmed on the same fresh seeds, so every difference is paired, across budgets too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from edm_ray.config.load import check_format, parse_yaml
+from edm_ray.diffusion.samplers import Sampler, read_sampler
+from edm_ray.errors import InputError
+from edm_ray.search.result import REWRITE, Confirmed, SweepResult
+from edm_ray.search.sampler_file import about_confirmed, as_lists
+from edm_ray.search.space import in_words
+from edm_ray.search.statistics import Difference, difference, gap_in_words
+
+FORMAT = 1
+BEST_SAMPLERS = "best-samplers.yaml"
+"""Its name in the folder of a sweep by budget, and in a model's after `sweep --export`."""
+MARGIN = 1.0
+"""Percent of the FID at the largest budget: what is surely not higher by more is no worse."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One budget."""
+
+    nfe: int
+    """The budget; the sampler may take fewer."""
+    best: Confirmed
+    """The recommended sampler."""
+    words: str
+    """Its settings."""
+    heun: Confirmed | None
+    """Heun with rho 7 at this budget; None where it cannot keep to it, or was not confirmed."""
+    against_heun: Difference | None
+    """FID of the recommended sampler minus Heun's; None where it is Heun itself."""
+    unsearched: Confirmed | None
+    """The best solver at its defaults."""
+    against_unsearched: Difference | None
+    """None where that is what is recommended."""
+    largest: int
+    """The largest budget of the sweep."""
+    against_largest: Difference | None
+    """FID minus that of the largest budget's sampler; None in its own row."""
+    margin: float
+    """``MARGIN`` of the FID at the largest budget."""
+
+    @property
+    def no_worse(self) -> bool:
+        """Whether the interval says that the FID is within the margin of that at the largest budget, or lower."""
+        return self.against_largest is None or self.against_largest.high <= self.margin
+
+    def sentence(self) -> str:
+        """For people: what to use, and what the largest budget would be worth."""
+        estimate = self.best.estimate
+        text = f"{self.nfe} evaluations: {self.words}: FID {estimate.fid:.3f} +- {estimate.se:.3f}"
+        gap = self.against_largest
+        if gap is None:
+            return f"{text}."
+        than = f"no worse than {self.largest} evaluations" if self.no_worse else f"against {self.largest} evaluations"
+        return f"{text}; {than}: difference {gap.gap:+.3f}, {gap.low:+.3f} to {gap.high:+.3f}."
+
+
+def rows_of(results: Sequence[SweepResult]) -> tuple[Row, ...]:
+    """The budgets that have a confirmed sampler, least first; the last of them is what the others are compared with."""
+    found = [(result, best) for result in results if (best := result.of(result.best)) is not None]
+    found.sort(key=lambda pair: pair[0].nfe or 0)
+    return tuple(_row(result, best, found[-1]) for result, best in found)
+
+
+def _row(result: SweepResult, best: Confirmed, last: tuple[SweepResult, Confirmed]) -> Row:
+    largest, top = last
+    return Row(
+        nfe=result.nfe or best.settings.nfe,
+        best=best,
+        words=in_words(result.samplers[best.label]),
+        heun=result.of(result.paper),
+        against_heun=best.against_paper,
+        unsearched=result.of(result.unsearched),
+        against_unsearched=best.against_unsearched,
+        largest=largest.nfe or top.settings.nfe,
+        against_largest=None if result is largest else difference(best.estimate, top.estimate),
+        margin=MARGIN / 100 * max(top.estimate.debiased, 0.0),
+    )
+
+
+def summary(results: Sequence[SweepResult]) -> list[str]:
+    """What was found, a sentence for each budget, and the fewest evaluations that will do.
+
+    Raises InputError when no budget has a winner.
+    """
+    rows = rows_of(results)
+    if not rows:
+        raise InputError("the sweep has no winner: its evaluations failed; the trials tables say why")
+    lines = [row.sentence() for row in rows]
+    told = {row.nfe for row in rows}
+    lines += [f"{each.nfe} evaluations: every evaluation failed." for each in results if each.nfe not in told]
+    last, cheapest = rows[-1], next(row for row in rows if row.no_worse)
+    if cheapest is not last:
+        lines.append(
+            f"The fewest evaluations that are no worse than {last.nfe}: {cheapest.nfe} (paired 95 % interval, margin "
+            f"{MARGIN:g} %)."
+        )
+    elif len(rows) > 1:
+        lines.append(f"No smaller budget is surely within {MARGIN:g} % of {last.nfe} evaluations.")
+    stopped = [f"{each.nfe} ({each.stopped})" for each in results if each.stopped]
+    return [*lines, *([f"Searches that ended early: {', '.join(stopped)}."] if stopped else [])]
+
+
+COLUMNS = (
+    "budget",
+    "NFE",
+    "sampler",
+    "FID",
+    "standard error",
+    "against Heun, rho 7",
+    "against the best unsearched",
+    "against the largest budget",
+)
+
+
+def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Cells below ``COLUMNS``."""
+    return [
+        (
+            str(row.nfe),
+            str(row.best.settings.nfe),
+            row.words,
+            f"{row.best.estimate.fid:.3f}",
+            f"{row.best.estimate.se:.3f}",
+            gap_in_words(row.against_heun),
+            gap_in_words(row.against_unsearched),
+            gap_in_words(row.against_largest) + (", no worse" if row.against_largest and row.no_worse else ""),
+        )
+        for row in rows
+    ]
+
+
+def best_samplers_yaml(results: Sequence[SweepResult], **source: str) -> str:
+    """The sampler of every budget, and what it is worth; `sampler_at` reads one back."""
+    rows = rows_of(results)
+    content = {
+        "format": FORMAT,
+        "found_by": {"space": results[0].space, "strategy": results[0].strategy, **source},
+        "samplers": [_entry(row) for row in rows],
+    }
+    text = yaml.safe_dump(as_lists(content), sort_keys=False)
+    return "# The best sampler at each budget. Use: edm-ray generate --sampler THIS_FILE --nfe BUDGET ...\n" + text
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    gaps = {
+        "against_heun_rho_7": row.against_heun,
+        "against_best_unsearched": row.against_unsearched,
+        f"against_{row.largest}_evaluations": row.against_largest,
+    }
+    told = {
+        name: {"difference": _plain(gap.gap), "low": _plain(gap.low), "high": _plain(gap.high)}
+        for name, gap in gaps.items()
+        if gap is not None
+    }
+    return {
+        "nfe": row.nfe,
+        **about_confirmed(row.best),
+        **told,
+        "no_worse_than_largest": row.no_worse,
+        "sampler": row.best.settings.to_dict(),
+    }
+
+
+def _plain(value: float) -> float:
+    return round(float(value), 4)
+
+
+def sampler_at(text: str, nfe: int, source: str = "sampler file") -> Sampler:
+    """The sampler of a best-samplers.yaml for so many evaluations: that of the largest budget which is not above.
+
+    Raises InputError naming what is wrong, or the budgets that there are.
+    """
+    content = parse_yaml(text, source)
+    check_format(content.get("format", FORMAT), source, REWRITE)
+    rows = content.get("samplers")
+    if "sampler" in content and rows is None:
+        raise InputError(f"--nfe {nfe}: {source} holds one sampler; --nfe takes a row of a {BEST_SAMPLERS}")
+    if not isinstance(rows, list) or not rows or not all(_is_row(row) for row in rows):
+        raise InputError(f"{source}: key 'samplers' must be a list of {{nfe: a whole number, sampler: settings}}")
+    fitting = [row for row in rows if row["nfe"] <= nfe]
+    if not fitting:
+        raise InputError(f"--nfe {nfe} is not allowed: {source} has {', '.join(str(row['nfe']) for row in rows)}")
+    chosen = max(fitting, key=lambda row: row["nfe"])
+    return read_sampler(chosen["sampler"], f"{source}: nfe {chosen['nfe']}")
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and type(row.get("nfe")) is int and isinstance(row.get("sampler"), dict)

@@ -1,0 +1,68 @@
+"""The races of a sweep, one after the other: one, or one for every budget of network evaluations.
+
+They share the pool, the store and the seeds, so FIDs of different budgets are paired too. A sweep that was killed and is
+run again passes through the races that had ended on what is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edm_ray.diffusion.samplers import Sampler
+from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.search.driver import Driver
+from edm_ray.search.plan import SweepPlan
+from edm_ray.search.trials import Evaluation, TrialResult
+
+
+class Races:
+    """Asks and is told as one driver is."""
+
+    def __init__(self, drivers: Sequence[Driver]) -> None:
+        """drivers: one a race, in the order in which they are run."""
+        self.drivers = tuple(drivers)
+
+    @property
+    def current(self) -> Driver:
+        """The one that is run now; the last one when all have ended."""
+        return next((each for each in self.drivers if not each.finished), self.drivers[-1])
+
+    @property
+    def finished(self) -> bool:
+        return self.current.finished
+
+    @property
+    def plan(self) -> SweepPlan:
+        return self.current.plan
+
+    @property
+    def baseline(self) -> Sampler:
+        return self.current.baseline
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        return self.current.searched
+
+    def ask(self) -> list[Evaluation]:
+        return self.current.ask()
+
+    def tell(self, evaluation_id: str, estimate: FidEstimate, seconds: float = 0.0) -> TrialResult:
+        return self.current.tell(evaluation_id, estimate, seconds)
+
+    def tell_failure(self, evaluation_id: str, message: str) -> TrialResult:
+        return self.current.tell_failure(evaluation_id, message)
+
+    def limit_evaluations(self, count: int) -> None:
+        """Shared among the races in proportion to what their samplers cost."""
+        costs = [max(each.baseline.nfe, 1) for each in self.drivers]
+        for driver, cost in zip(self.drivers, costs, strict=True):
+            driver.limit_evaluations(count * cost // sum(costs))
+
+    def describe(self) -> str:
+        """What will be done, in a sentence."""
+        budgets = [each.nfe for each in self.drivers if each.nfe is not None]
+        if not budgets:
+            return self.current.describe()
+        most = sum(each.search.budget.most_images for each in self.drivers)
+        told = f"{', '.join(map(str, budgets))} network evaluations: {self.drivers[0].describe()}"
+        return told if len(budgets) == 1 else f"{told} each, {most:,} in all"
