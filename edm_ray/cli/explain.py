@@ -73,9 +73,8 @@ def read_images(model: ModelDenoiser, data: str, num: int) -> tuple[torch.Tensor
 def run(args: Args) -> None:
     if args.num < 2 or args.num_steps < 2:
         raise InputError("--num and --num-steps must be 2 or more")
-    explained = (
-        choose_settings(args.sampler, args.set, args.nfe) if args.sampler or args.set or args.nfe is not None else None
-    )
+    asked = args.sampler or args.set or args.nfe is not None
+    explained = choose_settings(args.sampler, args.set, args.nfe) if asked else None
     if args.data is not None and args.model is None:
         raise InputError("--data needs --model: it is the model whose loss is measured")
     sigma_data = SIGMA_DATA

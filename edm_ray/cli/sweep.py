@@ -1,8 +1,8 @@
 """Find the best sampler for a model, with error bars, as Ray Tune trials: what is searched is said by --space.
 
 With --nfe 5,8,10 the best for each of these numbers of network evaluations. Writes OUT/report.html, and
-OUT/best-sampler.yaml and OUT/sweep.json (with --nfe OUT/best-samplers.yaml, and a folder for each budget). The same command resumes: chunks of images that were
-evaluated are kept and never generated again."""
+OUT/best-sampler.yaml and OUT/sweep.json (with --nfe OUT/best-samplers.yaml, and a folder for each budget). The same
+command resumes: chunks of images that were evaluated are kept and never generated again."""
 
 from __future__ import annotations
 

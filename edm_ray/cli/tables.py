@@ -45,9 +45,9 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def budgets_table(rows: Sequence[Row]) -> Table:
-    """The sampler for each budget of network evaluations; differences with their paired 95 % intervals."""
+    """What each budget of network evaluations is worth, with paired 95 % intervals."""
     made = _table(f"Fresh seeds, n={rows[0].best.estimate.n if rows else 0}; paired differences, 95 %", *COLUMNS)
-    for cells in cells_of(rows):
+    for cells in cells_of(rows, brief=True):
         made.add_row(*cells)
     return made
 

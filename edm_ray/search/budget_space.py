@@ -1,7 +1,8 @@
-"""A tune space at a budget of network evaluations: how many steps each of its samplers takes follows from the budget."""
+"""A tune space at a budget of network evaluations: the number of steps of its samplers follows from the budget."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,10 +47,13 @@ class BudgetSpace(Space):
         made = plain({**point, "num_steps": fixed})
         _require_known(made)
         if made.nfe > self.budget:
-            raise InputError(
-                f"{self.name}: {fixed} steps take {made.nfe} network evaluations, the budget is {self.budget}"
-            )
+            raise InputError(f"{self.name}: {fixed} steps take {made.nfe} evaluations, the budget is {self.budget}")
         return made
+
+    def starting_with(self, label: str, found: Sampler) -> BudgetSpace:
+        """With what was found at a smaller budget as starts: as it is, and with the steps of this budget."""
+        more = {label: found, f"{label}, more steps": _fit(found, self.budget) or found}
+        return dataclasses.replace(self, starts={**self.starts, **more})
 
     def _steps_of_lists(self, point: Point) -> int:
         """The number of steps that explicit sigmas or gammas have; 0 where there are none."""

@@ -54,7 +54,7 @@ class Row:
     @property
     def no_worse(self) -> bool:
         """Whether the interval says that the FID is within the margin of that at the largest budget, or lower."""
-        return self.against_largest is None or self.against_largest.high <= self.margin
+        return self.against_largest is None or bool(self.against_largest.high <= self.margin)
 
     def sentence(self) -> str:
         """For people: what to use, and what the largest budget would be worth."""
@@ -117,23 +117,21 @@ COLUMNS = (
     "budget",
     "NFE",
     "sampler",
-    "FID",
-    "standard error",
+    "FID +- standard error",
     "against Heun, rho 7",
     "against the best unsearched",
     "against the largest budget",
 )
 
 
-def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Cells below ``COLUMNS``."""
+def table(rows: Sequence[Row], brief: bool = False) -> list[tuple[str, ...]]:
+    """Cells below ``COLUMNS``. brief: of a sampler its solver and its steps only."""
     return [
         (
             str(row.nfe),
             str(row.best.settings.nfe),
-            row.words,
-            f"{row.best.estimate.fid:.3f}",
-            f"{row.best.estimate.se:.3f}",
+            f"{row.best.settings.solver}, {row.best.settings.num_steps} steps" if brief else row.words,
+            f"{row.best.estimate.fid:.3f} +- {row.best.estimate.se:.3f}",
             gap_in_words(row.against_heun),
             gap_in_words(row.against_unsearched),
             gap_in_words(row.against_largest) + (", no worse" if row.against_largest and row.no_worse else ""),

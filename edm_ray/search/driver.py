@@ -52,7 +52,8 @@ class Driver:
     """State of one sweep. Raises InputError when the plan's budget is too small to confirm anything."""
 
     def __init__(self, space: Space, plan: SweepPlan, seed: int = 0, denoiser: Any = None) -> None:
-        self._plan = plan
+        self._plan, self._seed, self._denoiser = plan, seed, denoiser
+        self._limit: int | None = None
         self.search = _search(space, plan, seed, denoiser)
         self.outcome = Outcome()
         """Once the search has ended."""
@@ -85,6 +86,14 @@ class Driver:
     def limit_evaluations(self, count: int) -> None:
         """As `Budget.limit_evaluations`."""
         self.search.budget.limit_evaluations(count)
+        self._limit = count
+
+    def over(self, space: Space) -> Driver:
+        """The same sweep over another space, from its beginning."""
+        other = Driver(space, self._plan, self._seed, self._denoiser)
+        if self._limit is not None:
+            other.limit_evaluations(self._limit)
+        return other
 
     def describe(self) -> str:
         """What will be done, in a sentence."""

@@ -1,7 +1,8 @@
 """The races of a sweep, one after the other: one, or one for every budget of network evaluations.
 
-They share the pool, the store and the seeds, so FIDs of different budgets are paired too. A sweep that was killed and is
-run again passes through the races that had ended on what is stored.
+They share the pool, the store and the seeds, so FIDs of different budgets are paired too. What wins one race starts in
+the next, as it is and with the steps of that budget: so more evaluations are worse only where noise hides it. A sweep
+that was killed and is run again passes through the races that had ended on what is stored.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 
 from edm_ray.diffusion.samplers import Sampler
 from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.search.budget_space import BudgetSpace
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan
 from edm_ray.search.trials import Evaluation, TrialResult
@@ -19,8 +21,8 @@ class Races:
     """Asks and is told as one driver is."""
 
     def __init__(self, drivers: Sequence[Driver]) -> None:
-        """drivers: one a race, in the order in which they are run."""
-        self.drivers = tuple(drivers)
+        """drivers: one a race, in the order in which they are run; budgets ascend."""
+        self.drivers = list(drivers)
 
     @property
     def current(self) -> Driver:
@@ -47,10 +49,21 @@ class Races:
         return self.current.ask()
 
     def tell(self, evaluation_id: str, estimate: FidEstimate, seconds: float = 0.0) -> TrialResult:
-        return self.current.tell(evaluation_id, estimate, seconds)
+        return self._told(self.current, self.current.tell(evaluation_id, estimate, seconds))
 
     def tell_failure(self, evaluation_id: str, message: str) -> TrialResult:
-        return self.current.tell_failure(evaluation_id, message)
+        return self._told(self.current, self.current.tell_failure(evaluation_id, message))
+
+    def _told(self, driver: Driver, result: TrialResult) -> TrialResult:
+        """The winner by the search's seeds goes to the next race: those of the confirmation decide nothing."""
+        best = driver.outcome.best
+        if driver.finished and driver is not self.drivers[-1] and best is not None:
+            after = self.drivers.index(driver) + 1
+            space = self.drivers[after].search.space
+            assert isinstance(space, BudgetSpace)
+            winner = driver.search.registry.samplers[best]
+            self.drivers[after] = self.drivers[after].over(space.starting_with(f"of {driver.nfe}", winner))
+        return result
 
     def limit_evaluations(self, count: int) -> None:
         """Shared among the races in proportion to what their samplers cost."""

@@ -83,7 +83,7 @@ class SweepResult:
 
     @property
     def plain(self) -> str:
-        """What the winner has to beat: deterministic sampling, at a budget of evaluations the best unsearched solver."""
+        """What a winner must beat: deterministic sampling, at a budget of evaluations the best unsearched solver."""
         return self.unsearched or DETERMINISTIC
 
     def against_plain(self, entry: Confirmed) -> Difference | None:

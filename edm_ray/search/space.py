@@ -86,7 +86,10 @@ class Space:
         return tuple(dict.fromkeys(map(_setting, self.search)))
 
     def with_churn(self, share: float) -> Sampler | None:
-        """``sampler`` with this share of the cap of S_churn at every noise level; None if churn is not searched so, or it has none."""
+        """``sampler`` with this share of the cap of S_churn at every noise level.
+
+        None if churn is not searched so, or the sampler has none.
+        """
         for name, amount in ((CHURN, share), ("s_churn", share * self.sampler.num_steps * GAMMA_MAX)):
             if name in self.search and isinstance(self.sampler, Euler):
                 return self.settings({name: self.search[name].clip(amount)})

@@ -396,7 +396,8 @@ def sweep(
     model: a directory, or what `load_model` gave. reference: a directory that `reference` wrote. space: a file of
     tune_spaces/, or a `Space`; None with nfe: tune_spaces/any-budget.yaml. out: where chunks, report.html, sweep.json
     and best-sampler.yaml go; the same call resumes. nfe: budgets of network evaluations, (5, 8): the best sampler for
-    each, as `.at(8)` and `.budgets`, and best-samplers.yaml. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`. options: fields of `SweepOptions`.
+    each, as `.at(8)` and `.budgets`, and best-samplers.yaml. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`.
+    options: fields of `SweepOptions`.
     Raises InputError (a ValueError) for what cannot be searched.
     """
     return plan_sweep(model, reference, space, out, plan, read_options(SweepOptions, options), nfe).run(on, on_trial)

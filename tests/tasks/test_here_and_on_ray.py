@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 import edm_ray as edm
+from edm_ray.cli import main
+from edm_ray.data.reader import open_reader
 from tests.face.conftest import TINY, convnet
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -70,6 +72,27 @@ def test_a_sweep_makes_the_same_decisions(model: str, reference: str, tmp_path: 
     )
     assert here.best == there.best and here.table == there.table
     assert here.against_deterministic == there.against_deterministic
+
+
+def test_a_sweep_by_budget_makes_the_same_decisions_and_is_resumed(model: str, reference: str, tmp_path: Path) -> None:
+    """Run again it makes no chunk and ends with the same file; its rows are what `generate --nfe` takes."""
+    plan = edm.sweep_plan("random", num_global=2, max_chunks=1, chunk_size=100, confirm_chunks=1)
+    outs = [tmp_path / on.__class__.__name__ for on in PLACES]
+    here, there, again = (
+        edm.sweep(model, reference, None, str(out), nfe=(4, 3), plan=plan, grid=10, on=on)
+        for out, on in [*zip(outs, PLACES, strict=True), (outs[0], PLACES[0])]
+    )
+    assert here.budgets == there.budgets == again.budgets and here.table == there.table
+    files = [(out / "best-samplers.yaml").read_bytes() for out in outs]
+    assert files[0] == files[1] and [row.nfe for row in here.budgets] == [3, 4]
+    chunks = [sorted(path.name for path in (out / "chunks" / "chunk").rglob("*.safetensors")) for out in outs]
+    assert chunks[0] == chunks[1] != []
+    rows = [edm.generate(model, SEEDS[:4], here.at(nfe)) for nfe in (3, 4)]
+    command = ["generate", "--model", model, "--sampler", str(outs[0]), "--num", "4", "--format", "parquet", "--nfe"]
+    for nfe, images in zip((3, 4), rows, strict=True):
+        assert main([*command, str(nfe), "--out", str(tmp_path / f"images-{nfe}")]) == 0
+        made = open_reader(edm.open_dataset(str(tmp_path / f"images-{nfe}"))).images
+        assert np.array_equal(np.asarray(made), np.asarray(images))
 
 
 def test_the_fid_of_two_sets_of_images_is_the_same(digits_dir: Path, reference: str) -> None:

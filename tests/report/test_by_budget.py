@@ -1,0 +1,87 @@
+"""The page of a sweep by budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from edm_ray.cli import main
+from edm_ray.report.by_budget import folder, save_by_budget, write_budgets_page
+from edm_ray.report.html import Context
+from edm_ray.report.saved import save_progress, save_report
+from edm_ray.search.budget_space import at_budget
+from edm_ray.search.races import Races
+from edm_ray.search.result import SweepResult, result_of
+from tests.search.worlds import driver_of, run, space_from
+
+SPACE = """
+name: <script>alert(1)</script>
+sampler: {solver: dpmpp_2m}
+search:
+  solver: {choices: [dpmpp_2m, deis]}
+  rho: {low: 2, high: 12}
+"""
+CONTEXT = Context(title="T <b>", reference="R", seconds=1.0, commands=("edm-ray sweep --nfe 5,8",))
+
+
+@pytest.fixture(scope="module")
+def results() -> list[SweepResult]:
+    races = Races([driver_of(at_budget(space_from(SPACE), nfe), strategy="random", num_global=4) for nfe in (5, 8)])
+    run(races, fid=lambda settings: 9 - settings.nfe / 2 + abs(settings.rho - 5))
+    return [result_of(each) for each in races.drivers]
+
+
+def save(out: Path, results: list[SweepResult]) -> str:
+    for result in results:
+        save_report(folder(str(out), result.nfe), result, CONTEXT)
+    save_by_budget(str(out), [result.nfe for result in results], CONTEXT)
+    return write_budgets_page(str(out), results, (), CONTEXT)
+
+
+def test_the_page_says_first_what_was_found_then_draws_it_then_lists_every_budget(results, tmp_path):
+    text = Path(save(tmp_path, results)).read_text()
+    places = [text.index(mark) for mark in ('id="found"', 'id="fid-nfe"', 'id="budgets"', 'id="ledger"')]
+    assert places == sorted(places) and text.count("<svg") == 1
+    found = text[places[0] : places[1]]
+    assert "5 evaluations: solver" in found and "8 evaluations: solver" in found
+    for name in ("searched", "best unsearched solver", "Heun, rho 7"):
+        assert f"<!-- {name} -->" in text, "the figure's legend"
+    assert len(re.findall(r"<tr><td>[58]</td>", text[places[2] : places[3]])) == 2
+    assert all(
+        f'href="nfe-{nfe}/report.html"' in text and (tmp_path / f"nfe-{nfe}/report.html").exists() for nfe in (5, 8)
+    )
+    assert "<b>" not in text and not re.search("s_churn|s_tmin|s_tmax", text, re.I)
+
+
+def test_the_page_of_a_budget_names_what_it_is_compared_with_and_no_setting_that_was_not_searched(results, tmp_path):
+    save(tmp_path, results)
+    text = (tmp_path / "nfe-8" / "report.html").read_text()
+    assert "against the best unsearched solver, paired" in text and "against Heun, rho 7, paired" in text
+    assert "of at most 8 network evaluations" in text and "<script" not in text
+    headings = re.findall(r"<th>(.*?)</th>", text)
+    assert {"solver", "rho"} <= set(headings) and not {"S_churn", "S_tmin", "S_tmax", "S_noise"} & set(headings)
+
+
+def test_the_report_is_written_again_with_the_same_bytes(results, tmp_path, capsys):
+    page = Path(save(tmp_path, results))
+    pages = {path: path.read_bytes() for path in (page, tmp_path / "nfe-5/report.html", tmp_path / "nfe-8/report.html")}
+    for path in pages:
+        path.unlink()
+    assert main(["report", str(tmp_path)]) == 0
+    assert {path: path.read_bytes() for path in pages} == pages
+    assert "8 evaluations: solver" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ended", [0, 1])
+def test_an_unfinished_sweep_shows_the_budgets_that_have_ended_and_names_the_others(results, tmp_path, capsys, ended):
+    save_by_budget(str(tmp_path), [5, 8, 18], dataclasses.replace(CONTEXT, unfinished=True))
+    for result in results[:ended]:
+        save_report(folder(str(tmp_path), result.nfe), result, CONTEXT)
+    save_progress(folder(str(tmp_path), results[ended].nfe), results[ended], CONTEXT)
+    assert main(["report", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "This sweep has not ended: " + ("5, 8, 18" if ended == 0 else "8, 18") + " to come" in told
+    assert ("5 evaluations: solver" in told) == (ended == 1)
