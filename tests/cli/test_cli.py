@@ -64,6 +64,44 @@ def test_missing_models_references_and_samplers_are_named(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "give --space SPACE, or --nfe BUDGETS"),
+        (["--nfe", "5,x"], "--nfe 5,x is not allowed: whole numbers of network evaluations, as in 5,8,10"),
+        (["--nfe", "5,"], "--nfe 5, is not allowed"),
+        (["--nfe", "0,8"], "--nfe 0 is not allowed"),
+        (["--nfe", "8,1"], "--nfe 1 is not allowed: the solvers of any-budget take 2 network evaluations or more"),
+        (["--nfe", "8", "--objective", "fid,nfe"], "--objective fid,nfe is not allowed with --nfe"),
+        (["--nfe", "8", "--space", "tune_spaces/cifar10-steps.yaml"], "search.num_steps is not allowed with --nfe"),
+    ],
+)
+def test_budgets_that_cannot_be_searched_are_one_line_before_anything_starts(capsys, tmp_path, options, says):
+    no = str(tmp_path / "no")
+    assert says in _error(capsys, "sweep", "--model", no, "--reference", no, "--out", no, "--workers", "1", *options)
+    assert not (tmp_path / "no").exists() and ("ray" not in sys.modules or not sys.modules["ray"].is_initialized())
+
+
+def test_a_row_of_a_sampler_file_is_asked_for_by_a_budget(capsys, tmp_path):
+    (tmp_path / "best-samplers.yaml").write_text(
+        "samplers:\n- {nfe: 5, sampler: {num_steps: 3}}\n- {nfe: 9, sampler: {num_steps: 5}}\n"
+    )
+    (tmp_path / "one.yaml").write_text("sampler: {num_steps: 4}\n")
+    for place in (tmp_path, tmp_path / "best-samplers.yaml"):
+        assert choose_settings(str(place), ["rho=5"], 8) == choose_settings(None, ["num_steps=3", "rho=5"])
+        assert choose_settings(str(place), [], 9).num_steps == 5
+    for options, says in (
+        ([str(tmp_path)], "there is a best-samplers.yaml: give --nfe"),
+        ([str(tmp_path / "best-samplers.yaml")], "give --nfe to take one"),
+        ([str(tmp_path), "--nfe", "4"], "best-samplers.yaml has 5, 9"),
+        ([str(tmp_path), "--nfe", "0"], "--nfe 0: give a number of evaluations"),
+        ([str(tmp_path / "one.yaml"), "--nfe", "4"], "holds one sampler"),
+        ([str(tmp_path / "no.yaml"), "--nfe", "4"], "`edm-ray sweep --nfe` writes best-samplers.yaml"),
+    ):
+        assert says in _error(capsys, "generate", "--model", "m", "--out", "x.png", "--sampler", *options)
+    assert "--sampler best-samplers.yaml" in _error(capsys, "generate", "--model", "m", "--out", "x.png", "--nfe", "4")
+
+
+@pytest.mark.parametrize(
     ("pairs", "says"),
     [
         (["sigmas=[1, 2]"], "sampler.sigmas=(1.0, 2.0) is not allowed: two noise levels or more, descending"),
