@@ -13,8 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from edm_ray.data.importers.files import open_local, to_temporary
+from edm_ray.data.importers.files import lfs_hint, open_local, to_temporary
 from edm_ray.data.importers.source import Record, SourceSpec, check_names, fingerprint, label_table
+from edm_ray.data.importers.splits import note_of_file
 from edm_ray.errors import InputError
 
 IMAGES = ("images", "image", "x", "x_{split}", "{split}_images", "data", "arr_0")
@@ -78,8 +79,8 @@ class Npz:
         self.where = spec.uri
         try:
             self.archive = zipfile.ZipFile(open_local(spec.uri))
-        except zipfile.BadZipFile as error:
-            raise InputError(f"{spec.uri}: not a readable .npz: {error}") from error
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise InputError(f"{spec.uri}: not a readable .npz: {error}{lfs_hint(spec.uri)}") from error
         infos = {i.filename.removesuffix(".npy"): i for i in self.archive.infolist() if i.filename.endswith(".npy")}
         check_names([info.filename for info in self.archive.infolist()], spec.uri)
         image_name = self._choose(infos, self.names, spec.image_column, spec.split, "--image-column")
@@ -87,19 +88,19 @@ class Npz:
             raise InputError(f"{spec.uri}: which array holds pictures? It has {', '.join(infos)}; give --image-column")
         self.images = self._rows(infos[image_name])
         self.axes = self._layout(self.images, image_name)
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = note_of_file(spec.uri, spec.split)
         self.class_names: tuple[str, ...] = ()
         label_name = self._choose(infos, LABELS, spec.label_column, spec.split, "--label-column")
         values: list[int | str | None] = [0] * len(self.images)
         crc = 0
         if not spec.unlabelled and label_name is None:
-            self.notes = (f"no labels among the arrays {', '.join(infos)}: no classes",)
+            self.notes += (f"no labels among the arrays {', '.join(infos)}: no classes",)
         elif not spec.unlabelled and label_name is not None:
             labels = self._rows(infos[label_name]).all()
             if labels.size != len(self.images) or labels.dtype.kind not in "iu":
                 raise InputError(
                     f"{spec.uri}: {label_name} is {labels.dtype} {labels.shape}; needed are "
-                    f"{len(self.images):,} whole numbers"
+                    f"{len(self.images):,} whole numbers: cast them, give another --label-column, or --unlabelled"
                 )
             values, crc = labels.ravel().tolist(), infos[label_name].CRC
         self.labels, classes = label_table(values, spec.uri)

@@ -43,6 +43,9 @@ class Photographs:
             parts += tuple(hashlib.sha256(picture.tobytes()).hexdigest() for picture in shipped.values())
         self.photographs = list(shipped.values())
         self.class_names: tuple[str, ...] = () if spec.unlabelled else tuple(shipped)
+        self.labels = (
+            np.arange(spec.crops) % len(self.photographs) if self.class_names else np.zeros(spec.crops, np.int64)
+        )
         self.fingerprint = fingerprint(*parts)
         self.notes: tuple[str, ...] = (f"crops of {len(shipped)} photographs only: for trying things out",)
 
