@@ -81,6 +81,11 @@ class DataSet:
         return self.channels, self.resolution, self.resolution * self.codec.itemsize
 
     @property
+    def empty_classes(self) -> tuple[int, ...]:
+        """Classes of which there is no row: a model is not trained for them, and they are not drawn."""
+        return tuple(i for i in range(len(self.class_names)) if self.class_counts and self.class_counts[i] == 0)
+
+    @property
     def shape(self) -> DataShape:
         return DataShape(resolution=self.resolution, channels=self.channels, num_classes=len(self.class_names))
 

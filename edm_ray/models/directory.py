@@ -52,17 +52,24 @@ class Model:
         parts = [dataclasses.asdict(self.config), sha256(self.weights)]
         if not self.codec.is_pixels:
             parts += [dataclasses.asdict(self.codec), decoder_version(self.codec.decoder)]
+        if self.empty_classes:
+            parts.append({"empty_classes": list(self.empty_classes)})
         if self.guide is not None:
             parts.append({"guide": self.guide.hash})
         text = canonical_json(parts)
         return sha256(text.encode())
+
+    @property
+    def empty_classes(self) -> tuple[int, ...]:
+        """Classes without a picture in the data that it was trained on."""
+        return tuple(self.about.get("empty_classes", ()))
 
     def denoiser(self, device: str = "cpu") -> ModelDenoiser:
         """D in evaluation mode, with its guide if there is one."""
         state = safetensors.torch.load(self.weights)
         module = network_with(self.config, state, self.uri, self.network).to(device)
         guide = None if self.guide is None else self.guide.denoiser(device)
-        return ModelDenoiser(module, self.config.network, self.codec, guide, self)
+        return ModelDenoiser(module, self.config.network, self.codec, guide, self, self.empty_classes)
 
     def with_guide(self, guide: Model) -> Model:
         """Raises InputError for a guide of other images or classes."""

@@ -89,7 +89,9 @@ class GenerateTask:
         with Writing(output) as writing:
             for seeds, images in self.parts(on, on_chunk):
                 numbers = torch.from_numpy(seeds)
-                labels = labels_of(numbers, classes, self.options.labels) if classes else torch.zeros_like(numbers)
+                labels = torch.zeros_like(numbers)
+                if classes:
+                    labels = labels_of(numbers, classes, self.options.labels, self.model.empty_classes)
                 writing.add(seeds, labels.numpy(), images)
 
     def output(self, out: str, form: Literal["png", "parquet"]) -> Output:

@@ -154,7 +154,8 @@ def _cached(job: TrainingJob) -> Served:
 def _grid_drawer(job: TrainingJob) -> Callable[[Preconditioned, int], Row]:
     from edm_ray.training.grid import GridDrawer  # scipy and PIL: a second that every worker would wait for
 
-    return GridDrawer(job.run_uri, job.config.denoiser.network, job.dataset.codec).draw
+    dataset = job.dataset
+    return GridDrawer(job.run_uri, job.config.denoiser.network, dataset.codec, dataset.empty_classes).draw
 
 
 def _metrics(log: MetricsLog) -> dict[str, float]:
