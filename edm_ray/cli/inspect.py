@@ -53,7 +53,7 @@ def run(args: Args) -> None:
     for flag, value in (("--nodes", args.nodes), ("--lanes", args.lanes)):
         if value < 1:
             raise InputError(f"{flag} {value}: give 1 or more")
-    dataset = open_dataset(args.dataset)
+    dataset = open_dataset(args.dataset, rows_agree=False)
     _describe(dataset)
     _describe_reading(dataset, args.nodes, args.lanes)
     if args.out is not None and not dataset.codec.is_pixels:

@@ -15,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from edm_ray.config.kinds import kinds_of
-from edm_ray.errors import InputError, nearest
+from edm_ray.errors import InputError, nearest, shortened
 
 T = TypeVar("T")
 FORMAT = 1
@@ -93,6 +93,13 @@ def validate(cls: type[T], mapping: Mapping[str, Any], source: str, path: str = 
     if family := kinds_of(cls):
         made = _in(source, family.class_of, values, path.rstrip("."))
         values.pop("kind", None)
+    elif dataclasses.is_dataclass(cls):
+        known = [entry.name for entry in dataclasses.fields(cls) if entry.init]
+        if unknown := [name for name in values if name not in known]:
+            close = nearest(str(unknown[0]), known)
+            raise InputError(
+                f"{source}: unknown key {shortened(f'{path}{unknown[0]}')}{close}; known here: {', '.join(known)}"
+            )
     for name, part in _parts(made).items():
         if isinstance(values.get(name), Mapping):
             values[name] = validate(part, values[name], source, f"{path}{name}.")
@@ -104,7 +111,7 @@ def validate(cls: type[T], mapping: Mapping[str, Any], source: str, path: str = 
         where = path + ".".join(str(step) for step in first["loc"])
         if first["type"] == "value_error":
             raise InputError(f"{source}: {message}") from error
-        raise InputError(f"{source}: {where}={first.get('input')!r}: {message}") from error
+        raise InputError(f"{source}: {where}={shortened(first.get('input'))}: {message}") from error
     return result
 
 

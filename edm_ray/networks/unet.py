@@ -13,6 +13,7 @@ from torch import nn
 from edm_ray.config.network import UNetConfig
 from edm_ray.errors import InputError
 from edm_ray.networks.layers import Conv2d, Dropout, GroupNorm, Init, LabelDropout, Linear
+from edm_ray.networks.normalise import Join, normalise
 
 
 @dataclass(frozen=True)
@@ -78,20 +79,20 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         """x: [B, in_channels, H, W], emb: [B or 1, emb_channels] -> [B, out_channels, H', W']."""
-        h = self.conv0(F.silu(self.norm0(x)))
-        p = self.affine(emb)[:, :, None, None]
+        h = self.conv0(normalise(self.norm0, x))
+        p = self.affine(emb)
         if self.adaptive_scale:
             scale, shift = p.chunk(2, dim=1)
-            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1.0))
+            join = Join(scale=scale, shift=shift)
         else:
-            h = F.silu(self.norm1(h + p))
-        h = self.conv1(self.dropout(h))
+            join = Join(offset=p)
+        h = self.conv1(normalise(self.norm1, h, join, self.dropout))
         # In place: a sum keeps nothing for its gradient.
         y: torch.Tensor = h + (x if self.skip is None else self.skip(x))
         if self.skip_scale != 1.0:
             y.mul_(self.skip_scale)
         if self.num_heads:
-            y = y + attend(self.norm2(y), self.qkv, self.proj, self.num_heads)
+            y = y + attend(normalise(self.norm2, y, silu=False), self.qkv, self.proj, self.num_heads)
             if self.skip_scale != 1.0:
                 y.mul_(self.skip_scale)
         return y

@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from typing import IO, Any, TypeVar
 
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, IntegrityError
 
 logger = logging.getLogger(__name__)
 TRIES, FIRST_WAIT_S, LONGEST_WAIT_S = 8, 0.2, 20.0
@@ -82,17 +82,18 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def read(uri: str) -> bytes:
+def read(uri: str, limit: int | None = None) -> bytes:
     """A whole object, as `download`."""
     sink = io.BytesIO()
-    download(uri, sink)
+    download(uri, sink, limit)
     return sink.getvalue()
 
 
-def download(uri: str, sink: IO[bytes]) -> None:
+def download(uri: str, sink: IO[bytes], limit: int | None = None) -> None:
     """A whole object into a file. A cut or slow connection is taken up where it broke, if the object is still the same.
 
-    Raises NotFound, InputError (no permission, no bucket, replaced while it was read), StorageError; what writing to
+    Raises NotFound, InputError (no permission, no bucket, replaced while it was read), IntegrityError (more than
+    ``limit`` bytes), StorageError; what writing to
     ``sink`` raises goes through.
     """
     bucket, key = split(uri)
@@ -105,6 +106,9 @@ def download(uri: str, sink: IO[bytes]) -> None:
         answer = client().get_object(Bucket=bucket, Key=key, **more)
         if not got:
             tag, size = answer["ETag"], answer["ContentLength"]
+            if limit is not None and size > limit:
+                answer["Body"].close()
+                raise IntegrityError(f"{uri}: {size:,} bytes, at most {limit:,} are expected")
         elif answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
             got = 0  # a store that does not know ranges sends all of it again
             sink.seek(0)

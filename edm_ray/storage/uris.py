@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage import s3
 from edm_ray.storage.s3 import NotFound, StorageError
 
@@ -28,7 +28,8 @@ __all__ = [
     "exists",
     "file_size",
 ]
-__all__ += ["is_folder", "is_remote", "join", "list_names", "list_tree", "read_bytes", "resolve", "write_bytes"]
+__all__ += ["is_folder", "is_remote", "join", "list_names", "list_tree", "read_bytes", "refuse_link_out", "resolve"]
+__all__ += ["write_bytes"]
 logger = logging.getLogger(__name__)
 PART_AGE_S = 60.0
 """Younger parts of local files may still be written."""
@@ -82,15 +83,28 @@ def file_size(uri: str) -> int | None:
     return Path(path).stat().st_size if Path(path).is_file() else None
 
 
-def read_bytes(uri: str) -> bytes:
-    """Whole file. Raises NotFound (an InputError) naming the path when it is not there."""
+def read_bytes(uri: str, limit: int | None = None) -> bytes:
+    """Whole file. Raises NotFound (an InputError) naming the path when it is not there, IntegrityError when it is
+    larger than ``limit`` bytes: then no more of it is read."""
     path = resolve(uri)
     if is_remote(uri):
-        return s3.read(path)
+        return s3.read(path, limit)
     try:
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as handle:
+            content = handle.read(-1 if limit is None else limit + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise NotFound(f"{uri}: no such file") from error
+    if limit is not None and len(content) > limit:
+        raise IntegrityError(f"{uri}: {Path(path).stat().st_size:,} bytes, at most {limit:,} are expected")
+    return content
+
+
+def refuse_link_out(uri: str, name: str) -> None:
+    """Raises InputError for a file of a local directory that is a link to another place."""
+    if not is_remote(uri):
+        folder = Path(resolve(uri))
+        if (folder / name).is_symlink() and (folder / name).resolve().parent != folder.resolve():
+            raise InputError(f"{join(uri, name)}: a link that leads out of the directory; put the file itself there")
 
 
 def download(uri: str, sink: IO[bytes]) -> None:
