@@ -30,6 +30,14 @@ def shortened(value: object, limit: int = SHOWN) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+PLAIN_NAME = "letters, digits, spaces and -_.+ only, at most 100: it becomes part of file names"
+
+
+def plain_name(name: str) -> bool:
+    """Whether a name may become part of a file's name: no folder, no control character."""
+    return 0 < len(name) <= 100 and name.strip(". ") != "" and all(c.isalnum() or c in " -_.+" for c in name)
+
+
 def require(condition: bool, path: str, got: object, allowed: str) -> None:
     """Refuse a value: dotted path, what was got, what is allowed."""
     if not condition:

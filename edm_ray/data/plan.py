@@ -47,7 +47,7 @@ from edm_ray.data.write import (
     shard_edges,
     shard_name,
 )
-from edm_ray.errors import InputError, nearest
+from edm_ray.errors import PLAIN_NAME, InputError, nearest, plain_name, shortened
 from edm_ray.execution.executor import Executor, Item, Needs, OnProgress, no_progress
 from edm_ray.storage import artifacts, uris
 from edm_ray.storage.artifacts import Artifact, plain
@@ -137,6 +137,8 @@ def make_plan(spec: SourceSpec, pictures: PictureOptions, options: PlanOptions) 
     """
     options.check()
     pictures.check()
+    if not plain_name(spec.split):
+        raise InputError(f"--split {shortened(spec.split)} is not allowed: {PLAIN_NAME}")
     source = open_source(spec)
     if len(source) == 0:
         raise InputError(f"{spec.uri}: holds no records")
