@@ -145,6 +145,8 @@ def open_reference(uri: str) -> tuple[Reference, ExtractorSpec]:
         extractor_name=manifest["extractor"],
         weights_sha256=manifest["weights_sha256"],
     )
+    if isinstance(moments, Moments) and moments.n < 2:
+        raise InputError(f"{uri}: a reference of {moments.n} image; 2 or more are needed (their covariance)")
     weights = read_file(uri, _WEIGHTS, manifest)
     spec = ExtractorSpec(name=reference.extractor_name, weights=weights, sha256=reference.weights_sha256)
     if spec.load().identity != moments.extractor:

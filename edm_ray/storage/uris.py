@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
@@ -31,6 +32,8 @@ __all__ = [
 __all__ += ["is_folder", "is_remote", "join", "list_names", "list_tree", "read_bytes", "refuse_link_out", "resolve"]
 __all__ += ["write_bytes"]
 logger = logging.getLogger(__name__)
+_ALMOST = re.compile(r"(?:s3|gs|gcs|abfss?|az|hdfs|https?|file):/?(?=.)", re.IGNORECASE)
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")
 PART_AGE_S = 60.0
 """Younger parts of local files may still be written."""
 
@@ -40,7 +43,12 @@ def is_remote(uri: str) -> bool:
 
 
 def resolve(uri: str) -> str:
-    """URI or local path -> absolute local path, or ``s3://bucket/key``. Raises InputError for other schemes."""
+    """URI or local path -> absolute local path, or ``s3://bucket/key``. Raises InputError for other schemes, and for
+    what is nearly one."""
+    if "\0" in uri or not uri:
+        raise InputError(f"{uri!r}: not a path; give a local path or s3://bucket/key")
+    if (almost := _ALMOST.match(uri)) and not uri.startswith(("s3://", "file://")):
+        raise InputError(f"{uri}: {almost[0]!r} is no path and no URI; give s3://bucket/key, or ./{uri} for a path")
     if not is_remote(uri):
         return str(Path(uri.removeprefix("file://")).expanduser().absolute())
     scheme, rest = uri.split("://", 1)
@@ -48,8 +56,10 @@ def resolve(uri: str) -> str:
         raise InputError(f"{uri}: scheme {scheme!r} is not supported; give a local path or s3://bucket/key")
     if "@" in rest.split("/", 1)[0]:
         raise InputError("an s3:// URI with credentials in it is refused; use AWS_PROFILE or an instance role instead")
-    if not rest.split("/", 1)[0]:
+    if not (bucket := rest.split("/", 1)[0]):
         raise InputError(f"{uri}: the bucket is missing; give s3://bucket/key")
+    if not _BUCKET.fullmatch(bucket):
+        raise InputError(f"{uri}: {bucket!r} is no name of a bucket: 3 to 255 letters, digits, dots, dashes and _")
     return f"s3://{rest.rstrip('/')}"
 
 
@@ -59,7 +69,29 @@ def join(uri: str, *parts: str) -> str:
 
 def absolute(uri: str) -> str:
     """The same place, whatever the working directory (Ray workers have another one)."""
-    return uri if is_remote(uri) else resolve(uri)
+    return uri if is_remote(uri) and resolve(uri) else resolve(uri)
+
+
+def check_writable(uri: str) -> None:
+    """Raises InputError where nothing can be written, before there is anything to write: no permission, a file in the
+    way of a folder, an S3 endpoint that is none or does not answer."""
+    path = resolve(uri)
+    if is_remote(uri):
+        s3.check_endpoint(uri)
+        return
+    place = Path(path)
+    try:
+        there = place.exists()
+        while not place.exists():
+            place = place.parent
+    except OSError as error:
+        raise InputError(f"{uri}: cannot be written: {error.strerror}") from error
+    if not there and not place.is_dir():
+        raise InputError(f"{uri}: cannot be written: {place} is a file, not a folder")
+    if not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
+        raise InputError(f"{uri}: cannot be written: {place} may not be written to by this user")
+    if any(len(os.fsencode(part)) > 255 for part in Path(path).parts) or len(os.fsencode(path)) > 4000:
+        raise InputError(f"{path[:100]}...: cannot be written: the name is too long")
 
 
 def exists(uri: str) -> bool:
