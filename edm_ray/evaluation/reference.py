@@ -120,7 +120,7 @@ def open_reference(uri: str) -> tuple[Reference, ExtractorSpec]:
     """Read and check a reference directory. Raises InputError when there is none or its parts do not match."""
     manifest = open_manifest(uri, KIND, _KEYS, (_MOMENTS, _WEIGHTS, FEATURES_FILE))
     if manifest is None:
-        if uri.endswith(".npz"):
+        if uri.lower().endswith((".npz", ".pkl")):
             raise InputError(
                 f"{uri}: a published mean and covariance is made a reference by: edm-ray import {uri} OUT "
                 "--extractor inception --weights WEIGHTS; give --reference OUT"

@@ -28,6 +28,7 @@ from edm_ray.storage.documents import SMALL_BYTES, load_json
 
 KIND = "edm_ray model"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FOREIGN = (".pkl", ".pt", ".pth", ".ckpt", ".npz", ".safetensors", ".bin")
 CONFIG_KEYS = ("format", "denoiser", "about", "codec")
 
 
@@ -131,6 +132,9 @@ def open_model(uri: str, guide: str | None = None, network: torch.nn.Module | No
     if manifest is None and read_manifest(uris.join(uri, "model")) is not None:
         raise InputError(f"{uri}: is a run, not a model; give {uris.join(uri, 'model')}")
     if manifest is None:
+        if uri.lower().endswith(FOREIGN):
+            what = "a file of another project; " if uris.file_size(uri) is not None else ""
+            raise InputError(f"{uri}: {what}no model directory; make one of a .pkl or .pt: edm-ray import {uri} MODEL")
         raise InputError(f"{uri}: no model directory there; `edm-ray train` writes one to RUN/model when it is done")
     where = uris.join(uri, CONFIG)
     config, codec, about = read_config(read_file(uri, CONFIG, manifest), where)

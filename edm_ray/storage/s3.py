@@ -65,7 +65,8 @@ def client() -> Any:
 
 
 def check_endpoint(uri: str) -> None:
-    """Whether the endpoint that the environment names is a URL at which something listens. Raises InputError, StorageError.
+    """Whether the endpoint that the environment names is a URL at which something listens. Raises InputError, and
+    StorageError when nothing does.
 
     Without one it is AWS, which is not asked: credentials and network may be there only later.
     """

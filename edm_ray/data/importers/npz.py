@@ -84,6 +84,11 @@ class Npz:
         infos = {i.filename.removesuffix(".npy"): i for i in self.archive.infolist() if i.filename.endswith(".npy")}
         check_names([info.filename for info in self.archive.infolist()], spec.uri)
         image_name = self._choose(infos, self.names, spec.image_column, spec.split, "--image-column")
+        if image_name is None and {"mu", "sigma"} <= set(infos):
+            raise InputError(
+                f"{spec.uri}: holds a mean and a covariance, an FID reference and no pictures; make it a reference: "
+                f"edm-ray import {spec.uri} OUT --extractor inception --weights WEIGHTS"
+            )
         if image_name is None:
             raise InputError(f"{spec.uri}: which array holds pictures? It has {', '.join(infos)}; give --image-column")
         self.images = self._rows(infos[image_name])
