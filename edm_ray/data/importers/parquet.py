@@ -109,7 +109,7 @@ class Parquet:
         try:
             column = file.read(columns=[self.label], use_threads=False).column(0)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: column {self.label!r} is damaged: {error}") from error
+            raise InputError(f"{path}: column {self.label!r} is damaged: {shortened_error(error)}") from error
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if not (pa.types.is_integer(kind) or _is_text(kind)):
             raise InputError(
@@ -158,7 +158,7 @@ class Parquet:
                 self._batch = (group, self._batch[1] + self._batch[2].num_rows, next(self._batches))
         except (pa.ArrowException, OSError) as error:
             self._batch = None
-            raise InputError(f"{self.files[number]}: {place}: damaged: {error}") from error
+            raise InputError(f"{self.files[number]}: {place}: damaged: {shortened_error(error)}") from error
         return self._batch[2].column(0)[local - self._batch[1]].as_py()
 
 

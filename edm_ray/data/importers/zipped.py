@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 
@@ -9,17 +10,31 @@ from edm_ray.data.importers.files import lfs_hint, open_local, readable
 from edm_ray.data.importers.listing import list_pictures
 from edm_ray.data.importers.source import Record, RecordError, SourceSpec, check_names, fingerprint
 from edm_ray.errors import InputError
+from edm_ray.storage.documents import shortened_error
 
 MAX_MEMBER_BYTES = 1 << 30
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    struct.error,
+)
+"""What Python's zipfile raises for damaged archives: a place before the file's start is an OSError."""
 
 
 class Zip:
     def __init__(self, spec: SourceSpec) -> None:
         self.uri = spec.uri
+        handle = open_local(spec.uri)
         try:
-            self.archive = zipfile.ZipFile(open_local(spec.uri))
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise InputError(f"{spec.uri}: not a readable zip: {error}{lfs_hint(spec.uri)}") from error
+            self.archive = zipfile.ZipFile(handle)
+        except DAMAGED as error:
+            reason = shortened_error(error)
+            raise InputError(f"{spec.uri}: not a readable zip: {reason}{lfs_hint(spec.uri)}") from error
         self.members = {info.filename: info for info in self.archive.infolist() if not info.is_dir()}
         check_names([info.filename for info in self.archive.infolist()], spec.uri)
         listing = list_pictures(self.members, spec, self._read, unwrap=True)
@@ -41,5 +56,7 @@ class Zip:
             raise RecordError(f"{readable(name)}: {info.file_size:,} bytes, at most {MAX_MEMBER_BYTES:,} are read")
         try:
             return self.archive.read(info)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise RecordError(f"{readable(name)}: damaged or not readable in the zip: {error}") from error
+        except DAMAGED as error:
+            raise RecordError(
+                f"{readable(name)}: damaged or not readable in the zip: {shortened_error(error)}"
+            ) from error
