@@ -1,18 +1,18 @@
-"""Group normalisation, the embedding that joins it, SiLU and dropout: what stands before every convolution.
+"""What stands between convolutions: group normalisation, the embedding that joins it, SiLU and dropout; scaled sums.
 
-On a GPU with Triton, for images in channels_last, one kernel does it all (`networks.kernels`); anywhere else, and under
+On a GPU with Triton, for images in channels_last, one kernel does each (`networks.kernels`); anywhere else, and under
 torch.compile, which fuses by itself, it is plain PyTorch.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from edm_ray.networks.backend import kernels_for, one_kernel
 from edm_ray.networks.layers import Dropout, GroupNorm
 
 
@@ -38,8 +38,6 @@ def normalise(
     """
     if not fused(norm, x, dropout):
         return plain(norm, x, join, dropout, silu)
-    from edm_ray.networks.kernels import Normalise
-
     rows = (len(x), x.shape[1])
     a, b = norm.weight[None], norm.bias[None]
     if join.scale is not None and join.shift is not None:
@@ -48,7 +46,7 @@ def normalise(
     offset = None if join.offset is None else join.offset.expand(rows)
     drops = dropout is not None and dropout.training and dropout.p > 0
     keys, p = (dropout.keys, dropout.p) if drops and dropout is not None else (None, 0.0)
-    y: torch.Tensor = Normalise.apply(
+    y: torch.Tensor = kernels_for(x).Normalise.apply(
         x, offset, a.expand(rows), b.expand(rows), keys, norm.num_groups, norm.eps, silu, p
     )
     return y
@@ -66,17 +64,25 @@ def plain(
     return z if dropout is None else dropout(z)
 
 
+def add_scaled(
+    h: torch.Tensor, x: torch.Tensor, scale: float, biases: Sequence[torch.Tensor | None] = ()
+) -> torch.Tensor:
+    """scale (h + x + the sum of the biases): [B, C, H, W] each, biases [C] or None."""
+    if one_kernel(h):
+        given = [bias for bias in biases if bias is not None]
+        y: torch.Tensor = kernels_for(h).AddScaled.apply(h, x.to(h), sum(given[1:], given[0]) if given else None, scale)
+        return y
+    for bias in biases:
+        h = h if bias is None else h + bias[:, None, None]
+    y = h + x
+    if scale != 1.0:
+        y.mul_(scale)  # in place: a sum keeps nothing for its gradient
+    return y
+
+
 def fused(norm: GroupNorm, x: torch.Tensor, dropout: Dropout | None) -> bool:
-    """Whether the kernel can do it: on a GPU, channels_last, and where masks are drawn, by keys, four at a time."""
-    if x.device.type != "cuda" or torch.compiler.is_compiling() or not has_triton():
-        return False
+    """Whether one kernel can do all of `normalise`: where masks are drawn, by keys, four at a time."""
     if dropout is not None and dropout.training and dropout.p > 0:
         if dropout.keys is None or x.shape[1] // norm.num_groups % 4:
             return False
-    return x.is_contiguous(memory_format=torch.channels_last)
-
-
-@functools.cache
-def has_triton() -> bool:
-    """PyTorch for NVIDIA GPUs on Linux brings it."""
-    return importlib.util.find_spec("triton") is not None
+    return one_kernel(x)

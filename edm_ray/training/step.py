@@ -21,6 +21,7 @@ from edm_ray.errors import InputError
 from edm_ray.networks.dropout import key_dropout, words_needed
 from edm_ray.networks.replay import Replay
 from edm_ray.seeding import stream_key, words
+from edm_ray.training.cost import out_of_memory
 from edm_ray.training.device import Place, set_precision, to_device
 from edm_ray.training.ema import ema_beta, gamma_of, power_beta, update_ema
 from edm_ray.training.loss import Drawn, autocast, draw_round, make_objective, round_loss
@@ -59,7 +60,10 @@ class TrainingStep:
     def take(self, images: Served) -> None:
         """One step on the next global batch."""
         config, state = self.config, self.state
-        norm, nonfinite = self._gradient(images)
+        try:
+            norm, nonfinite = self._gradient(images)
+        except torch.OutOfMemoryError:
+            raise InputError(out_of_memory(config, self.place, self.device)) from None
         if config.optimizer.nonfinite == "stop" and self.device.type == "cpu" and bool(nonfinite):
             # A GPU would have to be waited for: there it is seen before anything is next written.
             raise _diverged(f"the gradient of the step to {state.images_seen + config.batch_size:,} images", 1, 1)

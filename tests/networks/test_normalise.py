@@ -7,8 +7,9 @@ import os
 import pytest
 import torch
 
-from edm_ray.networks.layers import Dropout, GroupNorm
-from edm_ray.networks.normalise import Join, has_triton, normalise, plain
+from edm_ray.networks.backend import has_triton
+from edm_ray.networks.layers import Conv2d, Dropout, GroupNorm
+from edm_ray.networks.normalise import Join, add_scaled, normalise, plain
 from edm_ray.seeding import stream_key, words
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -25,7 +26,8 @@ CASES = {
     "attention": {"channels": 128, "side": 16, "silu": False},
     "groups of 12 with dropout": {"channels": 384, "side": 4, "join": "scale", "dropout": 0.1},
     "one row for all images": {"channels": 32, "side": 8, "join": "offset", "rows": 1},
-    "several tiles": {"channels": 256, "side": 24, "join": "offset", "dropout": 0.5},
+    "an image at once": {"channels": 64, "side": 32, "join": "offset", "dropout": 0.5},
+    "several tiles": {"channels": 256, "side": 36, "join": "offset", "dropout": 0.5},
 }
 
 
@@ -72,7 +74,7 @@ def test_the_kernel_and_its_gradients_are_those_of_float64(monkeypatch, case, dt
     x, rest = x.to(dtype).double(), [each.to(dtype).double() for each in rest]
     expected = _run(plain, norm, x, rest, layer, silu, torch.float64, "cpu", dtype)
     if INTERPRETED:
-        monkeypatch.setattr("edm_ray.networks.normalise.fused", lambda *args: True)
+        monkeypatch.setattr("edm_ray.networks.normalise.one_kernel", lambda x: x.dtype != torch.float64)
     got = _run(normalise, norm, x, rest, layer, silu, dtype, DEVICE, dtype)
     assert got[0].dtype == dtype and got[0].is_contiguous(memory_format=torch.channels_last)
     for value, truth in zip(got, expected, strict=True):
@@ -85,9 +87,60 @@ def test_the_kernel_and_its_gradients_are_those_of_float64(monkeypatch, case, dt
 @needs_kernel
 @pytest.mark.gpu
 def test_the_kernel_drops_the_elements_that_the_mask_drops(monkeypatch):
+    """The CPU's mask of the same layout: elements count in the order in which they lie in memory."""
     norm, x, _, layer, _ = _inputs(channels=64, side=8, dropout=0.4)
+    norm, x = norm.float(), x.float()
+    expected = plain(norm, x, dropout=layer) == 0
     if INTERPRETED:
-        monkeypatch.setattr("edm_ray.networks.normalise.fused", lambda *args: True)
-    norm, x = norm.float().to(DEVICE), x.float().to(DEVICE)
+        monkeypatch.setattr("edm_ray.networks.normalise.one_kernel", lambda x: x.dtype != torch.float64)
     layer.keys = layer.keys.to(DEVICE)
-    assert torch.equal(normalise(norm, x, dropout=layer) == 0, plain(norm, x, dropout=layer) == 0)
+    dropped = normalise(norm.to(DEVICE), x.to(DEVICE), dropout=layer) == 0
+    assert torch.equal(dropped.cpu(), expected) and 0.3 < float(expected.double().mean()) < 0.5
+
+
+@needs_kernel
+@pytest.mark.gpu
+@pytest.mark.parametrize("biases", [0, 2])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_the_scaled_sum_and_its_gradients_are_those_of_float64(monkeypatch, biases, dtype, bound):
+    """At 96 channels and 3 x 11 x 11 pixels, which fill no tile."""
+    draw = torch.Generator().manual_seed(3)
+    h, x, direction = (torch.randn(3, 96, 11, 11, generator=draw).to(dtype) for _ in range(3))
+    added = [torch.randn(96, generator=draw) for _ in range(biases)]
+
+    def run(device: str, to: torch.dtype) -> list[torch.Tensor]:
+        images = [t.to(device, to).contiguous(memory_format=torch.channels_last).requires_grad_() for t in (h, x)]
+        own = [b.to(device, torch.float64 if to == torch.float64 else torch.float32).requires_grad_() for b in added]
+        y = add_scaled(*images, 0.5**0.5, own)
+        return [y.detach(), *torch.autograd.grad(y, [*images, *own], direction.to(device, y.dtype))]
+
+    expected = run("cpu", torch.float64)
+    if INTERPRETED:
+        monkeypatch.setattr("edm_ray.networks.normalise.one_kernel", lambda x: x.dtype != torch.float64)
+    got = run(DEVICE, dtype)
+    assert got[0].dtype == dtype
+    for value, truth in zip(got, expected, strict=True):
+        assert (value.cpu().double() - truth).abs().max() < bound * truth.abs().max()
+
+
+@needs_kernel
+@pytest.mark.gpu
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_resampling_and_its_gradient_are_those_of_float64(monkeypatch, up, dtype, bound):
+    """At 96 channels and sides of 6 and 10, which fill no tile."""
+    layer, draw = Conv2d(96, 96, 0, up=up, down=not up), torch.Generator().manual_seed(4)
+    x = torch.randn(2, 96, 6, 10, generator=draw).to(dtype)
+    direction = torch.randn(layer(x.double()).shape, generator=draw).to(dtype)
+
+    def run(device: str, to: torch.dtype) -> list[torch.Tensor]:
+        leaf = x.to(device, to).contiguous(memory_format=torch.channels_last).requires_grad_()
+        y = layer.to(device)(leaf)
+        return [y.detach(), *torch.autograd.grad(y, leaf, direction.to(device, y.dtype))]
+
+    expected = run("cpu", torch.float64)
+    if INTERPRETED:
+        monkeypatch.setattr("edm_ray.networks.layers.one_kernel", lambda x: True)
+    for value, truth in zip(run(DEVICE, dtype), expected, strict=True):
+        assert value.dtype == dtype and value.is_contiguous(memory_format=torch.channels_last)
+        assert (value.cpu().double() - truth).abs().max() < bound * truth.abs().max()
