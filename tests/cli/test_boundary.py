@@ -16,6 +16,7 @@ import edm_ray.cli as command_line
 from edm_ray.cli import main
 from edm_ray.cli.boundary import described, one_line
 from edm_ray.cli.console import say
+from edm_ray.data.write import write_dataset
 from edm_ray.errors import InputError
 from edm_ray.storage import s3, uris
 from edm_ray.storage.uris import absolute, check_writable, resolve
@@ -187,3 +188,14 @@ def test_the_dashboard_s_address_is_refused_at_once(monkeypatch, capsys, tmp_pat
     np.save(tmp_path / "x.npy", np.zeros(1))
     assert main(["prepare", str(tmp_path), str(tmp_path / "out"), "--workers", "2"]) == 2
     assert "is the dashboard; give HOST:6379" in lines(capsys)
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_batch_that_no_memory_holds_is_refused_by_the_plan(tmp_path, capsys, dry):
+    write_dataset(str(tmp_path / "d"), pixels_of(4, 1, 8), np.zeros(4, np.int64), [], name="x", split="train")
+    asked = ["--data", str(tmp_path / "d"), "--out", str(tmp_path / "run"), "--preset", "tiny", "--no-ray"]
+    began = time.monotonic()
+    assert main(["train", *asked, "--set", "batch_size=1000000000", *dry]) == 2
+    err = lines(capsys)
+    assert "images at once take about" in err and "--set micro_batch=" in err and time.monotonic() - began < 60
+    assert not (tmp_path / "run").exists()
