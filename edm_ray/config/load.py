@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -84,7 +85,7 @@ def validate(cls: type[T], mapping: Mapping[str, Any], source: str, path: str = 
         if isinstance(values.get(name), Mapping):
             values[name] = validate(part, values[name], source, f"{path}{name}.")
     try:
-        result: T = TypeAdapter(made).validate_python(values)
+        result: T = _adapter(made).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
@@ -93,6 +94,12 @@ def validate(cls: type[T], mapping: Mapping[str, Any], source: str, path: str = 
             raise InputError(f"{source}: {message}") from error
         raise InputError(f"{source}: {where}={shortened(first.get('input'))}: {message}") from error
     return result
+
+
+@lru_cache(maxsize=256)
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    """Making one takes a tenth of a second."""
+    return TypeAdapter(cls)
 
 
 def _refuse_bools(made: object, values: Mapping[str, Any], source: str, path: str) -> None:
