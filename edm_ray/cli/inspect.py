@@ -26,6 +26,7 @@ from edm_ray.evaluation.grids import GAP_LEVEL, image_grid
 CELL = 48
 """Pictures are enlarged to about so many pixels."""
 MAX_CLASSES = 40
+MOST_COLUMNS = 1000
 EPOCHS = 4
 """Epochs over which reading is averaged."""
 
@@ -48,8 +49,8 @@ class Args:
 
 
 def run(args: Args) -> None:
-    if args.columns < 1:
-        raise InputError(f"--columns {args.columns}: give 1 or more")
+    if not 1 <= args.columns <= MOST_COLUMNS:
+        raise InputError(f"--columns {args.columns}: give 1 or more, at most {MOST_COLUMNS}")
     for flag, value in (("--nodes", args.nodes), ("--lanes", args.lanes)):
         if value < 1:
             raise InputError(f"{flag} {value}: give 1 or more")

@@ -18,6 +18,7 @@ from edm_ray.data.importers.files import list_tree
 from edm_ray.data.importers.pictures import PictureOptions, to_pixels
 from edm_ray.data.importers.source import Record, RecordError, label_table
 from edm_ray.data.manifest import open_dataset
+from edm_ray.data.write import write_dataset
 from edm_ray.errors import InputError
 from tests.data.sources import contents, make_parquet, make_tar, make_zip, open_at, picture, pixels_of, put
 
@@ -308,3 +309,22 @@ def test_every_refusal_of_a_picture_names_an_option(tmp_path, content, capsys):
     put(tmp_path / "in" / "a.png", content), put(tmp_path / "in" / "b.png", PNGS[0])
     code, said, _ = prepared(tmp_path / "in", tmp_path / "out", capsys)
     assert code == 2 and "a.png" in said and "--on-error skip" in said
+
+
+def test_a_pipe_among_the_pictures_is_named_and_not_waited_for(tmp_path):
+    put(tmp_path / "a.png", PNGS[0])
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.raises(InputError, match=r"b.png: is a pipe, socket or device"):
+        open_at(tmp_path, kind="folder")
+
+
+def test_class_names_of_arrays_are_texts_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match=r"class name 1 is no text"):
+        write_dataset(str(tmp_path / "d"), IMAGES, np.array([0, 1] * 3), [1, 2], name="x", split="train")
+    assert not (tmp_path / "d").exists()
+
+
+def test_unlabelled_reads_a_file_whose_metadata_is_damaged(tmp_path):
+    table = pa.table({"image": PNGS, "label": [0, 1] * 3})
+    pq.write_table(table.replace_schema_metadata({"huggingface": b"{"}), tmp_path / "p.parquet")
+    assert np.array_equal(contents(open_at(tmp_path / "p.parquet", unlabelled=True))[0], IMAGES)

@@ -75,6 +75,8 @@ def _walk(uri: str) -> list[tuple[str, int]]:
                 continue
             try:
                 found.append((Path(entry.path).relative_to(root).as_posix(), entry.stat().st_size))
+                if not entry.is_file():  # reading one may wait for ever
+                    raise InputError(f"{readable(entry.path)}: is a pipe, socket or device, no file; remove it")
             except OSError as error:
                 reason = "a link that leads nowhere" if entry.is_symlink() else error.strerror
                 raise InputError(f"{readable(entry.path)}: {reason}; remove it or fix it") from error

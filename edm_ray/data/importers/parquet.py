@@ -52,7 +52,7 @@ class Parquet:
         schema = self._file(0).schema_arrow
         self.image = _image_column(schema, spec, self.files[0])
         self.raw_shape = _raw_shape(schema.field(self.image), self.files[0])
-        features = _features(schema, self.files[0])
+        features = {} if spec.unlabelled else _features(schema, self.files[0])
         self.key = _folder_labels(self.names, spec, schema)
         self.label = None if spec.unlabelled or self.key else _label_column(schema, spec, features, self.files[0])
         if self.label is None and self.key is None and not spec.unlabelled:
@@ -286,7 +286,12 @@ def _features(schema: pa.Schema, where: str) -> dict[str, Any]:
     text = (schema.metadata or {}).get(b"huggingface")
     if not text:
         return {}
-    found = load_json(text, f"{where}: huggingface metadata")
+    try:
+        found = load_json(text, f"{where}: huggingface metadata")
+    except InputError as error:
+        raise InputError(
+            f"{error}; write the file again without it, or give --unlabelled to leave labels out"
+        ) from error
     for key in ("info", "features"):
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else {}
