@@ -32,7 +32,7 @@ __all__ = [
 __all__ += ["is_folder", "is_remote", "join", "list_names", "list_tree", "read_bytes", "refuse_link_out", "resolve"]
 __all__ += ["write_bytes"]
 logger = logging.getLogger(__name__)
-_ALMOST = re.compile(r"(?:s3|gs|gcs|abfss?|az|hdfs|https?|file):/?(?=.)", re.IGNORECASE)
+_ALMOST = re.compile(r"(?:s3|gs|gcs|abfss?|az|hdfs|https?|file):(?!//)", re.IGNORECASE)
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")
 PART_AGE_S = 60.0
 """Younger parts of local files may still be written."""
