@@ -88,7 +88,8 @@ def check_writable(uri: str) -> None:
         raise InputError(f"{uri}: cannot be written: {error.strerror}") from error
     if not there and not place.is_dir():
         raise InputError(f"{uri}: cannot be written: {place} is a file, not a folder")
-    if not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
+    effective = os.access in os.supports_effective_ids
+    if not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0), effective_ids=effective):
         raise InputError(f"{uri}: cannot be written: {place} may not be written to by this user")
     if any(len(os.fsencode(part)) > 255 for part in Path(path).parts) or len(os.fsencode(path)) > 4000:
         raise InputError(f"{path[:100]}...: cannot be written: the name is too long")

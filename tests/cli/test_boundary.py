@@ -84,7 +84,7 @@ def test_places_that_cannot_be_written_are_refused_before_work(tmp_path, capsys,
     for place, says in [(tmp_path / "file" / "x", "is a file, not a folder"), (tmp_path / ("x" * 300), "too long")]:
         assert main(["prepare", str(tmp_path / "in"), str(place), "--dry-run"]) == 2
         assert says in lines(capsys)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode, **how: False)  # root may write everywhere
     assert main(["prepare", str(tmp_path / "in"), str(tmp_path / "out"), "--dry-run"]) == 2
     assert "may not be written to by this user" in lines(capsys)
 
