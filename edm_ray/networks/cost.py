@@ -29,6 +29,8 @@ class NetworkCost:
     """Multiply-adds of one forward pass (convolutions, matrix products, attention); backward takes about twice that."""
     saved_bytes: int
     """Activations kept for the backward pass."""
+    device: str
+    """On which; kernels differ in what they keep."""
 
 
 class _Flops(TorchDispatchMode):
@@ -80,4 +82,5 @@ def _cost(config: DenoiserConfig, device: str) -> NetworkCost:
         parameters=sum(parameter.numel() for parameter in denoiser.parameters()),
         forward_macs=counter.total // 2,
         saved_bytes=sum(storage.nbytes() for storage in kept.values()),
+        device=device,
     )

@@ -2,7 +2,7 @@
 
 `Normalise`: y = mask silu(a (x + p - mean) / std + b), the mean and the variance of each image and group. It replaces
 six passes of PyTorch's own kernels and keeps x alone for the backward pass. One program takes one image and some
-groups, whole.
+groups, whole: it reads them twice, the second time mostly from the cache.
 
 `AddScaled`: y = s (h + x + bias), one pass where PyTorch takes three, with the bias of the convolutions before it.
 `Resample`: 2x2 means, and their transpose.
@@ -13,7 +13,7 @@ Sums are in float32 and in a fixed order, so equal inputs give equal bits. Image
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,9 +24,7 @@ from edm_ray.networks.dropout import MIX, STEP, threshold_of
 CHANNELS = 64
 """Channels of a program, about: 128 bytes of a pixel in 16 bits."""
 TILE = 4096
-"""Elements of a tile, where an image does not fit."""
-WHOLE, WHOLE_CHANNELS = 16384, 16
-"""Elements of an image that a program holds at once: 32x32 pixels of 16 channels, or fewer of more."""
+"""Elements that a program holds at once."""
 
 Tensor = torch.Tensor
 
@@ -59,7 +57,7 @@ def _kept(
 @triton.jit
 def _forward(
     x, p, a, b, keys, y, means, stds, HW, stride_p, stride_a, stride_b, eps,
-    C, G, CG: tl.constexpr, CGP: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, ONE: tl.constexpr,
+    C, G, CG: tl.constexpr, CGP: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
     OFFSET: tl.constexpr, SILU: tl.constexpr, DROP: tl.constexpr, STEP: tl.constexpr, MIX0: tl.constexpr,
     MIX1: tl.constexpr,
 ):  # fmt: skip
@@ -77,25 +75,20 @@ def _forward(
     mask = (rows < HW)[:, None, None] & there[None, :, :]
     first = tl.load(at + rows[:, None, None] * C, mask=mask, other=0.0).to(tl.float32) + offset[None, :, :]
     about = tl.sum(tl.sum(tl.where(mask, first, 0.0), axis=2), axis=0) / (tl.minimum(HW, ROWS) * CG)
+    # Over the tiles element by element: sums across threads are taken once, at the end.
+    total = tl.zeros([ROWS, K, CGP], tl.float32)
+    total_of_squares = tl.zeros([ROWS, K, CGP], tl.float32)
+    for start in range(0, HW, ROWS):
+        row = start + rows
+        mask = (row < HW)[:, None, None] & there[None, :, :]
+        value = tl.load(at + row[:, None, None] * C, mask=mask, other=0.0).to(tl.float32) + offset[None, :, :]
+        value = tl.where(mask, value - about[None, :, None], 0.0)
+        total += value
+        total_of_squares += value * value
     size = HW * CG
-    if ONE:
-        apart = tl.where(mask, first - about[None, :, None], 0.0)
-        mean = about
-        variance = tl.sum(tl.sum(apart * apart, axis=2), axis=0) / size
-    else:
-        # Over the tiles element by element: sums across threads are taken once, at the end.
-        total = tl.zeros([ROWS, K, CGP], tl.float32)
-        total_of_squares = tl.zeros([ROWS, K, CGP], tl.float32)
-        for start in range(0, HW, ROWS):
-            row = start + rows
-            mask = (row < HW)[:, None, None] & there[None, :, :]
-            value = tl.load(at + row[:, None, None] * C, mask=mask, other=0.0).to(tl.float32) + offset[None, :, :]
-            value = tl.where(mask, value - about[None, :, None], 0.0)
-            total += value
-            total_of_squares += value * value
-        apart_mean = tl.sum(tl.sum(total, axis=2), axis=0) / size
-        mean = about + apart_mean
-        variance = tl.sum(tl.sum(total_of_squares, axis=2), axis=0) / size - apart_mean * apart_mean
+    apart = tl.sum(tl.sum(total, axis=2), axis=0) / size
+    mean = about + apart
+    variance = tl.sum(tl.sum(total_of_squares, axis=2), axis=0) / size - apart * apart
     std = tl.sqrt(tl.maximum(variance, 0.0) + eps)
     tl.store(means + n * G + group, mean, mask=group < G)
     tl.store(stds + n * G + group, std, mask=group < G)
@@ -104,10 +97,7 @@ def _forward(
     for start in range(0, HW, ROWS):
         row = start + rows
         mask = (row < HW)[:, None, None] & there[None, :, :]
-        if ONE:
-            value = first
-        else:
-            value = tl.load(at + row[:, None, None] * C, mask=mask, other=0.0).to(tl.float32) + offset[None, :, :]
+        value = tl.load(at + row[:, None, None] * C, mask=mask, other=0.0).to(tl.float32) + offset[None, :, :]
         value = value * slope[None, :, :] + level[None, :, :]
         if SILU:
             value = value / (1.0 + tl.exp(-value))
@@ -139,7 +129,7 @@ def _gradient_in(
 @triton.jit
 def _backward(
     x, dy, p, a, b, keys, means, stds, dx, dp, da, db, HW, stride_p, stride_a, stride_b,
-    C, G, CG: tl.constexpr, CGP: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, ONE: tl.constexpr,
+    C, G, CG: tl.constexpr, CGP: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
     OFFSET: tl.constexpr, SILU: tl.constexpr, DROP: tl.constexpr, STEP: tl.constexpr, MIX0: tl.constexpr,
     MIX1: tl.constexpr,
 ):  # fmt: skip
@@ -159,32 +149,22 @@ def _backward(
         shift += tl.load(p + n * stride_p + c, mask=there, other=0.0).to(tl.float32)
     scale = tl.load(a + n * stride_a + c, mask=there, other=0.0)
     level = tl.load(b + n * stride_b + c, mask=there, other=0.0)
-    mask = (rows < HW)[:, None, None] & there[None, :, :]
-    if ONE:
+    every_dz = tl.zeros([ROWS, K, CGP], tl.float32)
+    every_dz_u = tl.zeros([ROWS, K, CGP], tl.float32)
+    every_u = tl.zeros([ROWS, K, CGP], tl.float32)
+    for start in range(0, HW, ROWS):
+        row = start + rows
+        mask = (row < HW)[:, None, None] & there[None, :, :]
         u, dz = _gradient_in(
-            x, dy, keys, here + rows[:, None, None] * C, mask, shift, std, scale, level, n, rows, group, HW, C,
+            x, dy, keys, here + row[:, None, None] * C, mask, shift, std, scale, level, n, row, group, HW, C,
             CG, CGP, K, ROWS, SILU, DROP, STEP, MIX0, MIX1,
         )  # fmt: skip
-        sums = tl.sum(dz, axis=0)
-        products = tl.sum(dz * u, axis=0)
-        units = tl.sum(u, axis=0)
-    else:
-        every_dz = tl.zeros([ROWS, K, CGP], tl.float32)
-        every_dz_u = tl.zeros([ROWS, K, CGP], tl.float32)
-        every_u = tl.zeros([ROWS, K, CGP], tl.float32)
-        for start in range(0, HW, ROWS):
-            row = start + rows
-            mask = (row < HW)[:, None, None] & there[None, :, :]
-            u, dz = _gradient_in(
-                x, dy, keys, here + row[:, None, None] * C, mask, shift, std, scale, level, n, row, group, HW, C,
-                CG, CGP, K, ROWS, SILU, DROP, STEP, MIX0, MIX1,
-            )  # fmt: skip
-            every_dz += dz
-            every_dz_u += dz * u
-            every_u += u
-        sums = tl.sum(every_dz, axis=0)
-        products = tl.sum(every_dz_u, axis=0)
-        units = tl.sum(every_u, axis=0)
+        every_dz += dz
+        every_dz_u += dz * u
+        every_u += u
+    sums = tl.sum(every_dz, axis=0)
+    products = tl.sum(every_dz_u, axis=0)
+    units = tl.sum(every_u, axis=0)
     size = HW * CG
     mean_dz = tl.sum(scale * sums, axis=1) / size
     mean_dz_u = tl.sum(scale * products, axis=1) / size
@@ -198,11 +178,10 @@ def _backward(
         row = start + rows
         mask = (row < HW)[:, None, None] & there[None, :, :]
         at = here + row[:, None, None] * C
-        if not ONE:
-            u, dz = _gradient_in(
-                x, dy, keys, at, mask, shift, std, scale, level, n, row, group, HW, C,
-                CG, CGP, K, ROWS, SILU, DROP, STEP, MIX0, MIX1,
-            )  # fmt: skip
+        u, dz = _gradient_in(
+            x, dy, keys, at, mask, shift, std, scale, level, n, row, group, HW, C,
+            CG, CGP, K, ROWS, SILU, DROP, STEP, MIX0, MIX1,
+        )  # fmt: skip
         value = (scale[None, :, :] * dz - mean_dz[None, :, None] - u * mean_dz_u[None, :, None]) / std[None, :, None]
         tl.store(dx + at, value.to(dx.dtype.element_ty), mask=mask)
 
@@ -314,20 +293,24 @@ class AddScaled(torch.autograd.Function):
         return dx, dx, part.sum(0) if ctx.biased else None, None
 
 
-def _shape_of(x: Tensor, groups: int, drop: int) -> tuple[tuple[int, int], dict[str, Any]]:
-    """The grid, and the sizes that the kernels are compiled for: a whole image of a few channels at once where it fits
-    the registers, tiles of more channels where it does not."""
+def _shape_of(x: Tensor, groups: int, drop: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """The grid, and the sizes that the kernels are compiled for."""
     batch, channels, height, width = x.shape
-    each, pixels = channels // groups, height * width
+    each = channels // groups
     padded = max(4, triton.next_power_of_2(each))
-    rows = triton.next_power_of_2(pixels)
-    one = rows * max(padded, WHOLE_CHANNELS) <= WHOLE
-    k = max(1, min(triton.next_power_of_2(groups), (min(WHOLE // rows, CHANNELS) if one else CHANNELS) // padded))
-    if not one:
-        rows = max(1, TILE // (k * padded))
-    sizes = {"C": channels, "G": groups, "CG": each, "CGP": padded, "K": k, "ROWS": rows, "ONE": one, "DROP": drop}
-    warps = {"num_warps": 16 if rows * k * padded > 8192 else 8}
-    return (triton.cdiv(groups, k), batch), sizes | {"STEP": STEP, "MIX0": MIX[0][1], "MIX1": MIX[1][1]} | warps
+    k = min(triton.next_power_of_2(groups), max(1, CHANNELS // padded))
+    rows = min(triton.next_power_of_2(height * width), max(1, TILE // (k * padded)))
+    sizes = {"C": channels, "G": groups, "CG": each, "CGP": padded, "K": k, "ROWS": rows, "DROP": drop}
+    return (triton.cdiv(groups, k), batch), sizes | {"STEP": STEP, "MIX0": MIX[0][1], "MIX1": MIX[1][1], "num_warps": 4}
+
+
+class How(NamedTuple):
+    """What `Normalise` does besides."""
+
+    groups: int
+    eps: float
+    silu: bool
+    dropout: float
 
 
 class Normalise(torch.autograd.Function):
@@ -335,18 +318,15 @@ class Normalise(torch.autograd.Function):
     or None -> y like x; gradients of x, p, a and b. With keys, C / groups is a multiple of four."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, p: Tensor | None, a: Tensor, b: Tensor, keys: Tensor | None, groups: int, eps: float,
-        silu: bool, dropout: float,
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, x: Tensor, p: Tensor | None, a: Tensor, b: Tensor, keys: Tensor | None, how: How) -> Tensor:
         y = torch.empty_like(x)
-        means, stds = (torch.empty(len(x), groups, dtype=torch.float32, device=x.device) for _ in range(2))
-        grid, sizes = _shape_of(x, groups, threshold_of(dropout) if keys is not None else 0)
-        flags = {"OFFSET": p is not None, "SILU": silu}
+        means, stds = (torch.empty(len(x), how.groups, dtype=torch.float32, device=x.device) for _ in range(2))
+        grid, sizes = _shape_of(x, how.groups, threshold_of(how.dropout) if keys is not None else 0)
+        flags = {"OFFSET": p is not None, "SILU": how.silu}
         strides = (0 if p is None else p.stride(0), a.stride(0), b.stride(0))
         pixels = x.shape[2] * x.shape[3]
         _forward[grid](
-            x, x if p is None else p, a, b, a if keys is None else keys, y, means, stds, pixels, *strides, eps,
+            x, x if p is None else p, a, b, a if keys is None else keys, y, means, stds, pixels, *strides, how.eps,
             **sizes, **flags,
         )  # fmt: skip
         ctx.save_for_backward(x, p, a, b, keys, means, stds)
@@ -364,4 +344,4 @@ class Normalise(torch.autograd.Function):
             x, dy, x if p is None else p, a, b, a if keys is None else keys, means, stds, dx, dp, da, db, pixels,
             *strides, **sizes, **flags,
         )  # fmt: skip
-        return dx, None if p is None else dp.to(p.dtype), da, db, None, None, None, None, None
+        return dx, None if p is None else dp.to(p.dtype), da, db, None, None

@@ -46,9 +46,9 @@ def normalise(
     offset = None if join.offset is None else join.offset.expand(rows)
     drops = dropout is not None and dropout.training and dropout.p > 0
     keys, p = (dropout.keys, dropout.p) if drops and dropout is not None else (None, 0.0)
-    y: torch.Tensor = kernels_for(x).Normalise.apply(
-        x, offset, a.expand(rows), b.expand(rows), keys, norm.num_groups, norm.eps, silu, p
-    )
+    kernels = kernels_for(x)
+    how = kernels.How(norm.num_groups, norm.eps, silu, p)
+    y: torch.Tensor = kernels.Normalise.apply(x, offset, a.expand(rows), b.expand(rows), keys, how)
     return y
 
 

@@ -35,7 +35,8 @@ def memory_gib(cost: NetworkCost, images: int, precision: str) -> Quantity:
     """Parameters, optimizer, averages and activations of one worker that holds ``images`` at once."""
     low = precision in ("bf16", "fp16")
     saved = cost.saved_bytes / (2 if low else 1)
-    state = STATE_BYTES + 2 * low  # weights are kept in 16 bits too
+    # Weights are kept in 16 bits too; on a GPU gradients take the place of activations, which go as they come.
+    state = STATE_BYTES + 2 * low - 4 * (cost.device == "cuda")
     return Quantity(
         value=(cost.parameters * state + saved * images) / GIB,
         unit="GiB a worker",
