@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from edm_ray.errors import IntegrityError, shortened
-from edm_ray.models.weights import load_tensors
+from edm_ray.models.weights import tensors_of
 from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST, check_keys, commit, read_file, read_manifest
 from edm_ray.storage.documents import SMALL_BYTES, load_json
@@ -109,13 +109,13 @@ class CheckpointStore:
         manifest = read_manifest(uri)
         if manifest is None or manifest.get("kind") != KIND:
             raise IntegrityError(f"{uri}: no checkpoint")
-        check_keys(manifest, uris.join(uri, MANIFEST), ["images_seen"])
+        check_keys(manifest, uris.join(uri, MANIFEST), ["images_seen", "run"])
         others = [name for name in manifest["files"] if name != STATE and not name.endswith(".safetensors")]
         if others or manifest.get("images_seen") != images_seen:
             what = f"lists {shortened(others[0])}" if others else "is of another moment of the run"
             raise IntegrityError(f"{uris.join(uri, MANIFEST)}: {what}; not a checkpoint of this version")
         tensors = {
-            name.removesuffix(".safetensors"): load_tensors(read_file(uri, name, manifest), uris.join(uri, name))
+            name.removesuffix(".safetensors"): tensors_of(read_file(uri, name, manifest), uris.join(uri, name))
             for name in manifest["files"]
             if name.endswith(".safetensors")
         }

@@ -20,7 +20,7 @@ from edm_ray.diffusion.preconditioning import Preconditioned
 from edm_ray.errors import InputError, IntegrityError, nearest, shortened
 from edm_ray.models.card import model_card
 from edm_ray.models.denoiser import ModelDenoiser
-from edm_ray.models.weights import load_tensors, misfit, weights_bytes
+from edm_ray.models.weights import misfit, tensors_of, weights_bytes
 from edm_ray.networks.build import build_denoiser, on_device
 from edm_ray.storage import uris
 from edm_ray.storage.commit import NEWER, canonical_json, commit, open_manifest, read_file, read_manifest, sha256
@@ -70,7 +70,7 @@ class Model:
 
     def denoiser(self, device: str = "cpu") -> ModelDenoiser:
         """D in evaluation mode, with its guide if there is one."""
-        state = load_tensors(self.weights, uris.join(self.uri, WEIGHTS))
+        state = tensors_of(self.weights, uris.join(self.uri, WEIGHTS))
         module = on_device(network_with(self.config, state, self.uri, self.network), torch.device(device))
         guide = None if self.guide is None else self.guide.denoiser(device)
         denoiser = ModelDenoiser(module, self.config.network, self.codec, guide, self, self.empty_classes)
@@ -120,7 +120,7 @@ def add_metrics(uri: str, metrics: Mapping[str, Any]) -> None:
     What it computes, and so its hash, stays."""
     model = open_model(uri)
     about = {**model.about, "metrics": {**model.about.get("metrics", {}), **metrics}}
-    save_model(uri, model.config, load_tensors(model.weights, uris.join(uri, WEIGHTS)), about, model.codec)
+    save_model(uri, model.config, tensors_of(model.weights, uris.join(uri, WEIGHTS)), about, model.codec)
 
 
 def open_model(uri: str, guide: str | None = None, network: torch.nn.Module | None = None) -> Model:

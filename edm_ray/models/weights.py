@@ -28,12 +28,12 @@ def weights_bytes(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
     return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[8 + length :]))
 
 
-def load_tensors(content: bytes, where: str) -> dict[str, torch.Tensor]:
-    """A safetensors file. Raises IntegrityError when it is none."""
+def tensors_of(content: bytes, what: str) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file. Raises IntegrityError, which begins with ``what``, for anything else."""
     try:
         tensors: dict[str, torch.Tensor] = safetensors.torch.load(content)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise IntegrityError(f"{where}: not a file of tensors (safetensors): {shortened_error(error)}") from error
+        raise IntegrityError(f"{what}: not a file of tensors (safetensors): {shortened_error(error)}") from error
     return tensors
 
 

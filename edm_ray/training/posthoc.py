@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from edm_ray.errors import InputError, IntegrityError
-from edm_ray.models.weights import load_tensors, weights_bytes
+from edm_ray.models.weights import tensors_of, weights_bytes
 from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST, commit, read_file, read_manifest
 from edm_ray.training.ema import gamma_of
@@ -112,7 +112,7 @@ def synthesise(run_uri: str, sigma_rel: float, images_seen: int | None = None) -
     changes: set[str] = set()
     for (uri, manifest, _, width), weight in zip(found, weights.tolist(), strict=True):
         file = f"sigma_rel-{width:g}.safetensors"
-        state = load_tensors(read_file(uri, file, manifest), uris.join(uri, file))
+        state = tensors_of(read_file(uri, file, manifest), uris.join(uri, file))
         for name, stored in state.items():
             tensor = stored.float() if stored.dtype == torch.float16 else stored
             total[name] = total.get(name, torch.zeros_like(tensor, dtype=torch.float64)) + weight * tensor.double()

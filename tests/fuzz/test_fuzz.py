@@ -41,7 +41,7 @@ from edm_ray.models.directory import check_size, read_config
 from edm_ray.models.interop.containers import read_network_file
 from edm_ray.models.interop.fid_reference import read_fid_npz
 from edm_ray.models.interop.nvlabs import chosen_network, network_config
-from edm_ray.models.weights import load_tensors
+from edm_ray.models.weights import tensors_of
 from edm_ray.search.sampler_file import settings_from_yaml
 from edm_ray.search.space import space_of
 from edm_ray.storage.commit import SEAL, read_manifest, sealed
@@ -257,7 +257,7 @@ def kinds(place: Path) -> dict[str, tuple[st.SearchStrategy[Any], Read]]:
         "network pickle": (mutants(pickled, tensors.getvalue()), network_file),
         "fid npz": (mutants(fid.getvalue()), lambda new: read_fid_npz(new, "x")),
         "moments": (mutants(moments), lambda new: Moments.from_bytes(new, "x")),
-        "tensors": (mutants(moments), lambda new: load_tensors(new, "x")),
+        "tensors": (mutants(moments), lambda new: tensors_of(new, "x")),
         "names of splits": (names, lambda given: [choose(given, "train", "x") for choose in CHOOSE]),
     }  # fmt: skip
 
