@@ -161,9 +161,7 @@ def _describe_classes(dataset: DataSet) -> None:
     say(f"classes      {len(names)}, of {min(counts):,} to {max(counts):,} pictures")
     if empty := dataset.empty_classes:
         which = ", ".join(map(str, empty[:20]))
-        say(
-            f"WARNING      {len(empty)} classes have no pictures ({which}): not trained for, not drawn unless asked for"
-        )
+        say(f"WARNING      {len(empty)} classes have no pictures ({which}): not trained for or drawn unless asked for")
     for name, count in list(zip(names, counts))[:MAX_CLASSES]:
         say(f"  {count:>9,}  {name}")
     if len(names) > MAX_CLASSES:

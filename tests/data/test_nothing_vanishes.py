@@ -328,3 +328,16 @@ def test_unlabelled_reads_a_file_whose_metadata_is_damaged(tmp_path):
     table = pa.table({"image": PNGS, "label": [0, 1] * 3})
     pq.write_table(table.replace_schema_metadata({"huggingface": b"{"}), tmp_path / "p.parquet")
     assert np.array_equal(contents(open_at(tmp_path / "p.parquet", unlabelled=True))[0], IMAGES)
+
+
+def test_text_of_parquet_that_is_not_utf_8_is_named(tmp_path):
+    rows = pa.array([{"bytes": PNGS[0], "path": "aaaa.png"}] * 2)
+    pq.write_table(pa.table({"image": rows, "label": ["bbbb", "bbbb"]}), tmp_path / "p.parquet", use_dictionary=False)
+    content = (tmp_path / "p.parquet").read_bytes()
+    (tmp_path / "path.parquet").write_bytes(content.replace(b"aaaa.png", b"aa\xffa.png"))
+    source = open_at(tmp_path / "path.parquet")
+    with pytest.raises(InputError, match=r"not UTF-8|damaged"):
+        source.record(0)
+    (tmp_path / "label.parquet").write_bytes(content.replace(b"bbbb", b"bb\xffb"))
+    with pytest.raises(InputError, match=r"not UTF-8|damaged"):
+        open_at(tmp_path / "label.parquet")

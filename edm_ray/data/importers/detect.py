@@ -47,7 +47,10 @@ _LOOKED_FOR = (
 def open_source(spec: SourceSpec) -> Source:
     if spec.kind not in KINDS:
         raise InputError(f"--kind {spec.kind}: unknown{nearest(spec.kind, KINDS)}; there are: {', '.join(KINDS)}")
-    return KINDS[spec.kind](spec)
+    try:
+        return KINDS[spec.kind](spec)
+    except UnicodeError as error:  # names of columns, arrays and members that libraries decode
+        raise InputError(f"{spec.uri}: holds names or labels that are not UTF-8: {error}; it is damaged") from error
 
 
 def detect_kind(uri: str) -> str:

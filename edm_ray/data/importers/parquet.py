@@ -159,7 +159,10 @@ class Parquet:
         except (pa.ArrowException, OSError) as error:
             self._batch = None
             raise InputError(f"{self.files[number]}: {place}: damaged: {shortened_error(error)}") from error
-        return self._batch[2].column(0)[local - self._batch[1]].as_py()
+        try:
+            return self._batch[2].column(0)[local - self._batch[1]].as_py()
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{place}: its path is not UTF-8; the file is damaged") from error
 
 
 def _files(spec: SourceSpec) -> tuple[list[str], tuple[str, ...]]:
