@@ -31,6 +31,7 @@ from edm_ray.search.driver import Driver
 from edm_ray.search.time_budget import limit_hours
 from edm_ray.search.trials import Evaluation, TrialResult
 from edm_ray.storage import uris
+from edm_ray.storage.versioned import FORMAT
 
 TRIAL_CPUS = 0.01
 LEAST_CONCURRENT, MOST_CONCURRENT = 8, 64
@@ -139,7 +140,7 @@ def sweep_on_ray(
         )
         searcher = DriverSearcher(driver, on_trial)
         grid = _tuner(ray.tune.with_resources(trainable, {"cpu": TRIAL_CPUS}), searcher, folder, most).fit()
-    lines = [json.dumps(result.metrics, default=str) for result in grid if result.metrics]
+    lines = [json.dumps({"format": FORMAT, **result.metrics}, default=str) for result in grid if result.metrics]
     uris.write_bytes(uris.join(out, TRIALS), "\n".join([*lines, ""]).encode())
     return grid
 

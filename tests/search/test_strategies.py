@@ -218,6 +218,18 @@ def test_no_budget_is_ever_exceeded_and_all_confirm(space, images):
     assert {result.found, DETERMINISTIC} <= {entry.label for entry in result.confirmed}
 
 
+def test_a_budget_above_what_a_race_takes_at_most_does_not_lift_that_bound(space):
+    """Nobody can be told apart, so the race would go on for ever."""
+    how = {"num_finalists": 4, "max_chunks": 4, "num_line": 0, "num_global": 2, "num_model": 0, "z": 50.0, "tie": 1e-9}
+    for images in (None, 10**9):
+        driver = driver_of(space, **how, budget_images=images)
+        said = int(re.search(r"at most ([0-9,]+) images", driver.describe()).group(1).replace(",", ""))
+        assert said < 10_000
+        run(driver, fid=lambda settings: 5.0)
+        result = result_of(driver)
+        assert result.images <= said and result.stopped
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_budget_too_small_to_confirm_is_refused_before_anything_runs(space, name):
     with pytest.raises(InputError, match=r"budget_images=2,000 is too small to confirm anything") as caught:

@@ -189,7 +189,7 @@ def test_the_real_mlflow_takes_it(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'db'}")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'db'}")
     assert "failures" not in _send(tmp_path, _rows(4), names=("mlflow",))[0]
-    own = json.loads((tmp_path / "trackers.json").read_text())["mlflow"]["id"]
+    own = json.loads((tmp_path / "trackers.json").read_text())["ids"]["mlflow"]
     assert [m.step for m in mlflow.MlflowClient().get_metric_history(own, "loss")] == [100, 200, 300]
 
 
