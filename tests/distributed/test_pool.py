@@ -23,7 +23,7 @@ import torch
 from edm_ray.cli import main
 from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.distributed.executor import Ray
-from edm_ray.distributed.pool import ask_for, check, start_pool
+from edm_ray.distributed.pool import ask_for, check, start_pools
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.evaluation.chunks import Generator, chunks_of, gather, read_chunk, read_rows
 from edm_ray.evaluation.device import kind_of
@@ -90,7 +90,7 @@ def pool_of():
     pools = []
 
     def start(bench: Bench, **more):
-        pools.append(start_pool(bench.on, bench.recipe, **more))
+        pools.extend(start_pools(bench.on, [bench.recipe], **more))
         return pools[-1]
 
     yield start
@@ -102,7 +102,7 @@ def pool_of():
 def shared(parts, tmp_path_factory):
     """One pool of two workers for the tests that leave it as it was."""
     bench = _bench(parts, tmp_path_factory.mktemp("shared"))
-    pool = start_pool(bench.on, bench.recipe)
+    [pool] = start_pools(bench.on, [bench.recipe])
     yield bench, pool
     pool.stop()
 
@@ -113,24 +113,24 @@ class TestOfOnePool:
         settings = _settings(bench)
         chunks = chunks_of(bench.generator(), settings, "search", 3, 50)
         asked = [*chunks, *reversed(chunks), chunks[1]]
-        assert sum(ray.get([pool.dispatcher.ensure.remote(chunk) for chunk in asked])) == 3
-        assert sum(ray.get([pool.dispatcher.ensure.remote(chunk) for chunk in asked])) == 0
+        assert sum(ray.get([pool.ensure(chunk) for chunk in asked])) == 3
+        assert sum(ray.get([pool.ensure(chunk) for chunk in asked])) == 0
         features, _ = gather(bench.store, chunks)
         assert np.array_equal(features, _calm(bench, settings, chunks))
 
     def test_a_truncated_chunk_is_made_again_with_the_same_bits(self, shared):
         bench, pool = shared
         chunk = chunks_of(bench.generator(), _settings(bench, 2.0), "search", 1, 50)[0]
-        assert ray.get(pool.dispatcher.ensure.remote(chunk))
+        assert ray.get(pool.ensure(chunk))
         before, path = read_chunk(bench.store, chunk), Path(path_of(bench.store, chunk))
         path.write_bytes(path.read_bytes()[:-9])
-        assert ray.get(pool.dispatcher.ensure.remote(chunk)), "what is damaged is not taken for there"
+        assert ray.get(pool.ensure(chunk)), "what is damaged is not taken for there"
         assert np.array_equal(read_chunk(bench.store, chunk), before)
 
     def test_the_kind_of_device_that_made_a_chunk_is_kept_with_it(self, shared):
         bench, pool = shared
         chunk = chunks_of(bench.generator(), _settings(bench), "search", 1, 50)[0]
-        ray.get(pool.dispatcher.ensure.remote(chunk))
+        ray.get(pool.ensure(chunk))
         assert [rows.made_on for rows in read_rows(bench.store, [chunk])] == [kind_of("cpu")]
 
     def test_a_chunk_of_another_extractor_is_refused_by_name_and_the_pool_goes_on(self, shared):
@@ -149,7 +149,7 @@ def test_two_chunks_in_hand_of_one_worker_have_the_same_bits(parts, pool_of, tmp
     bench = _bench(parts, tmp_path, 1)
     pool = pool_of(bench, in_hand=2)
     chunks = chunks_of(bench.generator(), _settings(bench), "search", 6, 50)
-    assert sum(ray.get([pool.dispatcher.ensure.remote(chunk) for chunk in chunks])) == 6
+    assert sum(ray.get([pool.ensure(chunk) for chunk in chunks])) == 6
     features, _ = gather(bench.store, chunks)
     assert np.array_equal(features, _calm(bench, _settings(bench), chunks))
 
@@ -171,14 +171,14 @@ def test_several_extractors_see_the_same_images_which_are_sampled_once(parts, ot
     pool, settings = pool_of(bench), _settings(bench)
     chunks = chunks_of(bench.generator(), settings, "search", 2, 50)
     others = [chunk.of_extractor(reference.moments.extractor) for chunk in chunks]
-    ensure = pool.dispatcher.ensure
-    assert ray.get([ensure.remote(*both) for both in zip(chunks, others, strict=True)]) == [True, True]
-    assert ray.get([ensure.remote(chunk) for chunk in (*chunks, *others)]) == [False] * 4
+    ensure = pool.ensure
+    assert ray.get([ensure(*both) for both in zip(chunks, others, strict=True)]) == [True, True]
+    assert ray.get([ensure(chunk) for chunk in (*chunks, *others)]) == [False] * 4
     for made, spec in zip((chunks, others), bench.recipe.extractors, strict=True):
         features, _ = gather(bench.store, made)
         assert np.array_equal(features, _calm(bench, settings, made, spec))
     Path(path_of(bench.store, others[0])).unlink()
-    assert ray.get(ensure.remote(chunks[0], others[0])), "what is missing of one extractor is made again"
+    assert ray.get(ensure(chunks[0], others[0])), "what is missing of one extractor is made again"
 
 
 def test_a_larger_evaluation_goes_on_from_the_chunks_of_a_smaller_one(parts, other_reference, tmp_path):
@@ -246,9 +246,9 @@ def test_a_killed_dispatcher_starts_again_and_calls_under_way_end_well(parts, po
     bench = _bench(parts, tmp_path)
     pool, settings = pool_of(bench), _settings(bench, steps=12)
     chunks = chunks_of(bench.generator(), settings, "search", 6, 50)
-    waiting = [pool.dispatcher.ensure.remote(chunk) for chunk in chunks]
+    waiting = [pool.ensure(chunk) for chunk in chunks]
     ray.wait(waiting, num_returns=1)
-    ray.kill(pool.dispatcher, no_restart=False)
+    ray.kill(pool.dispatchers, no_restart=False)
     ray.get(waiting, timeout=120)
     features, _ = gather(bench.store, chunks)
     assert np.array_equal(features, _calm(bench, settings, chunks))
@@ -322,11 +322,11 @@ def test_a_pool_grows_when_room_comes(parts, pool_of, tmp_path):
     check(bench.on, [bench.recipe])
     pool = pool_of(bench)
     chunks = chunks_of(bench.generator(), _settings(bench), "search", 2, 50)
-    assert sum(ray.get([pool.dispatcher.ensure.remote(chunk) for chunk in chunks])) == 2
-    assert ray.get(pool.dispatcher.status.remote())["alive"] == 1
+    assert sum(ray.get([pool.ensure(chunk) for chunk in chunks])) == 2
+    assert pool.status()["alive"] == 1
     ray.kill(holder)
     deadline = time.monotonic() + 60
-    while ray.get(pool.dispatcher.status.remote())["alive"] < 3:
+    while pool.status()["alive"] < 3:
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
@@ -386,7 +386,7 @@ def test_twenty_evaluations_with_samplers_killed_at_random_have_the_fids_of_calm
     pool = pool_of(bench)
     settings = [_settings(bench, churn, 18) for churn in np.linspace(0, 7, 20)]
     sets = [chunks_of(bench.generator(), each, "search", 4, 50) for each in settings]
-    waiting = {pool.dispatcher.ensure.remote(chunk): chunk for chunks in sets for chunk in chunks}
+    waiting = {pool.ensure(chunk): chunk for chunks in sets for chunk in chunks}
     over, kills, chance = threading.Event(), [], random.Random(0)
 
     def strike() -> None:
@@ -398,7 +398,7 @@ def test_twenty_evaluations_with_samplers_killed_at_random_have_the_fids_of_calm
                 os.kill(pid, signal.SIGKILL)
                 kills.append(pid)
             if len(kills) in (5, 12):
-                ray.kill(pool.dispatcher, no_restart=False)
+                ray.kill(pool.dispatchers, no_restart=False)
                 kills.append(0)
 
     thread = threading.Thread(target=strike)

@@ -170,21 +170,21 @@ def test_a_chunk_whose_actor_is_killed_is_computed_by_another(root, bench_dirs):
     import ray
 
     from edm_ray.distributed.executor import Ray
-    from edm_ray.distributed.pool import start_pool
+    from edm_ray.distributed.pool import start_pools
     from edm_ray.evaluation.chunks import read_chunk
 
     recipe = _recipe(bench_dirs, root / "kill")
     chunks = _chunks(bench_dirs, sampler(num_steps=10), 6, 100)
-    pool = start_pool(Ray(workers=2), recipe)
-    pids = ray.get(pool.dispatcher.worker_pids.remote())
-    waiting = [pool.dispatcher.ensure.remote(chunk) for chunk in [*chunks, chunks[0]]]
+    [pool] = start_pools(Ray(workers=2), [recipe])
+    pids = pool.worker_pids()
+    waiting = [pool.ensure(chunk) for chunk in [*chunks, chunks[0]]]
     os.kill(pids[0], signal.SIGKILL)
     assert sum(ray.get(waiting)) == 6  # asked for seven times, made six
-    status = ray.get(pool.dispatcher.status.remote())
+    status = pool.status()
     assert status["actors lost"] == 1 and status["made"] == 6
     calm = _recipe(bench_dirs, root / "calm-chunks")
-    again = start_pool(Ray(workers=1), calm)
-    ray.get([again.dispatcher.ensure.remote(chunk) for chunk in chunks])
+    [again] = start_pools(Ray(workers=1), [calm])
+    ray.get([again.ensure(chunk) for chunk in chunks])
     for chunk in chunks:
         assert np.array_equal(read_chunk(recipe.store, chunk), read_chunk(calm.store, chunk))
     pool.stop()
