@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/edm-ray demo --out demo
 
+# Two processes: one for the tests that start Ray, one for the others (tests/conftest.py).
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow and not fault and not soak'
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow and not fault and not soak'
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

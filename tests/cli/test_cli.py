@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 import time
@@ -108,11 +109,17 @@ def test_help_needs_neither_torch_nor_ray_and_is_quick():
     assert time.monotonic() - started < 5
 
 
-def test_jobs_are_the_commands():
-    for path in Path("jobs").glob("*.py"):
-        done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True)
-        assert done.returncode == 0 and f"edm-ray {path.stem}" in done.stdout
+def test_jobs_are_the_commands(capsys, monkeypatch):
+    paths = list(Path("jobs").glob("*.py"))
+    assert len(paths) >= 6
+    for path in paths:
+        monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(path), run_name="__main__")
+        assert ended.value.code in (0, None) and f"edm-ray {path.stem}" in capsys.readouterr().out
         assert len(path.read_text().splitlines()) <= 25
+    done = subprocess.run([sys.executable, "jobs/train.py", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "edm-ray train" in done.stdout
 
 
 def test_a_reader_that_has_seen_enough_ends_a_command_without_a_traceback():

@@ -35,6 +35,7 @@ from tests.data.sources import (
     prepare_shard,
     put,
 )
+from tests.processes import ray_processes
 
 
 @pytest.fixture
@@ -49,28 +50,6 @@ def _error(capsys, *arguments) -> str:
     return text
 
 
-def _own_workers(title: bytes) -> list[int]:
-    """Processes of that title below this one (others may be running the same tests on this machine)."""
-    parents, found = {}, []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            pid = int(folder.name)
-            parents[pid] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if (folder / "cmdline").read_bytes().startswith(title):
-                found.append(pid)
-        except (OSError, ValueError):
-            continue
-
-    def below(pid: int) -> bool:
-        while pid > 1:
-            if pid == os.getpid():
-                return True
-            pid = parents.get(pid, 0)
-        return False
-
-    return [pid for pid in found if below(pid)]
-
-
 @pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
 def test_a_shard_whose_worker_is_killed_is_written_by_another(tmp_path, ray_session, capsys):
@@ -79,9 +58,9 @@ def test_a_shard_whose_worker_is_killed_is_written_by_another(tmp_path, ray_sess
     thread = threading.Thread(target=lambda: ended.append(main([*command, "--workers", "2"])))
     thread.start()
     deadline = time.monotonic() + 120
-    while not (victims := _own_workers(b"ray::Worker.make")) and time.monotonic() < deadline:
+    while not (victims := ray_processes("Worker.make")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(victims[0], signal.SIGKILL)
+    os.kill(victims[0][0], signal.SIGKILL)
     thread.join()
     assert ended == [0] and capsys.readouterr().out.count("records: 2,000 of 2,000") == 1
     assert main([*command[:2], str(tmp_path / "calm"), *command[3:]]) == 0

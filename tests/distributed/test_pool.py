@@ -37,6 +37,7 @@ from edm_ray.generation.features import GenerateFeatures
 from edm_ray.generation.generate import generate
 from edm_ray.models import open_model
 from edm_ray.storage.artifacts import path_of
+from tests.processes import ray_processes
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 STEPS = 6
@@ -98,10 +99,22 @@ def pool_of():
         pool.stop()
 
 
+@pytest.fixture(scope="module")
+def other_reference(parts, digits_dir, tmp_path_factory):
+    """A reference of another extractor: the same network with other weights."""
+    root = tmp_path_factory.mktemp("other")
+    state = safetensors.torch.load((parts[1] / "extractor-weights").read_bytes())
+    save_digits_classifier({**state, "hidden.bias": state["hidden.bias"] + 0.1}, root / "weights")
+    data = ["--data", str(digits_dir / "train"), "--extractor", "digits", "--weights", str(root / "weights")]
+    assert main(["reference", *data, "--out", str(root / "reference")]) == 0
+    return root / "reference"
+
+
 @pytest.fixture(scope="class")
-def shared(parts, tmp_path_factory):
-    """One pool of two workers for the tests that leave it as it was."""
-    bench = _bench(parts, tmp_path_factory.mktemp("shared"))
+def shared(parts, other_reference, tmp_path_factory):
+    """One pool of two workers with two extractors, for the tests that leave it as it was."""
+    extractors = tuple(open_reference(str(where))[1] for where in (parts[1], other_reference))
+    bench = _bench(parts, tmp_path_factory.mktemp("shared"), extractors=extractors)
     [pool] = start_pools(bench.on, [bench.recipe])
     yield bench, pool
     pool.stop()
@@ -143,6 +156,19 @@ class TestOfOnePool:
             make_all(pool, foreign)
         make_all(pool, ours)
 
+    def test_several_extractors_see_the_same_images_which_are_sampled_once(self, shared, other_reference):
+        bench, pool = shared
+        settings, ensure = _settings(bench, 3.0), pool.ensure
+        chunks = chunks_of(bench.generator(), settings, "search", 2, 50)
+        others = [chunk.of_extractor(open_reference(str(other_reference))[0].moments.extractor) for chunk in chunks]
+        assert ray.get([ensure(*both) for both in zip(chunks, others, strict=True)]) == [True, True]
+        assert ray.get([ensure(chunk) for chunk in (*chunks, *others)]) == [False] * 4
+        for made, spec in zip((chunks, others), bench.recipe.extractors, strict=True):
+            features, _ = gather(bench.store, made)
+            assert np.array_equal(features, _calm(bench, settings, made, spec))
+        Path(path_of(bench.store, others[0])).unlink()
+        assert ray.get(ensure(chunks[0], others[0])), "what is missing of one extractor is made again"
+
 
 def test_two_chunks_in_hand_of_one_worker_have_the_same_bits(parts, pool_of, tmp_path):
     """As on a GPU: one is sampled while the features of the other are taken."""
@@ -154,39 +180,12 @@ def test_two_chunks_in_hand_of_one_worker_have_the_same_bits(parts, pool_of, tmp
     assert np.array_equal(features, _calm(bench, _settings(bench), chunks))
 
 
-@pytest.fixture(scope="module")
-def other_reference(parts, digits_dir, tmp_path_factory):
-    """A reference of another extractor: the same network with other weights."""
-    root = tmp_path_factory.mktemp("other")
-    state = safetensors.torch.load((parts[1] / "extractor-weights").read_bytes())
-    save_digits_classifier({**state, "hidden.bias": state["hidden.bias"] + 0.1}, root / "weights")
-    data = ["--data", str(digits_dir / "train"), "--extractor", "digits", "--weights", str(root / "weights")]
-    assert main(["reference", *data, "--out", str(root / "reference")]) == 0
-    return root / "reference"
-
-
-def test_several_extractors_see_the_same_images_which_are_sampled_once(parts, other_reference, pool_of, tmp_path):
-    reference, extractor = open_reference(str(other_reference))
-    bench = _bench(parts, tmp_path, 1, extractors=(open_reference(str(parts[1]))[1], extractor))
-    pool, settings = pool_of(bench), _settings(bench)
-    chunks = chunks_of(bench.generator(), settings, "search", 2, 50)
-    others = [chunk.of_extractor(reference.moments.extractor) for chunk in chunks]
-    ensure = pool.ensure
-    assert ray.get([ensure(*both) for both in zip(chunks, others, strict=True)]) == [True, True]
-    assert ray.get([ensure(chunk) for chunk in (*chunks, *others)]) == [False] * 4
-    for made, spec in zip((chunks, others), bench.recipe.extractors, strict=True):
-        features, _ = gather(bench.store, made)
-        assert np.array_equal(features, _calm(bench, settings, made, spec))
-    Path(path_of(bench.store, others[0])).unlink()
-    assert ray.get(ensure(chunks[0], others[0])), "what is missing of one extractor is made again"
-
-
 def test_a_larger_evaluation_goes_on_from_the_chunks_of_a_smaller_one(parts, other_reference, tmp_path):
     base = ["evaluate", "--model", str(parts[0]), "--set", "num_steps=3", "--store", str(tmp_path / "store")]
 
-    def evaluate(out: str, num: int, *references: Path) -> dict:
+    def evaluate(out: str, num: int, *references: Path, workers: int = 0) -> dict:
         where = ["--reference", *map(str, references), "--out", str(tmp_path / out), "--num", str(num)]
-        assert main([*base, *where]) == 0
+        assert main([*base, *where, "--workers", str(workers)]) == 0
         return json.loads((tmp_path / out / "evaluation.json").read_text())
 
     def stored() -> dict[Path, int]:
@@ -195,7 +194,7 @@ def test_a_larger_evaluation_goes_on_from_the_chunks_of_a_smaller_one(parts, oth
     evaluate("few", 150, parts[1])
     before = stored()
     assert len(before) == 2
-    both = evaluate("more", 230, parts[1], other_reference)
+    both = evaluate("more", 230, parts[1], other_reference, workers=1)
     assert before.items() <= stored().items(), "what was there was not made again"
     assert len(stored()) == 6 and both["samples"]["n"] == 230 and both["made_on"] == [kind_of("cpu")]
     alone = evaluate("other", 230, other_reference)
@@ -234,7 +233,7 @@ def test_images_go_on_from_the_chunks_that_are_there(parts, tmp_path, executor):
     stream.close()  # as when the command is interrupted: the pool ends, the chunks stay
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
     assert 1 <= len(before) <= 4
-    rows = list(sample_images(spec, settings, range(200), executor))
+    rows = list(sample_images(spec, settings, range(200), Local()))
     assert {path: path.stat().st_mtime_ns for path in before} == before
     seeds, images = (np.concatenate(pieces) for pieces in zip(*rows, strict=True))
     assert seeds.tolist() == list(range(200))
@@ -337,7 +336,7 @@ def test_a_reference_by_two_actors_one_of_them_killed_has_the_bits_of_one_made_h
     def kill_one() -> None:
         deadline = time.monotonic() + 60
         while not killed and time.monotonic() < deadline:
-            for pid, _title in _ray_processes("Worker"):
+            for pid, _title in ray_processes("Worker"):
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
                 return
@@ -353,32 +352,6 @@ def test_a_reference_by_two_actors_one_of_them_killed_has_the_bits_of_one_made_h
     assert here.hash == there.hash
 
 
-def _ancestors(pid: int) -> set[int]:
-    found: set[int] = set()
-    while pid > 1 and len(found) < 20:
-        found.add(pid)
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            break
-    return found
-
-
-def _ray_processes(title: str) -> list[tuple[int, str]]:
-    """Of this test session's own Ray: others may run on this machine."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                command = (process / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            ours = command.startswith("ray::") and title in command and os.getpid() in _ancestors(int(process.name))
-            if ours:
-                found.append((int(process.name), command))
-    return found
-
-
 @pytest.mark.fault
 def test_twenty_evaluations_with_samplers_killed_at_random_have_the_fids_of_calm_ones(parts, pool_of, tmp_path):
     """Every four chunks a sampler is killed, and the queue twice; each FID has the bits of one without Ray."""
@@ -392,7 +365,7 @@ def test_twenty_evaluations_with_samplers_killed_at_random_have_the_fids_of_calm
     def strike() -> None:
         """By what was made, not by the clock: on a busy machine a second is no time for a chunk."""
         while not over.wait(chance.uniform(0.01, 0.3)):
-            samplers = _ray_processes("Worker.make")
+            samplers = ray_processes("Worker.make")
             if samplers and len(list(tmp_path.rglob("*.safetensors"))) >= 4 * len(kills):
                 pid = chance.choice(samplers)[0]
                 os.kill(pid, signal.SIGKILL)

@@ -25,21 +25,11 @@ def reference(digits_dir, tmp_path_factory):
     return out
 
 
-@pytest.mark.ray
 def test_the_papers_protocol_measures_three_sets_of_seeds_from_zero(
-    ray_session, capsys, tiny_model, reference, digits_dir, tmp_path
+    capsys, tiny_model, reference, digits_dir, tmp_path
 ):
-    command = [
-        "evaluate",
-        "--model",
-        tiny_model,
-        "--reference",
-        reference,
-        "--out",
-        str(tmp_path / "e"),
-        "--num",
-        "100",
-    ]
+    command = ["evaluate", "--model", tiny_model, "--reference", reference, "--out", str(tmp_path / "e")]
+    command += ["--num", "100", "--workers", "0"]
     command += ["--protocol", "paper", "--metrics", "fid,kid,isc,prc", "--set", "num_steps=3"]
     before, model = open_model(tiny_model), tmp_path / "model"
     shutil.copytree(tiny_model, model)
@@ -109,17 +99,8 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
 
 
 def test_a_dry_run_names_what_would_be_measured(capsys, tiny_model, reference, tmp_path):
-    command = [
-        "evaluate",
-        "--model",
-        tiny_model,
-        "--reference",
-        reference,
-        "--out",
-        str(tmp_path / "e"),
-        "--num",
-        "200",
-    ]
+    command = ["evaluate", "--model", tiny_model, "--reference", reference, "--out", str(tmp_path / "e")]
+    command += ["--num", "200"]
     assert main([*command, "--protocol", "paper", "--metrics", "isc", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "3 x 200 images" in text and "measure fid, isc against" in text and not (tmp_path / "e").exists()
