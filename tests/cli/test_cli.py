@@ -142,7 +142,7 @@ def test_a_preset_is_shown_with_what_it_changes_and_the_source_of_every_number(c
     assert "did you mean 'cifar10-cond-vp-d'" in _error(capsys, "presets", "cifar10-cond-vpd")
 
 
-def test_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(digits_dir, tmp_path):
+def test_sigterm_makes_a_checkpoint_and_the_same_command_resumes(digits_dir, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "edm_ray.cli.job", "train", "--data", str(digits_dir / "train"), "--out", str(run)]
     command += ["--preset", "tiny", "--no-ray", "--set", "total_kimg=50", "tick_kimg=0.24", "checkpoint_kimg=1000"]

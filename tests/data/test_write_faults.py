@@ -102,7 +102,7 @@ def test_after_a_kill_the_same_command_does_only_what_is_missing(folder, tmp_pat
     assert files_in(tmp_path / "d") == files_in(tmp_path / "calm")
 
 
-def test_a_killed_process_is_taken_up_where_it_was(tmp_path):
+def test_prepare_resumes_after_a_kill_where_it_was(tmp_path):
     """SIGKILL in the middle of a real `edm-ray prepare`."""
     command = ["prepare", "photographs", str(tmp_path / "d"), "--resolution", "32", "--crops", "3000", "--shards", "60"]
     process = subprocess.Popen([sys.executable, "-c", f"from edm_ray.cli import main; main({command!r})"])
@@ -138,7 +138,7 @@ def test_a_finished_shard_that_was_damaged_is_written_again(folder, tmp_path, da
 
 
 @pytest.mark.parametrize("fails_on", ["plan.json", "of-00004.parquet", ".safetensors", "manifest.json"])
-def test_a_full_disk_is_said_and_nothing_is_half_published(folder, tmp_path, capsys, monkeypatch, fails_on):
+def test_a_full_disk_is_reported_and_nothing_is_half_published(folder, tmp_path, capsys, monkeypatch, fails_on):
     dest = tmp_path / "d"
     call = "create_bytes" if fails_on in ("manifest.json", "plan.json") else "write_bytes"
     real = getattr(uris, call)

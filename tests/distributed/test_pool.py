@@ -146,7 +146,7 @@ class TestOfOnePool:
         ray.get(pool.ensure(chunk))
         assert [rows.made_on for rows in read_rows(bench.store, [chunk])] == [kind_of("cpu")]
 
-    def test_a_chunk_of_another_extractor_is_refused_by_name_and_the_pool_goes_on(self, shared):
+    def test_a_chunk_of_another_extractor_is_refused_by_name_and_the_pool_continues(self, shared):
         bench, pool = shared
         foreign, ours = (
             [(chunk,) for chunk in chunks_of(bench.generator(extractor), _settings(bench), "search", 1, 50)]
@@ -180,7 +180,7 @@ def test_two_chunks_in_hand_of_one_worker_have_the_same_bits(parts, pool_of, tmp
     assert np.array_equal(features, _calm(bench, _settings(bench), chunks))
 
 
-def test_a_larger_evaluation_goes_on_from_the_chunks_of_a_smaller_one(parts, other_reference, tmp_path):
+def test_a_larger_evaluation_reuses_the_chunks_of_a_smaller_one(parts, other_reference, tmp_path):
     base = ["evaluate", "--model", str(parts[0]), "--set", "num_steps=3", "--store", str(tmp_path / "store")]
 
     def evaluate(out: str, num: int, *references: Path, workers: int = 0) -> dict:
@@ -225,7 +225,7 @@ def test_images_by_many_have_the_bytes_of_one_process(parts, tmp_path):
 
 
 @pytest.mark.parametrize("executor", [Local(), Ray(workers=1)], ids=["here", "on Ray"])
-def test_images_go_on_from_the_chunks_that_are_there(parts, tmp_path, executor):
+def test_images_resume_from_the_chunks_that_are_there(parts, tmp_path, executor):
     settings, made = sampler(num_steps=3), []
     spec = EvaluationSpec(model=open_model(str(parts[0])), extractors=(), store=str(tmp_path / "store"))
     stream = sample_images(spec, settings, range(200), executor, on_chunk=lambda done, total: made.append(done))

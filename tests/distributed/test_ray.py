@@ -25,6 +25,7 @@ from edm_ray.models import open_model
 from edm_ray.training.loop import TrainingJob, train
 from edm_ray.training.metrics import read_metrics
 from edm_ray.training.run import checkpoint_store, claim_run, model_uri
+from tests.formats import without_format
 from tests.processes import ray_processes
 from tests.training.together import run_together
 
@@ -246,6 +247,7 @@ def test_every_evaluation_is_a_tune_trial_and_a_repeated_sweep_generates_nothing
         assert (out / name).stat().st_size > 500
     written = {path.suffix for path in out.rglob("*") if path.is_file()}
     assert written <= {".html", ".json", ".jsonl", ".png", ".safetensors", ".yaml"}, "nothing that is pickled"
+    assert without_format(out) == []
     second = _result(_sweep(root, bench_dirs, "sweep", edm.Ray(workers=2)))
     assert {path: path.stat().st_mtime_ns for path in (out / "chunks").rglob("*.safetensors")} == chunks
     assert second["best"] == first["best"] and second["decisions"] == first["decisions"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from edm_ray.evaluation.measure import measure, plan_measurement
 from edm_ray.evaluation.reference import open_reference
 from edm_ray.generation.generate import generate
 from edm_ray.models import load_model, open_model
+from tests.formats import without_format
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,7 @@ def test_the_papers_protocol_measures_three_sets_of_seeds_from_zero(
     row = content["protocol"][0]
     assert row["metric"] == "FID" and row["best"] == min(fids) and row["mean"] == pytest.approx(np.mean(fids))
     assert row["n"] == 100 and row["n_reference"] == known.images
+    assert without_format(tmp_path / "e") == [] == without_format(Path(reference))
     # Chunks of another precision are others; those of the same are found again.
     count = len(list((tmp_path / "e" / "chunks" / "chunk").rglob("*.safetensors")))
     assert count == 3

@@ -100,7 +100,7 @@ def test_confirmation_decides_nothing(space):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_failures_are_listed_and_the_sweep_goes_on(space, name):
+def test_failures_are_listed_and_the_sweep_continues(space, name):
     driver = sweep_by(space, name)
     run(driver, fail=lambda e: e.label == "paper" or e.label.endswith(" 3"))
     result = result_of(driver)
@@ -185,7 +185,7 @@ def test_without_a_gain_on_fresh_seeds_deterministic_sampling_is_recommended_and
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_budget_stops_in_good_order_with_the_best_so_far(space, name):
+def test_a_spent_budget_ends_the_sweep_with_the_best_so_far(space, name):
     free = sweep_by(space, name)
     run(free)
     spent = result_of(free).images
