@@ -32,7 +32,8 @@ from edm_ray.storage import uris
 from edm_ray.storage.versioned import FORMAT
 
 TRIAL_CPUS = 0.01
-LEAST_CONCURRENT, MOST_CONCURRENT = 8, 64
+LEAST_CONCURRENT, MOST_CONCURRENT = 4, 64
+"""Each trial in flight is a process, which takes seconds of CPU to start."""
 LOST = "its process was lost again and again; Ray's logs say how"
 TRIALS = "trials.jsonl"
 """What Tune knows of the trials, one line each."""

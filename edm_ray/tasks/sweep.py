@@ -55,7 +55,7 @@ class SweepOptions:
     """Model directory of the model that guides it, where the space searches guidance; without it guidance is
     classifier-free: the model itself without its labels."""
     concurrent: int | None = None
-    """On Ray: trials in flight at once; they share the actors (default: two for each of them, 8 to 64)."""
+    """On Ray: trials in flight at once; they share the actors (default: two for each of them, 4 to 64)."""
     budget_gpu_hours: float | None = None
     """Stop in good order at so many hours of all workers together; the speed is measured on the first looks."""
     seed: int = 0

@@ -47,12 +47,8 @@ def run_dir(root, digits_dir):
 
 
 @pytest.fixture(scope="module")
-def bench_dirs(root, run_dir, digits_dir):
-    reference = root / "reference"
-    assert (
-        main(["reference", "--data", str(digits_dir / "train"), "--out", str(reference), "--extractor", "digits"]) == 0
-    )
-    return run_dir / "model", reference
+def bench_dirs(run_dir, digits_reference):
+    return run_dir / "model", Path(digits_reference)
 
 
 def _weights(uri: Path) -> torch.Tensor:
