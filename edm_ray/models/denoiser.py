@@ -9,10 +9,11 @@ import torch
 from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.network import NetworkConfig
 from edm_ray.diffusion.preconditioning import Preconditioned
+from edm_ray.networks.replay import Replay
 
 
 class ModelDenoiser:
-    """A `Denoiser` that knows what it makes. Nothing of it changes after it is built."""
+    """A `Denoiser` that knows what it makes. What it computes never changes after it is built."""
 
     def __init__(
         self,
@@ -25,10 +26,18 @@ class ModelDenoiser:
         """module: a preconditioned network in evaluation mode on its device; network: what it takes and makes; source:
         the `Model` that it was built from."""
         self.module, self.codec, self.guide, self.source = module, codec, guide, source
+        self.recorded: Replay | None = None
         self.sigma_min, self.sigma_max = float(module.sigma_min), float(module.sigma_max)
         self.label_dim = network.label_dim
         self.shape = (network.img_channels, network.img_resolution, network.img_resolution)
         """(C, H, W) of one sample."""
+
+    def record(self) -> ModelDenoiser:
+        """From now on the network's calls on a GPU are recorded and replayed, where nothing needs a gradient. Returns
+        itself. Not for modules of the user's own: they may read numbers from the device."""
+        if self.device.type == "cuda":
+            self.recorded = Replay(self.module)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -39,5 +48,6 @@ class ModelDenoiser:
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
         """x [B, C, H, W], sigma [B] or a scalar, class_labels one-hot -> D float32 [B, C, H, W]."""
-        denoised: torch.Tensor = self.module(x, sigma, class_labels)
+        call = self.module if self.recorded is None or torch.is_grad_enabled() else self.recorded
+        denoised: torch.Tensor = call(x, sigma, class_labels)
         return denoised
