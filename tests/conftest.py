@@ -15,15 +15,6 @@ os.environ.pop("RAY_ADDRESS", None)
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes (`make test`) one takes all tests on Ray, one after the other and first: there is one Ray, and
-    the other process has the rest meanwhile. The others of a module stay together, for its fixtures."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else str(item.path)))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Nothing may depend on, or write into, the real home folder."""
