@@ -104,7 +104,7 @@ def test_another_source_or_option_in_the_same_place_is_refused_with_the_differen
     if not complete:
         plan = open_dataset(str(dest)).source
         shutil.rmtree(dest)
-        put(dest / ".prepare" / "plan.json", json.dumps(plan).encode())
+        put(dest / ".prepare" / "plan.json", json.dumps({"format": 1, **plan}).encode())
     text = _error(capsys, "prepare", folder, dest, "--resolution", "4", "--encoding", "raw")
     assert "pictures.resolution: None -> 4" in text and "encoding: 'png' -> 'raw'" in text
     put(folder / "a" / "new.png", picture(IMAGES[0]))

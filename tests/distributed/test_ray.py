@@ -101,7 +101,7 @@ def test_training_resumes_from_its_checkpoint_when_a_worker_is_killed(root, digi
     """SIGKILL of one worker: Ray Train restarts the group, which equals a calm run, of two processes without Ray, bit
     for bit."""
     dataset = open_dataset(str(digits_dir / "train"))
-    overrides = ["total_kimg=4.8", "tick_kimg=0.24", "checkpoint_kimg=0.24"]
+    overrides = ["total_kimg=2.4", "tick_kimg=0.24", "checkpoint_kimg=0.24"]
     killed: list[int] = []
     uri = str(root / "struck")
     threading.Thread(target=_sigkill_a_worker_after_the_first_checkpoint, args=(uri, killed), daemon=True).start()
