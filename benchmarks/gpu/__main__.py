@@ -16,20 +16,35 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import jobs, sampling, training
+from benchmarks.gpu import jobs, kernels, sampling, training
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.ceilings import ceilings
 
+
+def short(bench: Bench) -> None:
+    """The product's form, and PyTorch's own beside it."""
+    training.measure(bench, "recorded", "bf16", 128)
+    sampling.measure(bench, "recorded", "bf16", 8, 256)
+    training.measure(bench, "recorded", "bf16", 512)
+    sampling.measure(bench, "recorded", "bf16", 8, 1024)
+    training.measure(bench, "eager", "bf16", 128)
+    training.measure(bench, "recorded", "bf16", 128, "deterministic=false", part="choices")
+    sampling.measure(bench, "recorded", "bf16", 35, 500)
+    sampling.measure(bench, "recorded", "bf16", 8, 50)
+
+
 PARTS: dict[str, tuple[float, Callable[[Bench], None]]] = {
+    "kernels": (20, kernels.table),
+    "short": (20, short),
+    "breakdown": (10, training.breakdown),
+    "sampling-breakdown": (8, sampling.breakdown),
     "training": (20, training.table),
     "sampling": (15, sampling.table),
-    "breakdown": (15, training.breakdown),
-    "sampling-breakdown": (10, sampling.breakdown),
     "choices": (10, training.choices),
     "training-batches": (15, training.batches),
     "sampling-batches": (20, sampling.batches),
-    "colour": (75, jobs.colour),
-    "demo": (75, jobs.digits),
+    "colour": (60, jobs.colour),
+    "demo": (50, jobs.digits),
     "compiled": (90, training.compiled),
 }
 """Name -> (seconds that must be left for it to start, what it does)."""

@@ -19,7 +19,8 @@ def form(name: str) -> Iterator[None]:
     """Networks that are built and called within it are of this form; recording is the caller's."""
     with ExitStack() as stack:
         if FORMS.index(name) < FORMS.index("fused"):
-            stack.enter_context(mock.patch("edm_ray.networks.normalise.fused", _never))
+            for user in ("normalise", "layers", "unet"):
+                stack.enter_context(mock.patch(f"edm_ray.networks.{user}.one_kernel", _never))
         if name == "eager":
             stack.enter_context(mock.patch("edm_ray.training.state.on_device", moved))
         yield

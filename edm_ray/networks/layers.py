@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edm_ray.errors import InputError
+from edm_ray.networks.backend import kernels_for, one_kernel
 from edm_ray.networks.dropout import keyed_mask
 
 
@@ -128,14 +129,18 @@ class Conv2d(nn.Module):
         return F.conv2d(self._resample(x), self.weight, bias, padding=self.padding)
 
     def _resample(self, x: torch.Tensor) -> torch.Tensor:
-        if self.up:
-            if self.box:
-                with torch.autocast("cuda", enabled=False):  # which would copy in float32
-                    return F.interpolate(x, scale_factor=2.0, mode="nearest")
-            channels = x.shape[1]
-            taps = (self.resample_filter * 4.0).expand(channels, -1, -1, -1)
-            return F.conv_transpose2d(x, taps, stride=2, padding=self.filter_padding, groups=channels)
-        return self._down(x, self.filter_padding) if self.down else x
+        if not (self.up or self.down):
+            return x
+        if self.box and one_kernel(x):
+            resampled: torch.Tensor = kernels_for(x).Resample.apply(x, self.up)
+            return resampled
+        if self.down:
+            return self._down(x, self.filter_padding)
+        if self.box:
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        channels = x.shape[1]
+        taps = (self.resample_filter * 4.0).expand(channels, -1, -1, -1)
+        return F.conv_transpose2d(x, taps, stride=2, padding=self.filter_padding, groups=channels)
 
     def _down(self, x: torch.Tensor, padding: int) -> torch.Tensor:
         if self.box:

@@ -6,14 +6,13 @@ torch.compile, which fuses by itself, it is plain PyTorch.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from edm_ray.networks.backend import kernels_for, one_kernel
 from edm_ray.networks.layers import Dropout, GroupNorm
 
 
@@ -39,8 +38,6 @@ def normalise(
     """
     if not fused(norm, x, dropout):
         return plain(norm, x, join, dropout, silu)
-    from edm_ray.networks.kernels import Normalise
-
     rows = (len(x), x.shape[1])
     a, b = norm.weight[None], norm.bias[None]
     if join.scale is not None and join.shift is not None:
@@ -49,9 +46,9 @@ def normalise(
     offset = None if join.offset is None else join.offset.expand(rows)
     drops = dropout is not None and dropout.training and dropout.p > 0
     keys, p = (dropout.keys, dropout.p) if drops and dropout is not None else (None, 0.0)
-    y: torch.Tensor = Normalise.apply(
-        x, offset, a.expand(rows), b.expand(rows), keys, norm.num_groups, norm.eps, silu, p
-    )
+    kernels = kernels_for(x)
+    how = kernels.How(norm.num_groups, norm.eps, silu, p)
+    y: torch.Tensor = kernels.Normalise.apply(x, offset, a.expand(rows), b.expand(rows), keys, how)
     return y
 
 
@@ -72,10 +69,8 @@ def add_scaled(
 ) -> torch.Tensor:
     """scale (h + x + the sum of the biases): [B, C, H, W] each, biases [C] or None."""
     if one_kernel(h):
-        from edm_ray.networks.kernels import AddScaled
-
         given = [bias for bias in biases if bias is not None]
-        y: torch.Tensor = AddScaled.apply(h, x.to(h), sum(given[1:], given[0]) if given else None, scale)
+        y: torch.Tensor = kernels_for(h).AddScaled.apply(h, x.to(h), sum(given[1:], given[0]) if given else None, scale)
         return y
     for bias in biases:
         h = h if bias is None else h + bias[:, None, None]
@@ -91,16 +86,3 @@ def fused(norm: GroupNorm, x: torch.Tensor, dropout: Dropout | None) -> bool:
         if dropout.keys is None or x.shape[1] // norm.num_groups % 4:
             return False
     return one_kernel(x)
-
-
-def one_kernel(x: torch.Tensor) -> bool:
-    """Whether our kernels take this tensor: on a GPU, channels_last. torch.compile fuses by itself."""
-    if x.device.type != "cuda" or torch.compiler.is_compiling() or not has_triton():
-        return False
-    return x.is_contiguous(memory_format=torch.channels_last)
-
-
-@functools.cache
-def has_triton() -> bool:
-    """PyTorch for NVIDIA GPUs on Linux brings it."""
-    return importlib.util.find_spec("triton") is not None

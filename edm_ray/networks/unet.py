@@ -12,8 +12,9 @@ from torch import nn
 
 from edm_ray.config.network import UNetConfig
 from edm_ray.errors import InputError
+from edm_ray.networks.backend import one_kernel
 from edm_ray.networks.layers import Conv2d, Dropout, GroupNorm, Init, LabelDropout, Linear
-from edm_ray.networks.normalise import Join, add_scaled, normalise, one_kernel
+from edm_ray.networks.normalise import Join, add_scaled, normalise
 
 
 @dataclass(frozen=True)

@@ -67,5 +67,8 @@ def _set_determinism(on: bool) -> None:
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not on, on
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Of attention, the flash kernel and plain products have one order.
+    torch.backends.cuda.enable_cudnn_sdp(not on)
+    torch.backends.cuda.enable_mem_efficient_sdp(not on)
     torch.use_deterministic_algorithms(on, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a help for debugging that costs a pass over memory

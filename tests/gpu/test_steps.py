@@ -128,7 +128,7 @@ def test_memory_is_as_planned(precision: str) -> None:
     step = step_of(config)
     take(step, 2)
     peak = (torch.cuda.max_memory_allocated() - base) / 2**30
-    planned = memory_gib(network_cost(config.denoiser), 64, precision).value
+    planned = memory_gib(network_cost(config.denoiser, "cuda"), 64, precision).value
     print(precision, "peak", peak, "GiB, planned", planned)
     assert planned == pytest.approx(peak, rel=0.15)
 

@@ -7,8 +7,9 @@ import os
 import pytest
 import torch
 
-from edm_ray.networks.layers import Dropout, GroupNorm
-from edm_ray.networks.normalise import Join, add_scaled, has_triton, normalise, plain
+from edm_ray.networks.backend import has_triton
+from edm_ray.networks.layers import Conv2d, Dropout, GroupNorm
+from edm_ray.networks.normalise import Join, add_scaled, normalise, plain
 from edm_ray.seeding import stream_key, words
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -25,7 +26,8 @@ CASES = {
     "attention": {"channels": 128, "side": 16, "silu": False},
     "groups of 12 with dropout": {"channels": 384, "side": 4, "join": "scale", "dropout": 0.1},
     "one row for all images": {"channels": 32, "side": 8, "join": "offset", "rows": 1},
-    "several tiles": {"channels": 256, "side": 24, "join": "offset", "dropout": 0.5},
+    "an image at once": {"channels": 64, "side": 32, "join": "offset", "dropout": 0.5},
+    "several tiles": {"channels": 256, "side": 36, "join": "offset", "dropout": 0.5},
 }
 
 
@@ -72,7 +74,7 @@ def test_the_kernel_and_its_gradients_are_those_of_float64(monkeypatch, case, dt
     x, rest = x.to(dtype).double(), [each.to(dtype).double() for each in rest]
     expected = _run(plain, norm, x, rest, layer, silu, torch.float64, "cpu", dtype)
     if INTERPRETED:
-        monkeypatch.setattr("edm_ray.networks.normalise.one_kernel", lambda x: True)
+        monkeypatch.setattr("edm_ray.networks.normalise.one_kernel", lambda x: x.dtype != torch.float64)
     got = _run(normalise, norm, x, rest, layer, silu, dtype, DEVICE, dtype)
     assert got[0].dtype == dtype and got[0].is_contiguous(memory_format=torch.channels_last)
     for value, truth in zip(got, expected, strict=True):
@@ -90,7 +92,7 @@ def test_the_kernel_drops_the_elements_that_the_mask_drops(monkeypatch):
     norm, x = norm.float(), x.float()
     expected = plain(norm, x, dropout=layer) == 0
     if INTERPRETED:
-        monkeypatch.setattr("edm_ray.networks.normalise.one_kernel", lambda x: True)
+        monkeypatch.setattr("edm_ray.networks.normalise.one_kernel", lambda x: x.dtype != torch.float64)
     layer.keys = layer.keys.to(DEVICE)
     dropped = normalise(norm.to(DEVICE), x.to(DEVICE), dropout=layer) == 0
     assert torch.equal(dropped.cpu(), expected) and 0.3 < float(expected.double().mean()) < 0.5
@@ -114,8 +116,31 @@ def test_the_scaled_sum_and_its_gradients_are_those_of_float64(monkeypatch, bias
 
     expected = run("cpu", torch.float64)
     if INTERPRETED:
-        monkeypatch.setattr("edm_ray.networks.normalise.one_kernel", lambda x: True)
+        monkeypatch.setattr("edm_ray.networks.normalise.one_kernel", lambda x: x.dtype != torch.float64)
     got = run(DEVICE, dtype)
     assert got[0].dtype == dtype
     for value, truth in zip(got, expected, strict=True):
+        assert (value.cpu().double() - truth).abs().max() < bound * truth.abs().max()
+
+
+@needs_kernel
+@pytest.mark.gpu
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_resampling_and_its_gradient_are_those_of_float64(monkeypatch, up, dtype, bound):
+    """At 96 channels and sides of 6 and 10, which fill no tile."""
+    layer, draw = Conv2d(96, 96, 0, up=up, down=not up), torch.Generator().manual_seed(4)
+    x = torch.randn(2, 96, 6, 10, generator=draw).to(dtype)
+    direction = torch.randn(layer(x.double()).shape, generator=draw).to(dtype)
+
+    def run(device: str, to: torch.dtype) -> list[torch.Tensor]:
+        leaf = x.to(device, to).contiguous(memory_format=torch.channels_last).requires_grad_()
+        y = layer.to(device)(leaf)
+        return [y.detach(), *torch.autograd.grad(y, leaf, direction.to(device, y.dtype))]
+
+    expected = run("cpu", torch.float64)
+    if INTERPRETED:
+        monkeypatch.setattr("edm_ray.networks.layers.one_kernel", lambda x: True)
+    for value, truth in zip(run(DEVICE, dtype), expected, strict=True):
+        assert value.dtype == dtype and value.is_contiguous(memory_format=torch.channels_last)
         assert (value.cpu().double() - truth).abs().max() < bound * truth.abs().max()
