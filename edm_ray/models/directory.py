@@ -14,7 +14,7 @@ import torch
 
 from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.denoiser import DenoiserConfig
-from edm_ray.config.load import FORMAT, check_format, to_flat, validate
+from edm_ray.config.load import to_flat, validate
 from edm_ray.data.decoders import decoder_version
 from edm_ray.diffusion.preconditioning import Preconditioned
 from edm_ray.errors import InputError, IntegrityError
@@ -24,6 +24,7 @@ from edm_ray.models.weights import misfit, weights_bytes
 from edm_ray.networks.build import build_denoiser, on_device
 from edm_ray.storage import uris
 from edm_ray.storage.commit import canonical_json, commit, read_file, read_manifest, sha256
+from edm_ray.storage.versioned import FORMAT, check_format
 
 KIND = "edm_ray model"
 
