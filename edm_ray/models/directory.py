@@ -13,7 +13,7 @@ import torch
 
 from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.denoiser import DenoiserConfig
-from edm_ray.config.load import FORMAT, check_format, to_flat, validate
+from edm_ray.config.load import to_flat, validate
 from edm_ray.config.network import OwnNetwork
 from edm_ray.data.decoders import decoder_version
 from edm_ray.diffusion.preconditioning import Preconditioned
@@ -25,6 +25,7 @@ from edm_ray.networks.build import build_denoiser, on_device
 from edm_ray.storage import uris
 from edm_ray.storage.commit import NEWER, canonical_json, commit, open_manifest, read_file, read_manifest, sha256
 from edm_ray.storage.documents import SMALL_BYTES, load_json
+from edm_ray.storage.versioned import FORMAT, check_format
 
 KIND = "edm_ray model"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"

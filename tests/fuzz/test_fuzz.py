@@ -14,6 +14,7 @@ import resource
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +59,24 @@ CHOOSE: list[Callable[..., object]] = [choose_files, choose_folders]
 Read = Callable[[Any], object]
 
 
-@pytest.fixture(autouse=True)
+@contextmanager
 def within_one_gib() -> Iterator[None]:
     """No more than 1 GiB of address space beyond what is mapped already."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + GIB, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def holds(read: Read, value: Any) -> None:
     """The claim: a value, or one InputError."""
     began = time.process_time()
     try:
-        read(value)
+        with within_one_gib():
+            read(value)
     except InputError as error:
         assert len(str(error)) < 3000 and len(one_line(str(error))) <= 2000, str(error)[:500]
     assert time.process_time() - began < SECONDS
