@@ -84,8 +84,7 @@ def choices(bench: Bench) -> None:
 
 
 def compiled(bench: Bench) -> None:
-    """torch.compile in place of our kernel, eager and recorded."""
-    measure(bench, "recorded", "bf16", 128, "compile=true", part="compiled")
+    """torch.compile in place of our kernels."""
     measure(bench, "fused", "bf16", 128, "compile=true", part="compiled")
 
 

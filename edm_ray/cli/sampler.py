@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from edm_ray.cli.console import say
 from edm_ray.config.load import parse_overrides
+from edm_ray.config.text import MAX_BYTES
 from edm_ray.diffusion.samplers import Euler, Sampler, sampler, with_changes
 from edm_ray.errors import InputError
 from edm_ray.search.by_budget import BEST_SAMPLERS, sampler_at
@@ -27,7 +28,7 @@ def choose_settings(file: str | None, overrides: Sequence[str], nfe: int | None 
         path = uris.join(file, name) if uris.is_folder(file) else file
         if not uris.exists(path):
             raise InputError(f"--sampler {file}: no such file; {_who_writes(file, name)}")
-        text = uris.read_bytes(path).decode()
+        text = uris.read_bytes(path, MAX_BYTES)
         base = settings_from_yaml(text, path) if nfe is None else sampler_at(text, nfe, path)
     settings = with_changes(base, parse_overrides(overrides), "--set")
     if isinstance(settings, Euler) and settings.s_churn > settings.churn_cap:

@@ -15,12 +15,15 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from edm_ray.errors import IntegrityError
+from edm_ray.errors import IntegrityError, shortened
+from edm_ray.models.weights import tensors_of
 from edm_ray.storage import uris
-from edm_ray.storage.commit import MANIFEST, commit, read_file, read_manifest
+from edm_ray.storage.commit import MANIFEST, check_keys, commit, read_file, read_manifest
+from edm_ray.storage.documents import SMALL_BYTES, load_json
 
 logger = logging.getLogger(__name__)
 KIND = "edm_ray checkpoint"
+STATE = "state.json"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -55,7 +58,7 @@ class CheckpointStore:
             (f"{stem}.safetensors", safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in part.items()}))
             for stem, part in tensors.items()
         ]
-        files.append(("state.json", json.dumps(dict(state), sort_keys=True, allow_nan=False).encode()))
+        files.append((STATE, json.dumps(dict(state), sort_keys=True, allow_nan=False).encode()))
         commit(self._path(images_seen), files, self._is_damaged(images_seen), kind=KIND, images_seen=images_seen)
         self._whole.add(images_seen)
         for old in self._superseded():
@@ -106,12 +109,19 @@ class CheckpointStore:
         manifest = read_manifest(uri)
         if manifest is None or manifest.get("kind") != KIND:
             raise IntegrityError(f"{uri}: no checkpoint")
+        check_keys(manifest, uris.join(uri, MANIFEST), ["images_seen", "run"])
+        others = [name for name in manifest["files"] if name != STATE and not name.endswith(".safetensors")]
+        if others or manifest.get("images_seen") != images_seen:
+            what = f"lists {shortened(others[0])}" if others else "is of another moment of the run"
+            raise IntegrityError(f"{uris.join(uri, MANIFEST)}: {what}; not a checkpoint of this version")
         tensors = {
-            name.removesuffix(".safetensors"): safetensors.torch.load(read_file(uri, name, manifest))
+            name.removesuffix(".safetensors"): tensors_of(read_file(uri, name, manifest), uris.join(uri, name))
             for name in manifest["files"]
             if name.endswith(".safetensors")
         }
-        state = json.loads(read_file(uri, "state.json", manifest))
+        state = load_json(read_file(uri, STATE, manifest), uris.join(uri, STATE), SMALL_BYTES)
+        if not isinstance(state, dict):
+            raise IntegrityError(f"{uris.join(uri, STATE)}: a mapping is needed, got {shortened(state)}")
         return Checkpoint(images_seen=images_seen, tensors=tensors, state=state)
 
     def latest(self) -> Checkpoint | None:

@@ -6,26 +6,25 @@ Each budget's folder below the sweep's is that of a sweep of one race.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from edm_ray.config.load import check_format, parse_yaml, validate
-from edm_ray.errors import InputError
+from edm_ray.config.load import validate
+from edm_ray.errors import IntegrityError, shortened
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.report.figures import Drawing
 from edm_ray.report.html import Context, render
 from edm_ray.report.plots import ACCENT, INK, MUTED, WIDE, reach, svg
-from edm_ray.report.saved import CONTEXT, PAGE, load_report, write_page
+from edm_ray.report.saved import CONTEXT, PAGE, PROGRESS, RESULT, load_report, write_page
 from edm_ray.search import by_budget
 from edm_ray.search.result import REWRITE, SweepResult
 from edm_ray.storage import uris
+from edm_ray.storage.versioned import read_json, write_json
 
 BUDGETS = "budgets.json"
-FORMAT = 1
 
 
 def folder(out: str, nfe: int) -> str:
@@ -39,32 +38,32 @@ def is_by_budget(out: str) -> bool:
 
 def save_by_budget(out: str, budgets: Sequence[int], context: Context) -> None:
     """Say which budgets a sweep has, and what its page says beside them; ``context.unfinished`` while it is run."""
-    content = {"format": FORMAT, "budgets": list(budgets)}
-    uris.write_bytes(uris.join(out, BUDGETS), json.dumps(content).encode())
-    uris.write_bytes(uris.join(out, CONTEXT), json.dumps(dataclasses.asdict(context), indent=1).encode())
+    write_json(uris.join(out, BUDGETS), {"budgets": list(budgets)})
+    write_json(uris.join(out, CONTEXT), dataclasses.asdict(context))
 
 
 def load_by_budget(out: str) -> tuple[list[SweepResult], list[int], Context]:
     """The budgets that have ended, those that have not, and what the page says beside them.
 
-    The pages of those that were begun are written again. Raises InputError naming what is wrong.
+    The pages of those that were begun are written again. Raises IntegrityError for what is
+    damaged.
     """
     path, about = uris.join(out, BUDGETS), uris.join(out, CONTEXT)
-    content = parse_yaml(uris.read_bytes(path).decode(), path)
-    check_format(content.get("format"), path, REWRITE)
+    budgets = read_json(path, REWRITE).get("budgets")
+    if not isinstance(budgets, list) or not all(type(nfe) is int for nfe in budgets):
+        raise IntegrityError(f"{path}: budgets={shortened(budgets)} is not allowed: whole numbers; {REWRITE}")
     results, missing = [], []
-    for nfe in content.get("budgets") or []:
-        try:
-            result, context = load_report(folder(out, nfe))
-        except InputError:
+    for nfe in budgets:
+        if not any(uris.exists(uris.join(folder(out, nfe), name)) for name in (RESULT, PROGRESS)):
             missing.append(nfe)  # not begun
             continue
+        result, context = load_report(folder(out, nfe))
         write_page(folder(out, nfe), result, context)
         if context.unfinished:
             missing.append(nfe)
         else:
             results.append(result)
-    return results, missing, validate(Context, parse_yaml(uris.read_bytes(about).decode(), about), about)
+    return results, missing, validate(Context, read_json(about, REWRITE), about)
 
 
 def summary(results: Sequence[SweepResult], missing: Sequence[int], context: Context) -> list[str]:

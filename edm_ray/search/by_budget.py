@@ -11,15 +11,15 @@ from typing import Any
 
 import yaml
 
-from edm_ray.config.load import check_format, parse_yaml
+from edm_ray.config.text import parse_yaml
 from edm_ray.diffusion.samplers import Sampler, read_sampler
 from edm_ray.errors import InputError
 from edm_ray.search.result import REWRITE, Confirmed, SweepResult
 from edm_ray.search.sampler_file import about_confirmed, as_lists
 from edm_ray.search.space import in_words
 from edm_ray.search.statistics import Difference, difference, gap_in_words
+from edm_ray.storage.versioned import FORMAT, check_format
 
-FORMAT = 1
 BEST_SAMPLERS = "best-samplers.yaml"
 """Its name in the folder of a sweep by budget, and in a model's after `sweep --export`."""
 MARGIN = 1.0
@@ -176,7 +176,7 @@ def _plain(value: float) -> float:
     return round(float(value), 4)
 
 
-def sampler_at(text: str, nfe: int, source: str = "sampler file") -> Sampler:
+def sampler_at(text: str | bytes, nfe: int, source: str = "sampler file") -> Sampler:
     """The sampler of a best-samplers.yaml for so many evaluations: that of the largest budget which is not above.
 
     Raises InputError naming what is wrong, or the budgets that there are.

@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from edm_ray.config.load import check_format, parse_yaml
+from edm_ray.config.text import parse_yaml
 from edm_ray.diffusion.samplers import Sampler, read_sampler
 from edm_ray.errors import InputError
 from edm_ray.search.result import REWRITE, Confirmed, SweepResult
+from edm_ray.storage.versioned import FORMAT, check_format
 
-FORMAT = 1
 BEST_SAMPLER = "best-sampler.yaml"
 """Its name in a sweep's folder, and in a model's after `sweep --export`."""
 
@@ -60,7 +60,7 @@ def about_confirmed(entry: Confirmed) -> dict[str, Any]:
     }
 
 
-def settings_from_yaml(text: str, source: str = "sampler file") -> Sampler:
+def settings_from_yaml(text: str | bytes, source: str = "sampler file") -> Sampler:
     """The sampler of a best-sampler.yaml. Raises InputError naming what is wrong.
 
     A file without ``format`` is one that a person wrote.

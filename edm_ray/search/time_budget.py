@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 
 from edm_ray.evaluation.chunks import Chunk, Generator, chunks_of
@@ -11,6 +10,7 @@ from edm_ray.execution.executor import Maker, make_all
 from edm_ray.search.driver import AskTell
 from edm_ray.storage import uris
 from edm_ray.storage.artifacts import is_stored
+from edm_ray.storage.versioned import read_json, write_json
 
 
 def limit_hours(
@@ -22,10 +22,10 @@ def limit_hours(
     """
     path = uris.join(out, "speed.json")
     if uris.exists(path):
-        speed = json.loads(uris.read_bytes(path))["evaluations_per_worker_hour"]
+        speed = read_json(path, "delete it and run again: the speed is measured again")["evaluations_per_worker_hour"]
     else:
         speed = _measure(driver, sampling, workers, generator, store)
-        uris.write_bytes(path, json.dumps({"evaluations_per_worker_hour": speed}).encode())
+        write_json(path, {"evaluations_per_worker_hour": speed})
     driver.limit_evaluations(int(hours * speed))
 
 

@@ -25,13 +25,13 @@ from edm_ray.generation.generate import PRECISIONS, check_labels
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
 from edm_ray.storage import uris
+from edm_ray.storage.versioned import FORMAT
 from edm_ray.tasks.given import OpenedReference, model_of, references_of
 from edm_ray.tasks.options import read_options
 from edm_ray.training.run import snapshots
 
-FEWEST = 100
+FEWEST, MOST = 100, 100_000_000
 RESULT = "evaluation.json"
-FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,14 +155,7 @@ class EvaluationPlan:
         return lines + [f"  and measure {', '.join(p.metrics)} against {p.reference.describe()}" for p in self.plans]
 
     def run(self, on: Executor, on_chunk: OnProgress = no_progress) -> Evaluation:
-        with self._store() as store:
-            spec = EvaluationSpec(
-                model=self.model,
-                extractors=tuple(one.extractor for one in self.references),
-                store=store,
-                labels=self.options.labels,
-                precision=self.options.precision,
-            )
+        with self.open_spec() as spec:
             sets, real = self._measure(spec, on, on_chunk)
         result = Evaluation(
             model=self.model,
@@ -189,6 +182,18 @@ class EvaluationPlan:
             return sets, measure_real(self.held_out, self.num, self.plans, spec.extractors, spec.store, on)
 
     @contextlib.contextmanager
+    def open_spec(self) -> Iterator[EvaluationSpec]:
+        """What all of its sets of images share, as long as its chunks are needed."""
+        with self._store() as store:
+            yield EvaluationSpec(
+                model=self.model,
+                extractors=tuple(one.extractor for one in self.references),
+                store=store,
+                labels=self.options.labels,
+                precision=self.options.precision,
+            )
+
+    @contextlib.contextmanager
     def _store(self) -> Iterator[str]:
         """Where chunks lie: kept where a place is given, else as long as it takes."""
         if self.options.store is not None:
@@ -211,6 +216,8 @@ def plan_evaluation(
     """Open and check everything. Raises InputError for what cannot be evaluated, or compared."""
     if num < FEWEST:
         raise InputError(f"--num {num}: give {FEWEST} or more; FID of fewer images says nothing")
+    if num > MOST:
+        raise InputError(f"--num {num}: give at most {MOST:,}")
     if options.precision not in PRECISIONS:
         raise InputError(f"--precision {options.precision}: give {', '.join(PRECISIONS)}")
     metrics = parse_metrics(options.metrics)
@@ -277,12 +284,5 @@ def follow(
     if not models:
         raise InputError(f"{run}: holds no snapshots; train with --snapshot-kimg N")
     plan = plan_evaluation(models[-1][1], reference, sampler, num, read_options(EvaluateOptions, options), out or run)
-    with plan._store() as store:
-        spec = EvaluationSpec(
-            model=plan.model,
-            extractors=tuple(one.extractor for one in plan.references),
-            store=store,
-            labels=plan.options.labels,
-            precision=plan.options.precision,
-        )
+    with plan.open_spec() as spec:
         yield from evaluate_models(models, spec, sampler, num, plan.plans[0], on)

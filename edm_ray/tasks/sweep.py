@@ -6,7 +6,7 @@ import dataclasses
 import io
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from edm_ray.errors import InputError
 from edm_ray.evaluation.grids import image_grid
 from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.parts import measure_real
-from edm_ray.execution.executor import Executor
+from edm_ray.evaluation.reference import PIXELS
+from edm_ray.execution.executor import Executor, Maker
 from edm_ray.execution.local import Local
-from edm_ray.generation.evaluate import EvaluationSpec, fid_meter, sample_grids
+from edm_ray.generation.evaluate import EvaluationSpec, FidMeter, fid_meter, sample_grids
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
 from edm_ray.report.by_budget import folder, save_by_budget, write_budgets_page
@@ -62,7 +63,7 @@ class SweepOptions:
     """Model directory of the model that guides it, where the space searches guidance; without it guidance is
     classifier-free: the model itself without its labels."""
     concurrent: int | None = None
-    """On Ray: trials in flight at once; they share the actors (default: two for each of them, 8 to 64)."""
+    """On Ray: trials in flight at once; they share the actors (default: two for each of them, 4 to 64)."""
     budget_gpu_hours: float | None = None
     """Stop in good order at so many hours of all workers together; the speed is measured on the first looks."""
     seed: int = 0
@@ -189,7 +190,7 @@ class SweepTask:
         started = time.monotonic()
         spec = EvaluationSpec(
             model=self.model,
-            extractors=(self.reference.extractor,),
+            extractors=(self.reference.extractor, PIXELS),
             store=uris.join(self.out, "chunks"),
             labels=self.options.labels,
         )
@@ -205,16 +206,15 @@ class SweepTask:
         with on.session(spec.recipe()):
             real = None
             if self.held_out is not None:
-                [held_out] = measure_real(
-                    self.held_out, self.confirm_images, [measured], spec.extractors, spec.store, on
-                )
+                extractors = [self.reference.extractor]
+                [held_out] = measure_real(self.held_out, self.confirm_images, [measured], extractors, spec.store, on)
                 real = held_out.measured.fid
-            self._search(spec, measured, on, keep)
-            results = tuple(result_of(driver) for driver in self.races.drivers)
-            grids = [
-                self._grids(dataclasses.replace(spec, labels="balanced"), driver, result, on)
-                for driver, result in zip(self.races.drivers, results, strict=True)
-            ]
+            with fid_meter(spec, measured, on, self._concurrent(on)) as meter:
+                self._search(meter, spec.store, on, keep)
+                results = tuple(result_of(driver) for driver in self.races.drivers)
+                shown = [self._shown(*pair) for pair in zip(self.races.drivers, results, strict=True)]
+                balanced = dataclasses.replace(spec, labels="balanced")
+                grids = [self._grids(balanced, each, meter.sampling, on.device) for each in shown]
         about = {} if real is None else {"n": str(real.n), "fid": f"{real.fid:.3f}", "se": f"{real.se:.3f}"}
         if real is not None and self.held_out is not None:
             about |= {"dataset": self.held_out.name, "debiased": f"{real.debiased:.3f}"}
@@ -257,27 +257,34 @@ class SweepTask:
             if not cls.__module__.startswith("edm_ray."):
                 raise InputError(f"{cls.__qualname__}: a sweep over a sampler class of your own runs on edm.Local()")
 
-    def _search(self, spec: EvaluationSpec, measured: Plan, on: Executor, on_trial: OnTrial) -> None:
+    def _concurrent(self, on: Executor) -> int:
+        """Evaluations under way at once."""
+        if not isinstance(on, Ray):
+            return 1
+        from edm_ray.distributed.sweep import concurrency
+
+        return self.options.concurrent or concurrency(on.workers)
+
+    def _search(self, meter: FidMeter, store: str, on: Executor, on_trial: OnTrial) -> None:
         """As trials of Ray Tune on a cluster, one evaluation after the other here; the decisions are the same."""
         hours = self.options.budget_gpu_hours
+        if hours is not None:
+            limit_hours(self.races, hours, meter.sampling, on.size, meter.generator, store, self.out)
         if isinstance(on, Ray):
+            from edm_ray.distributed.pool import Pool
             from edm_ray.distributed.sweep import sweep_on_ray
 
-            concurrent = self.options.concurrent
-            sweep_on_ray(spec, measured, self.races, self.out, on_trial, on, concurrent=concurrent, budget_hours=hours)
+            assert isinstance(meter.sampling, Pool)
+            sweep_on_ray(meter.sampling, meter.generator, self.races, self.out, on_trial, self._concurrent(on))
             return
-        size = self.plan.chunk_size
-        with fid_meter(spec, measured, on) as meter:
-            if hours is not None:
-                limit_hours(self.races, hours, meter.sampling, 1, meter.generator, spec.store, self.out)
 
-            def measure(asked: Evaluation) -> Any:
-                return meter.fid(asked.settings.to_dict(), asked.seeds, asked.chunks, size)
+        def measure(asked: Evaluation) -> Any:
+            return meter.fid(asked.settings.to_dict(), asked.seeds, asked.chunks, self.plan.chunk_size)
 
-            search_driver.run(self.races, measure, on_trial)
+        search_driver.run(self.races, measure, on_trial)
 
-    def _grids(self, spec: EvaluationSpec, driver: Driver, result: SweepResult, on: Executor) -> dict[str, bytes]:
-        """Caption -> PNG: plain sampling, the paper's setting and what was found, of the same seeds."""
+    def _shown(self, driver: Driver, result: SweepResult) -> dict[str, Sampler]:
+        """Title -> sampler: plain sampling, the paper's setting and what was found; none of a budget that failed."""
         found = result.of(result.found) or result.of(result.best)
         if found is None and self.budgets:
             return {}
@@ -288,7 +295,13 @@ class SweepTask:
         if registry.paper is not None and registry.paper not in (found.label, result.plain):
             shown[f"the paper's setting: {registry.paper}"] = registry.samplers[registry.paper]
         shown[f"found: {found.label}"] = found.settings
-        images = sample_grids(spec, list(shown.values()), range(self.options.grid), on)
+        return shown
+
+    def _grids(
+        self, spec: EvaluationSpec, shown: Mapping[str, Sampler], sampling: Maker, device: str
+    ) -> dict[str, bytes]:
+        """Caption -> PNG, of the same seeds."""
+        images = sample_grids(spec, list(shown.values()), range(self.options.grid), sampling, device)
         last = self.options.grid - 1
         return {f"{title}, seeds 0..{last}": _png(each) for title, each in zip(shown, images, strict=True)}
 

@@ -4,7 +4,6 @@ wait for it), how fast it went, and the rows of ``metrics.jsonl``."""
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import resource
 import time
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from edm_ray.storage import uris
+from edm_ray.storage.versioned import from_text, to_text
 
 SIGMA_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Noise levels that part the bins of the per-sigma loss."""
@@ -128,16 +128,18 @@ class Stopwatch:
 
 
 def read_metrics(run_uri: str, up_to: int | None = None) -> list[dict[str, Any]]:
-    """Rows of ``metrics.jsonl``, ascending in nimg; ``up_to`` leaves out what a resumed run will write again."""
+    """Rows of ``metrics.jsonl``, ascending in nimg, without the format version that each carries; ``up_to`` leaves out
+    what a resumed run will write again."""
     path = uris.join(run_uri, "metrics.jsonl")
     if not uris.exists(path):
         return []
-    rows = [json.loads(line) for line in uris.read_bytes(path).splitlines()]
+    rows = [from_text(line, path) for line in uris.read_bytes(path).splitlines()]
     return [row for row in rows if up_to is None or row["nimg"] <= up_to]
 
 
 def write_metrics(run_uri: str, rows: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    """Each row carries the format version."""
+    text = "".join(to_text(row) + "\n" for row in rows)
     uris.write_bytes(uris.join(run_uri, "metrics.jsonl"), text.encode())
 
 

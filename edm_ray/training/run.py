@@ -6,15 +6,17 @@ from __future__ import annotations
 import json
 
 from edm_ray.config.identity import differences, identity, identity_fields
-from edm_ray.config.load import FORMAT, check_format, to_yaml
+from edm_ray.config.load import to_yaml
 from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError
 from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST
+from edm_ray.storage.versioned import read_json, write_json
 from edm_ray.training.metrics import write_metrics
 from edm_ray.training.skipped_shards import FOLDER as SKIPPED
+from edm_ray.training.trackers import forget_trackers
 
 RUN_FILE = "run.json"
 
@@ -60,15 +62,12 @@ def claim_run(run_uri: str, config: TrainingConfig, dataset: DataSet, fresh: boo
     fields = identity_fields(config, dataset.hash)
     path = uris.join(run_uri, RUN_FILE)
     if uris.exists(path):
-        content = json.loads(uris.read_bytes(path))
-        check_format(content.get("format"), path)
-        old = content["fields"]
+        old = read_json(path)["fields"]
         if fresh:
             for part in ("checkpoints", "ema-snapshots", "snapshots", "model", "tensorboard", SKIPPED):
                 uris.delete_directory(uris.join(run_uri, part))
             write_metrics(run_uri, [])
-            if uris.exists(trackers := uris.join(run_uri, "trackers.json")):
-                uris.write_bytes(trackers, b"{}")
+            forget_trackers(run_uri)
         elif changed := differences(old, json.loads(json.dumps(fields))):
             raise InputError(
                 f"{run_uri}: holds another run; what differs: {'; '.join(changed[:5])}. "
@@ -76,7 +75,6 @@ def claim_run(run_uri: str, config: TrainingConfig, dataset: DataSet, fresh: boo
             )
     elif found := [name for name in uris.list_names(run_uri) if name != "log"]:
         raise InputError(f"{run_uri}: is not empty and not a run (found {', '.join(found[:4])}); choose another --out")
-    content = {"format": FORMAT, "identity": identity(fields), "dataset": dataset.uri, "fields": fields}
-    uris.write_bytes(path, json.dumps(content, indent=1, sort_keys=True).encode())
+    write_json(path, {"identity": identity(fields), "dataset": dataset.uri, "fields": fields})
     uris.write_bytes(uris.join(run_uri, "config.yaml"), to_yaml(config).encode())
     return identity(fields)

@@ -53,9 +53,11 @@ class TrainingStep:
         self.replay = Replay(self._whole_gradient) if self._can_be_recorded() else None
 
     def _can_be_recorded(self) -> bool:
-        """On one GPU; several exchange gradients within the backward pass. The user's own modules may read numbers."""
-        own = isinstance(self.config.denoiser.network, OwnNetwork)
-        return self.config.graph and self.device.type == "cuda" and self.place.world_size == 1 and not own
+        """On one GPU; several exchange gradients within the backward pass. The user's own modules may read numbers, and
+        what torch.compile makes was not tried."""
+        config = self.config
+        ours = not isinstance(config.denoiser.network, OwnNetwork) and not config.compile
+        return config.graph and ours and self.device.type == "cuda" and self.place.world_size == 1
 
     def take(self, images: Served) -> None:
         """One step on the next global batch."""

@@ -249,10 +249,12 @@ def test_a_file_of_many_samplers_asks_for_a_budget(results):
 def test_the_budgets_share_the_evaluations_of_a_limit_by_what_they_cost():
     races = races_of()
     races.limit_evaluations(31_000_000)
-    spent = [each.search.budget._limit[1] for each in races.drivers]
+    spent = [each.search.budget._given_evaluations for each in races.drivers]
     assert spent == [5_000_000, 8_000_000, 18_000_000]
     run(races, fid=fid)
-    assert [each.search.budget._limit[1] for each in races.drivers] == spent, "also after a race was begun again"
+    assert [each.search.budget._given_evaluations for each in races.drivers] == spent, (
+        "also after a race was begun again"
+    )
 
 
 def test_a_plan_of_a_race_by_budget_never_spends_more_than_it_says():
