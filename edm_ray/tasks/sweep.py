@@ -85,6 +85,14 @@ class SweepOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BudgetOptions(SweepOptions):
+    """As a program gives them; the command has an option of its own for budgets."""
+
+    nfe: Sequence[int] = ()
+    """Budgets of network evaluations an image: a race for each."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
     """What a sweep found, and where its report is."""
 
@@ -398,7 +406,6 @@ def sweep(
     space: str | Space | None,
     out: str,
     *,
-    nfe: Sequence[int] = (),
     on: Executor = Local(),  # noqa: B008 (frozen)
     plan: SweepPlan = SweepPlan(),  # noqa: B008 (frozen)
     on_trial: OnTrial = lambda result: None,
@@ -407,10 +414,11 @@ def sweep(
     """The best sampler for a model, with error bars: `.best`, `.against_deterministic`, `.table`, `.report`.
 
     model: a directory, or what `load_model` gave. reference: a directory that `reference` wrote. space: a file of
-    tune_spaces/, or a `Space`; None with nfe: tune_spaces/any-budget.yaml. out: where chunks, report.html, sweep.json
-    and best-sampler.yaml go; the same call resumes. nfe: budgets of network evaluations, (5, 8): the best sampler for
-    each, as `.at(8)` and `.budgets`, and best-samplers.yaml. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`.
-    options: fields of `SweepOptions`.
+    tune_spaces/, or a `Space`. out: where chunks, report.html, sweep.json and best-sampler.yaml go; the same call
+    resumes. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`. options: fields of `SweepOptions`, and
+    ``nfe=(5, 8)``, budgets of network evaluations: the best sampler for each, as `.at(8)`, `.budgets` and in
+    best-samplers.yaml; the space is then tune_spaces/any-budget.yaml where it is None.
     Raises InputError (a ValueError) for what cannot be searched.
     """
-    return plan_sweep(model, reference, space, out, plan, read_options(SweepOptions, options), nfe).run(on, on_trial)
+    asked = read_options(BudgetOptions, options)
+    return plan_sweep(model, reference, space, out, plan, asked, asked.nfe).run(on, on_trial)
