@@ -88,6 +88,14 @@ class Driver:
         self.search.budget.limit_evaluations(count)
         self._limit = count
 
+    def most_images(self, more_starts: int = 0) -> int:
+        """Upper bound of the images of the whole sweep, with so many starts more than its space has."""
+        search, strategy = self.search, self._plan.strategy
+        given = len(search.registry.given)
+        chunks = [strategy.most_chunks(n, search.space, search.objective) for n in (given, given + more_starts)]
+        most = search.budget.most_images + (chunks[1] - chunks[0]) * self._plan.chunk_size
+        return min(most, self._plan.budget_images or most)
+
     def over(self, space: Space) -> Driver:
         """The same sweep over another space, from its beginning."""
         other = Driver(space, self._plan, self._seed, self._denoiser)

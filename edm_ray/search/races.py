@@ -16,6 +16,9 @@ from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan
 from edm_ray.search.trials import Evaluation, TrialResult
 
+INHERITED = 2
+"""Starts that a race has from the one before."""
+
 
 class Races:
     """Asks and is told as one driver is."""
@@ -76,6 +79,10 @@ class Races:
         budgets = [each.nfe for each in self.drivers if each.nfe is not None]
         if not budgets:
             return self.current.describe()
-        most = sum(each.search.budget.most_images for each in self.drivers)
         told = f"{', '.join(map(str, budgets))} network evaluations: {self.drivers[0].describe()}"
-        return told if len(budgets) == 1 else f"{told} each, {most:,} in all"
+        return told if len(budgets) == 1 else f"{told} for the first budget, {self.most_images:,} in all"
+
+    @property
+    def most_images(self) -> int:
+        """Upper bound of the images of all races before the first has begun; what is inherited is counted."""
+        return sum(each.most_images(INHERITED if i else 0) for i, each in enumerate(self.drivers))

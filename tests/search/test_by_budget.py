@@ -18,7 +18,7 @@ from edm_ray.search.result import SweepResult, result_of
 from edm_ray.search.sampler_file import settings_from_yaml
 from edm_ray.search.space import load_space
 from edm_ray.search.statistics import difference
-from tests.search.worlds import SPACE, driver_of, plan_of, run, simulate, space_from
+from tests.search.worlds import SPACE, driver_of, run, simulate, space_from
 
 FEW = """
 name: few
@@ -257,7 +257,12 @@ def test_the_budgets_share_the_evaluations_of_a_limit_by_what_they_cost():
     )
 
 
-def test_a_plan_of_a_race_by_budget_never_spends_more_than_it_says():
-    races = races_of(strategy="race", budget_images=6000)
+@pytest.mark.parametrize("changes", [{"strategy": "race", "budget_images": 6000}, {"strategy": "race"}, {}])
+def test_a_sweep_by_budget_never_spends_more_than_it_says(changes):
+    races = races_of(**changes)
+    most = races.most_images
+    assert f"{most:,} in all" in races.describe()
     run(races, fid=fid)
-    assert all(result_of(each).images <= 6000 for each in races.drivers) and plan_of().strategy.name == "race"
+    assert sum(result_of(each).images for each in races.drivers) <= most
+    if not changes:
+        assert not any(each.search.log.stopped for each in races.drivers), "what is inherited is paid for"

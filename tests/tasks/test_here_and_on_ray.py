@@ -13,6 +13,7 @@ from PIL import Image
 import edm_ray as edm
 from edm_ray.cli import main
 from edm_ray.data.reader import open_reader
+from edm_ray.search.trials import TrialResult
 from edm_ray.training.metrics import read_metrics
 from tests.face.conftest import TINY, convnet
 
@@ -62,10 +63,23 @@ def test_an_evaluation_has_the_same_numbers(model: str, reference: str) -> None:
     assert {row.metric for row in here.rows()} > {"FID"}
 
 
-def test_a_sweep_by_budget_makes_the_same_decisions_and_is_resumed(model: str, reference: str, tmp_path: Path) -> None:
-    """Run again it makes no chunk and ends with the same file; its rows are what `generate --nfe` takes."""
+def _stop_at_the_second_budget(result: TrialResult) -> None:
+    if result.evaluation.settings.nfe == 4:
+        raise KeyboardInterrupt
+
+
+def test_a_sweep_by_budget_makes_the_same_decisions_and_is_resumed(
+    model: str, reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped and run again it ends as one that was not stopped; its rows are what `generate --nfe` takes."""
     plan = edm.sweep_plan("random", num_global=2, max_chunks=1, chunk_size=100, confirm_chunks=1)
     outs = [tmp_path / on.__class__.__name__ for on in PLACES]
+    with pytest.raises(KeyboardInterrupt):
+        how = {"nfe": (3, 4), "plan": plan, "grid": 10, "on_trial": _stop_at_the_second_budget}
+        edm.sweep(model, reference, None, str(outs[0]), **how)
+    assert main(["report", str(outs[0])]) == 0
+    told = capsys.readouterr().out
+    assert "3 evaluations: solver" in told and "This sweep has not ended: 4 to come" in told
     here, there, again = (
         edm.sweep(model, reference, None, str(out), nfe=(4, 3), plan=plan, grid=10, on=on)
         for out, on in [*zip(outs, PLACES, strict=True), (outs[0], PLACES[0])]
