@@ -48,7 +48,7 @@ def fid(settings) -> float:
         + 20 * math.exp(-settings.nfe / 2)
         + abs(settings.rho - 5)
         + 5 * (settings.solver == "heun")
-        + (settings.solver == "deis")
+        + 3 * (settings.solver == "deis")
     )
 
 
