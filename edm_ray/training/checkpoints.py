@@ -37,9 +37,10 @@ def agreed_checkpoint(store: CheckpointStore, place: Place) -> Checkpoint | None
     checkpoint = store.latest() if place.rank == 0 else None
     if place.world_size == 1:
         return checkpoint
-    choice = [checkpoint.images_seen if checkpoint else None]
-    dist.broadcast_object_list(choice, src=0)
-    return checkpoint if place.rank == 0 or choice[0] is None else store.load(choice[0])
+    # A number, not `broadcast_object_list`, which unpickles what comes over the network.
+    choice = torch.tensor(checkpoint.images_seen if checkpoint else -1, device=place.device)
+    dist.broadcast(choice, src=0)
+    return checkpoint if place.rank == 0 or choice < 0 else store.load(int(choice))
 
 
 class Saver:
