@@ -28,6 +28,7 @@ from edm_ray.errors import InputError
 from edm_ray.evaluation.reference import ExtractorSpec
 from edm_ray.execution.executor import Item, Recipe
 from edm_ray.models.directory import Model
+from edm_ray.storage.lease import held
 
 DISPATCHER_RESTARTS = 10
 MOST_CALLS = 1_000_000
@@ -145,6 +146,7 @@ def start_pool(on: ClusterShare, recipe: Recipe, *, patience: float = PATIENCE_S
         environment=environment(),
         in_hand=in_hand or (2 if needs.overlap and ask.gpus else 1),
         spread=needs.light,
+        leases=held(),
     )
     # Beside the driver: on a node of its own the dispatcher could be lost without the driver, and the work with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -31,6 +31,7 @@ from edm_ray.distributed.session import session
 from edm_ray.distributed.shipping import environment
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
+from edm_ray.storage.lease import Lease, LeaseLost, held
 from edm_ray.training.device import Place
 from edm_ray.training.loop import Row, Stopped, TrainingJob, train
 from edm_ray.training.metrics import read_metrics
@@ -53,6 +54,8 @@ class WorkerTask:
     patience_s: float = 0.0
     """For how long it does not look for room for a larger group."""
     stop_key: str = ""
+    leases: tuple[Lease, ...] = ()
+    """Of the run; workers look at it before they write."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,8 @@ def train_on_ray(
         shorten_group_start()
     with session():
         _require_cluster(job, group)
-        task = WorkerTask(job=job, group=group, variables=environment().get("env_vars", {}) | (variables or {}))
+        variables = environment().get("env_vars", {}) | (variables or {})
+        task = WorkerTask(job=job, group=group, variables=variables, leases=held())
         with _metrics_followed(job.run_uri, on_tick):
             ended = _fit_groups(task, max_failures, must_stop)
         if ended.stopped:
@@ -153,6 +157,8 @@ def _worker(told: dict[str, WorkerTask]) -> Ended:
     job = task.job
     logging.basicConfig(level=logging.INFO)
     os.environ.update(task.variables)
+    for lease in task.leases:
+        lease.guard_process()
     device = str(ray.train.torch.get_device())
     place = Place(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
     room = room_watcher(task.group, place.world_size, task.patience_s)
@@ -166,7 +172,7 @@ def _worker(told: dict[str, WorkerTask]) -> Ended:
         )
     except Stopped as stopped:
         return Ended(workers=place.world_size, stopped=str(stopped))
-    except Diverged as error:
+    except (Diverged, LeaseLost) as error:
         return Ended(workers=place.world_size, refused=str(error))
     return Ended()
 

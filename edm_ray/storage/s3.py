@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
 from typing import IO, Any, TypeVar
 
@@ -132,6 +133,15 @@ def size(uri: str) -> int | None:
     except NotFound:
         return None
     return int(answer["ContentLength"])
+
+
+def modified(uri: str) -> tuple[float, float]:
+    """(when an object was put, now), in seconds by the store's clock."""
+    bucket, key = split(uri)
+    answer = _persist(lambda: client().head_object(Bucket=bucket, Key=key), uri, "s3:GetObject")
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    now = time.time() if date is None else parsedate_to_datetime(date).timestamp()
+    return answer["LastModified"].timestamp(), now
 
 
 def write(uri: str, content: bytes, only_new: bool = False) -> bool:

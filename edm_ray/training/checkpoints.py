@@ -75,7 +75,7 @@ class Saver:
         images_seen = state.images_seen
         powers = {width: _copy(average.state_dict()) for width, average in state.powers.items()}
         dtype = getattr(torch, state.config.ema.snapshot_dtype)
-        return lambda: save_snapshot(self.run_uri, images_seen, powers, dtype)
+        return lambda: save_snapshot(self.run_uri, images_seen, powers, dtype, self.store.run)
 
     def _snapshot(self, state: TrainingState) -> Write:
         """The average as a model directory; what is returned does not raise."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from edm_ray.errors import InputError
 from edm_ray.storage import uris
 
 SIGMA_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -142,11 +143,19 @@ def write_metrics(run_uri: str, rows: list[dict[str, Any]]) -> None:
 
 
 class MetricsLog:
-    """Rank 0's rows. The file is rewritten whole, so it is never half a line and works on object stores."""
+    """Rank 0's rows. The file is rewritten whole, so it is never half a line and works on object stores.
 
-    def __init__(self, run_uri: str, images_seen: int) -> None:
-        self.run_uri, self.rows = run_uri, read_metrics(run_uri, images_seen)
+    Each row carries the run's identity. Raises InputError where rows of another run are there.
+    """
+
+    def __init__(self, run_uri: str, images_seen: int, run: str) -> None:
+        self.run_uri, self.run, self.rows = run_uri, run, read_metrics(run_uri, images_seen)
+        if others := sorted({str(row.get("run")) for row in self.rows} - {run}):
+            raise InputError(
+                f"{uris.join(run_uri, 'metrics.jsonl')}: has rows of run {', '.join(others)}, this run is {run} "
+                "(run.json); delete that file, or give --fresh to delete the run and start over"
+            )
 
     def append(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
+        self.rows.append({**row, "run": self.run})
         write_metrics(self.run_uri, self.rows)

@@ -13,6 +13,7 @@ from edm_ray.errors import InputError
 from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST
+from edm_ray.storage.numbered import numbers
 from edm_ray.training.metrics import write_metrics
 from edm_ray.training.skipped_shards import FOLDER as SKIPPED
 
@@ -42,14 +43,36 @@ def grid_uri(run_uri: str, images_seen: int) -> str:
 
 
 def snapshots(run_uri: str) -> list[tuple[int, str]]:
-    """Images seen, and URI of the model directory, of every snapshot that is written, ascending."""
-    names = uris.list_names(uris.join(run_uri, "snapshots"))
-    found = [(int(name), snapshot_model_uri(run_uri, int(name))) for name in names if name.isdecimal()]
-    return sorted((images_seen, uri) for images_seen, uri in found if uris.exists(uris.join(uri, MANIFEST)))
+    """Images seen, and URI of the model directory, of every snapshot that is written, ascending. Raises InputError for
+    one of another run."""
+    run, found = identity_of(run_uri), []
+    for images_seen in numbers(uris.join(run_uri, "snapshots"), "{:012d}"):
+        uri = snapshot_model_uri(run_uri, images_seen)
+        if uris.exists(uris.join(uri, MANIFEST)):
+            about = json.loads(uris.read_bytes(uris.join(uri, "config.json"))).get("about", {})
+            refuse_other_run(uri, str(about.get("run", "")), run)
+            found.append((images_seen, uri))
+    return found
 
 
-def checkpoint_store(run_uri: str, keep: int = 2) -> CheckpointStore:
-    return CheckpointStore(uris.join(run_uri, "checkpoints"), keep)
+def identity_of(run_uri: str) -> str:
+    """What run.json says; '' where there is none."""
+    path = uris.join(run_uri, RUN_FILE)
+    return str(json.loads(uris.read_bytes(path))["identity"]) if uris.exists(path) else ""
+
+
+def refuse_other_run(what: str, its: str, run: str) -> None:
+    """Raises InputError for something that another run has written. run: this one's identity; '': not known."""
+    if run and its != run:
+        raise InputError(
+            f"{what}: is of run {its or 'unknown'}, this run is {run} (run.json); it is not used: delete it, or give "
+            "--fresh to delete the run and start over"
+        )
+
+
+def checkpoint_store(run_uri: str, keep: int = 2, run: str = "") -> CheckpointStore:
+    """run: its identity, for whoever writes or resumes."""
+    return CheckpointStore(uris.join(run_uri, "checkpoints"), keep, run)
 
 
 def claim_run(run_uri: str, config: TrainingConfig, dataset: DataSet, fresh: bool = False) -> str:
