@@ -10,6 +10,7 @@ from edm_ray.data.write import disk_full_is_said
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
 from edm_ray.storage.commit import read_manifest
+from edm_ray.storage.stored_json import read_object
 
 
 def claim(dest: str, plan: Plan) -> None:
@@ -31,11 +32,7 @@ def claim(dest: str, plan: Plan) -> None:
 
 def _read_plan(dest: str) -> dict[str, Any]:
     path = uris.join(dest, SIDECAR, "plan.json")
-    try:
-        plan: dict[str, Any] = json.loads(uris.read_bytes(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: damaged ({error}); delete {dest} and prepare it again") from error
-    return plan
+    return read_object(path, f"delete {dest} and prepare it again")
 
 
 def is_complete(dest: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ from edm_ray.training.run import checkpoint_store
 from edm_ray.training.step import Diverged
 
 POLL_SECONDS = 1.0
+LOG = "log"
+"""Of a run: where Ray Train's workers look whether they share storage, and where it keeps its state meanwhile."""
 Trainer = trainer_without_idle_process()
 logger = logging.getLogger(__name__)
 
@@ -97,12 +100,23 @@ def train_on_ray(
         _require_cluster(job, group)
         variables = environment().get("env_vars", {}) | (variables or {})
         task = WorkerTask(job=job, group=group, variables=variables, leases=held())
-        with _metrics_followed(job.run_uri, on_tick):
+        with _metrics_followed(job.run_uri, on_tick), _ray_train_s_files_removed(job.run_uri):
             ended = _fit_groups(task, max_failures, must_stop)
         if ended.stopped:
             raise Stopped(ended.stopped)
         if ended.refused:
             raise InputError(ended.refused)
+
+
+@contextlib.contextmanager
+def _ray_train_s_files_removed(run_uri: str) -> Iterator[None]:
+    """Before, where a killed command has left them, and after."""
+    uris.delete_directory(uris.join(run_uri, LOG))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, InputError):
+            uris.delete_directory(uris.join(run_uri, LOG))
 
 
 def _require_cluster(job: TrainingJob, group: Group) -> None:
@@ -142,8 +156,9 @@ def _fit_group(task: WorkerTask, max_failures: int) -> Ended:
         datasets=shards,
         scaling_config=task.group.scaling(),
         run_config=RunConfig(
-            name="ray_train",
-            storage_path=uris.join(job.run_uri, "log"),
+            # Never the same twice, and gone at the end: nothing that Ray Train keeps of itself is read back.
+            name=f"ray_train-{secrets.token_hex(4)}",
+            storage_path=uris.join(job.run_uri, LOG),
             failure_config=FailureConfig(max_failures=max_failures),
             callbacks=[PlanWithLivingNodes()],
         ),

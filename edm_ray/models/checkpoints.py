@@ -17,9 +17,11 @@ import safetensors.torch
 import torch
 
 from edm_ray.errors import InputError, IntegrityError
+from edm_ray.models.weights import tensors_of
 from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST, commit, read_file, read_manifest
 from edm_ray.storage.numbered import numbers
+from edm_ray.storage.stored_json import parse_object
 
 logger = logging.getLogger(__name__)
 KIND = "edm_ray checkpoint"
@@ -117,11 +119,11 @@ class CheckpointStore:
         if manifest.get("images_seen") != images_seen:
             raise IntegrityError(f"{uri}: holds the checkpoint at {manifest.get('images_seen')} images")
         tensors = {
-            name.removesuffix(".safetensors"): safetensors.torch.load(read_file(uri, name, manifest))
+            name.removesuffix(".safetensors"): tensors_of(read_file(uri, name, manifest), uris.join(uri, name))
             for name in manifest["files"]
             if name.endswith(".safetensors")
         }
-        state = json.loads(read_file(uri, "state.json", manifest))
+        state = parse_object(read_file(uri, "state.json", manifest), uris.join(uri, "state.json"), "it is passed over")
         return Checkpoint(images_seen=images_seen, tensors=tensors, state=state)
 
     def latest(self) -> Checkpoint | None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from edm_ray.config.codec import PIXELS, Codec
@@ -20,10 +19,11 @@ from edm_ray.diffusion.preconditioning import Preconditioned
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.models.card import model_card
 from edm_ray.models.denoiser import ModelDenoiser
-from edm_ray.models.weights import misfit, weights_bytes
+from edm_ray.models.weights import misfit, tensors_of, weights_bytes
 from edm_ray.networks.build import build_denoiser
 from edm_ray.storage import uris
 from edm_ray.storage.commit import canonical_json, commit, read_file, read_manifest, sha256
+from edm_ray.storage.stored_json import parse_object
 
 KIND = "edm_ray model"
 
@@ -59,7 +59,7 @@ class Model:
 
     def denoiser(self, device: str = "cpu") -> ModelDenoiser:
         """D in evaluation mode, with its guide if there is one."""
-        state = safetensors.torch.load(self.weights)
+        state = tensors_of(self.weights, uris.join(self.uri, "model.safetensors"))
         module = network_with(self.config, state, self.uri, self.network).to(device)
         guide = None if self.guide is None else self.guide.denoiser(device)
         return ModelDenoiser(module, self.config.network, self.codec, guide, self)
@@ -108,7 +108,7 @@ def add_metrics(uri: str, metrics: Mapping[str, Any]) -> None:
     What it computes, and so its hash, stays."""
     model = open_model(uri)
     about = {**model.about, "metrics": {**model.about.get("metrics", {}), **metrics}}
-    save_model(uri, model.config, safetensors.torch.load(model.weights), about, model.codec)
+    save_model(uri, model.config, tensors_of(model.weights, uri), about, model.codec)
 
 
 def open_model(uri: str, guide: str | None = None, network: torch.nn.Module | None = None) -> Model:
@@ -123,8 +123,11 @@ def open_model(uri: str, guide: str | None = None, network: torch.nn.Module | No
         raise InputError(f"{uri}: no model directory there; `edm-ray train` writes one to RUN/model when it is done")
     if manifest.get("kind") != KIND:
         raise InputError(f"{uri}: holds {manifest.get('kind', 'something else')!r}, not a model")
-    content = json.loads(read_file(uri, "config.json", manifest))
-    check_format(content.get("format"), uris.join(uri, "config.json"))
+    path = uris.join(uri, "config.json")
+    content = parse_object(read_file(uri, "config.json", manifest), path, "write the model again")
+    check_format(content.get("format"), path)
+    if "denoiser" not in content or not isinstance(content.get("about"), dict):
+        raise IntegrityError(f"{path}: lacks denoiser or about; write the model again")
     config = validate(DenoiserConfig, content["denoiser"], uris.join(uri, "config.json"))
     codec = validate(Codec, content.get("codec", {}), uris.join(uri, "config.json"))
     if not codec.is_pixels and len(codec.mean) != config.network.img_channels:

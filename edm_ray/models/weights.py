@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import safetensors.torch
 import torch
 
+from edm_ray.errors import IntegrityError
+
 
 def weights_bytes(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
     """A safetensors file: tensors on the CPU, ``metadata`` and "format": "pt" in its header.
@@ -22,6 +24,15 @@ def weights_bytes(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[8 + length :]))
+
+
+def tensors_of(content: bytes, what: str) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file. Raises IntegrityError, which begins with ``what``, for anything else."""
+    try:
+        found: dict[str, torch.Tensor] = safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise IntegrityError(f"{what}: not a safetensors file ({error})") from error
+    return found
 
 
 def misfit(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str | None:

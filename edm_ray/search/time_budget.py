@@ -6,12 +6,16 @@ import itertools
 import json
 import time
 
+from edm_ray.errors import IntegrityError
 from edm_ray.evaluation.chunks import Chunk, Generator, chunks_of
 from edm_ray.execution.executor import Maker, make_all
 from edm_ray.search.driver import Driver
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.storage import uris
 from edm_ray.storage.artifacts import is_stored
+from edm_ray.storage.stored_json import read_object
+
+FIX = "delete that file, and the speed is measured again"
 
 
 def limit_hours(
@@ -23,7 +27,9 @@ def limit_hours(
     """
     path = uris.join(out, "speed.json")
     if uris.exists(path):
-        speed = json.loads(uris.read_bytes(path))["evaluations_per_worker_hour"]
+        speed = read_object(path, FIX).get("evaluations_per_worker_hour")
+        if not isinstance(speed, (int, float)):
+            raise IntegrityError(f"{path}: no number of evaluations_per_worker_hour; {FIX}")
     else:
         speed = _measure(driver, sampling, workers, generator, store)
         uris.write_bytes(path, json.dumps({"evaluations_per_worker_hour": speed}).encode())

@@ -98,7 +98,7 @@ def read_manifest(uri: str) -> dict[str, Any] | None:
         manifest = json.loads(uris.read_bytes(path))
     except uris.NotFound:
         return None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: not JSON ({error}); the directory is damaged, write it again") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise IntegrityError(f"{path}: not a manifest of edm_ray (no 'files' table)")

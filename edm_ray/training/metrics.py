@@ -14,9 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage import uris
+from edm_ray.storage.stored_json import parse_object
 
+DAMAGED = "delete that file, or give --fresh to delete the run and start over"
 SIGMA_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Noise levels that part the bins of the per-sigma loss."""
 
@@ -133,7 +135,9 @@ def read_metrics(run_uri: str, up_to: int | None = None) -> list[dict[str, Any]]
     path = uris.join(run_uri, "metrics.jsonl")
     if not uris.exists(path):
         return []
-    rows = [json.loads(line) for line in uris.read_bytes(path).splitlines()]
+    rows = [parse_object(line, path, DAMAGED) for line in uris.read_bytes(path).splitlines()]
+    if not all(isinstance(row.get("nimg"), int) for row in rows):
+        raise IntegrityError(f"{path}: damaged, a row without nimg; {DAMAGED}")
     return [row for row in rows if up_to is None or row["nimg"] <= up_to]
 
 

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.torch
 import torch
 
 from edm_ray.errors import InputError
-from edm_ray.models.weights import weights_bytes
+from edm_ray.models.weights import tensors_of, weights_bytes
 from edm_ray.storage import uris
 from edm_ray.storage.commit import commit, read_file, read_manifest
 from edm_ray.storage.numbered import numbers
@@ -116,7 +115,8 @@ def synthesise(run_uri: str, sigma_rel: float, images_seen: int | None = None) -
     kept: dict[str, torch.Tensor] = {}
     changes: set[str] = set()
     for (uri, manifest, _, width), weight in zip(found, weights.tolist(), strict=True):
-        state = safetensors.torch.load(read_file(uri, f"sigma_rel-{width:g}.safetensors", manifest))
+        name = f"sigma_rel-{width:g}.safetensors"
+        state = tensors_of(read_file(uri, name, manifest), uris.join(uri, name))
         for name, stored in state.items():
             tensor = stored.float() if stored.dtype == torch.float16 else stored
             total[name] = total.get(name, torch.zeros_like(tensor, dtype=torch.float64)) + weight * tensor.double()

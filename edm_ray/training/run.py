@@ -4,20 +4,23 @@ asked for, ``snapshots/NIMG/`` (``model/`` and ``grid.png``), ``ema-snapshots/``
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from edm_ray.config.identity import differences, identity, identity_fields
 from edm_ray.config.load import FORMAT, check_format, to_yaml
 from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, IntegrityError
 from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST
 from edm_ray.storage.numbered import numbers
+from edm_ray.storage.stored_json import read_object
 from edm_ray.training.metrics import write_metrics
 from edm_ray.training.skipped_shards import FOLDER as SKIPPED
 
 RUN_FILE = "run.json"
+DAMAGED = "give --fresh to delete the run and start over"
 
 
 def refuse_mirrored_latents(config: TrainingConfig, dataset: DataSet) -> None:
@@ -49,16 +52,26 @@ def snapshots(run_uri: str) -> list[tuple[int, str]]:
     for images_seen in numbers(uris.join(run_uri, "snapshots"), "{:012d}"):
         uri = snapshot_model_uri(run_uri, images_seen)
         if uris.exists(uris.join(uri, MANIFEST)):
-            about = json.loads(uris.read_bytes(uris.join(uri, "config.json"))).get("about", {})
-            refuse_other_run(uri, str(about.get("run", "")), run)
+            about = read_object(uris.join(uri, "config.json"), "delete that snapshot").get("about")
+            refuse_other_run(uri, str(about.get("run", "")) if isinstance(about, dict) else "", run)
             found.append((images_seen, uri))
     return found
+
+
+def _fields_of(path: str) -> dict[str, Any]:
+    """What run.json says that the run is."""
+    content = read_object(path, DAMAGED)
+    check_format(content.get("format"), path)
+    if not isinstance(content.get("fields"), dict):
+        raise IntegrityError(f"{path}: damaged, says not what the run is; {DAMAGED}")
+    fields: dict[str, Any] = content["fields"]
+    return fields
 
 
 def identity_of(run_uri: str) -> str:
     """What run.json says; '' where there is none."""
     path = uris.join(run_uri, RUN_FILE)
-    return str(json.loads(uris.read_bytes(path))["identity"]) if uris.exists(path) else ""
+    return str(read_object(path, DAMAGED).get("identity")) if uris.exists(path) else ""
 
 
 def refuse_other_run(what: str, its: str, run: str) -> None:
@@ -83,16 +96,13 @@ def claim_run(run_uri: str, config: TrainingConfig, dataset: DataSet, fresh: boo
     fields = identity_fields(config, dataset.hash)
     path = uris.join(run_uri, RUN_FILE)
     if uris.exists(path):
-        content = json.loads(uris.read_bytes(path))
-        check_format(content.get("format"), path)
-        old = content["fields"]
         if fresh:
             for part in ("checkpoints", "ema-snapshots", "snapshots", "model", "tensorboard", SKIPPED):
                 uris.delete_directory(uris.join(run_uri, part))
             write_metrics(run_uri, [])
             if uris.exists(trackers := uris.join(run_uri, "trackers.json")):
                 uris.write_bytes(trackers, b"{}")
-        elif changed := differences(old, json.loads(json.dumps(fields))):
+        elif changed := differences(_fields_of(path), json.loads(json.dumps(fields))):
             raise InputError(
                 f"{run_uri}: holds another run; what differs: {'; '.join(changed[:5])}. "
                 "Choose another --out, or give --fresh to delete that run and start over"

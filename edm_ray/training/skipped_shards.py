@@ -11,6 +11,7 @@ from typing import Any
 
 from edm_ray.data.fetch import SkippedShards
 from edm_ray.storage import uris
+from edm_ray.storage.stored_json import read_object
 
 logger = logging.getLogger(__name__)
 FOLDER = "skipped-shards"
@@ -34,7 +35,8 @@ class SkippedLog:
 def read_skipped(run_uri: str) -> list[dict[str, Any]]:
     """``shard``, ``reason``, ``rows`` of every shard that the run has skipped, by name."""
     folder = uris.join(run_uri, FOLDER)
-    return [json.loads(uris.read_bytes(uris.join(folder, name))) for name in uris.list_names(folder)]
+    paths = [uris.join(folder, name) for name in uris.list_names(folder)]
+    return [read_object(path, "delete that file") for path in paths]
 
 
 def skipped_lines(run_uri: str, most: int = 5) -> list[str]:

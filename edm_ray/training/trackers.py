@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from edm_ray.errors import InputError, nearest
 from edm_ray.storage import uris
+from edm_ray.storage.stored_json import read_object
 from edm_ray.training.metrics import SIGMA_EDGES
 
 logger = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ class Tracking:
         self.state_uri = uris.join(run_uri, STATE_FILE)
         self.ids: dict[str, str] = {}
         if chosen and uris.exists(self.state_uri):
-            self.ids = json.loads(uris.read_bytes(self.state_uri))
+            self.ids = read_object(self.state_uri, "delete that file, and the trackers begin runs of their own")
         self.last = rows[-1]["nimg"] if rows else -1
         self.lines = []
         for name, where in chosen.items():
