@@ -10,6 +10,7 @@ import pytest
 import torch
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["EDM_RAY_STORAGE_PATIENCE_S"] = "0"  # storage that fails is given up after a few tries
 for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
     os.environ.pop(name, None)
 torch.set_num_threads(1)

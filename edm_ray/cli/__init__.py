@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edm_ray.errors import InputError, nearest
+from edm_ray.storage.s3 import StorageError
 
 # Command -> what it is for. Modules are imported when asked for: torch and Ray take seconds.
 COMMANDS = {
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         sys.stderr.write(f"edm-ray: {error}\n")
         return 2
+    except StorageError as error:
+        sys.stderr.write(f"edm-ray: {error}; what was written is kept, and the same command resumes\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("edm-ray: interrupted; the same command resumes where it stopped\n")
         return 130

@@ -24,6 +24,7 @@ from typing import Any
 
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
+from edm_ray.storage.s3 import impatient
 
 FOLDER = ".lease"
 FORMAT = 1
@@ -163,8 +164,9 @@ class _Keeper:
         while not self.ends.wait(BEAT_S):
             began = _now()
             try:
-                self.lease.check()
-                uris.touch(self.lease.path)
+                with impatient():
+                    self.lease.check()
+                    uris.touch(self.lease.path)
                 self.sure = began
             except LeaseLost as error:
                 self.lost = error
@@ -186,7 +188,7 @@ class _Keeper:
         self.ends.set()
         self.beats.join()
         if self.lost is None:
-            with contextlib.suppress(OSError, InputError):
+            with contextlib.suppress(OSError, InputError), impatient():
                 self.lease.check()
                 uris.delete_directory(uris.join(self.lease.uri, FOLDER))
 

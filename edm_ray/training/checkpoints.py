@@ -19,7 +19,9 @@ from edm_ray.config.codec import Codec
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.models import save_model
 from edm_ray.models.checkpoints import Checkpoint, CheckpointStore
+from edm_ray.storage.s3 import StorageError
 from edm_ray.training.device import Place
+from edm_ray.training.metrics import MetricsLog
 from edm_ray.training.posthoc import save_snapshot
 from edm_ray.training.run import snapshot_model_uri
 from edm_ray.training.schedule import Due
@@ -46,8 +48,16 @@ def agreed_checkpoint(store: CheckpointStore, place: Place) -> Checkpoint | None
 class Saver:
     """Copies what is due of a run's state to the host now, and has it written in the background."""
 
-    def __init__(self, run_uri: str, store: CheckpointStore, about: Mapping[str, Any], codec: Codec) -> None:
-        self.run_uri, self.store, self.about, self.codec = run_uri, store, about, codec
+    def __init__(
+        self,
+        run_uri: str,
+        store: CheckpointStore,
+        about: Mapping[str, Any],
+        codec: Codec,
+        log: MetricsLog | None = None,
+    ) -> None:
+        """log: its rows are written before the checkpoint that follows them."""
+        self.run_uri, self.store, self.about, self.codec, self.log = run_uri, store, about, codec, log
         self.writer = BackgroundWriter()
 
     def save(self, due: Due, state: TrainingState, tallies: list[torch.Tensor]) -> None:
@@ -69,7 +79,13 @@ class Saver:
         tensors = {stem: _copy(part) for stem, part in state.tensors().items()}
         tensors["tally"] = {"sums": torch.stack(tallies)}
         facts = {"images_seen": images_seen, "seed": state.config.seed}
-        return lambda: self.store.save(images_seen, tensors, facts)
+
+        def write() -> None:
+            if self.log is not None:
+                self.log.flush()
+            self.store.save(images_seen, tensors, facts)
+
+        return write
 
     def _averages(self, state: TrainingState) -> Write:
         images_seen = state.images_seen
@@ -141,7 +157,7 @@ def _persist(write: Write) -> None:
         try:
             write()
             return
-        except (InputError, IntegrityError):
+        except (InputError, IntegrityError, StorageError):  # storage was asked for long enough already
             raise
         except OSError as error:
             if attempt == TRIES:

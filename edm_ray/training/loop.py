@@ -94,7 +94,7 @@ def _train(
     draw = _grid_drawer(job) if first and job.snapshot_kimg else None
     signals, skipped = Signals(ask, place.world_size), SkippedLog(run_uri, images.skipped)
     step.watch.start(state.images_seen)
-    with contextlib.closing(Saver(run_uri, store, {**job.about, "run": job.identity}, job.dataset.codec)) as saver:
+    with contextlib.closing(Saver(run_uri, store, {**job.about, "run": job.identity}, job.dataset.codec, log)) as saver:
         while state.images_seen < schedule.total:
             step.take(images)
             due = schedule.after_step(state.images_seen, signals.after_step())
@@ -119,6 +119,7 @@ def _train(
                 raise Stopped(f"{run_uri}: stopped at {state.images_seen:,} images, checkpoint written")
         signals.close()
     if log is not None:
+        log.flush()
         about = {**job.about, "run": job.identity, "images_seen": state.images_seen, "metrics": _metrics(log)}
         save_model(model_uri(run_uri), job.config.denoiser, state.average.state_dict(), about, job.dataset.codec)
     if place.world_size > 1:
