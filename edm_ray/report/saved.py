@@ -7,11 +7,10 @@ import json
 from typing import Any
 
 from edm_ray.config.load import validate
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, IntegrityError
 from edm_ray.report.html import Context, render_report
 from edm_ray.search.result import SweepResult
 from edm_ray.storage import uris
-from edm_ray.storage.stored_json import read_object
 
 RESULT, CONTEXT, PAGE, PROGRESS = "sweep.json", "report.json", "report.html", "progress.json"
 
@@ -65,4 +64,10 @@ def load_report(out: str) -> tuple[SweepResult, Context]:
 
 
 def _json(path: str) -> dict[str, Any]:
-    return read_object(path, "run the sweep's command again to rewrite it")
+    try:
+        content = json.loads(uris.read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path}: not JSON ({error}); run the sweep's command again to rewrite it") from error
+    if not isinstance(content, dict):
+        raise IntegrityError(f"{path}: not what a sweep writes; run the sweep's command again to rewrite it")
+    return content
