@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: before-after demo test test-slow test-faults test-isa test-lowest test-next soak lint format install clean-demo
+.PHONY: before-after demo test test-slow test-faults test-gpu test-isa test-lowest test-next soak lint format install clean-demo
 
 install: $(STAMP)
 
@@ -27,6 +27,10 @@ test-slow: $(STAMP)
 
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m fault
+
+# On a machine with a GPU.
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu
 
 # The numeric suites with the kernels of other CPUs (an hour on two cores): those without vector extensions, and AVX2.
 NUMERIC := tests/evaluation tests/networks tests/diffusion tests/generation tests/training tests/models tests/search

@@ -33,16 +33,23 @@ if TYPE_CHECKING:
     from edm_ray.diffusion.preconditioning import IDDPM as IDDPM
     from edm_ray.diffusion.preconditioning import VE as VE
     from edm_ray.diffusion.preconditioning import VP as VP
+    from edm_ray.diffusion.samplers import DEIS as DEIS
+    from edm_ray.diffusion.samplers import DPM2 as DPM2
     from edm_ray.diffusion.samplers import IPNDM as IPNDM
     from edm_ray.diffusion.samplers import RK45 as RK45
     from edm_ray.diffusion.samplers import DPMpp2M as DPMpp2M
+    from edm_ray.diffusion.samplers import DPMpp2MSDE as DPMpp2MSDE
+    from edm_ray.diffusion.samplers import DPMpp3M as DPMpp3M
     from edm_ray.diffusion.samplers import DPMpp3MSDE as DPMpp3MSDE
     from edm_ray.diffusion.samplers import Euler as Euler
     from edm_ray.diffusion.samplers import EulerMaruyama as EulerMaruyama
+    from edm_ray.diffusion.samplers import Evaluation as Evaluation
     from edm_ray.diffusion.samplers import Heun as Heun
     from edm_ray.diffusion.samplers import Noise as Noise
     from edm_ray.diffusion.samplers import PredictorCorrector as PredictorCorrector
     from edm_ray.diffusion.samplers import Sampler as Sampler
+    from edm_ray.diffusion.samplers import SASolver as SASolver
+    from edm_ray.diffusion.samplers import UniPC as UniPC
     from edm_ray.diffusion.samplers import sample as sample
     from edm_ray.diffusion.samplers import sampler as sampler
     from edm_ray.distributed.executor import Ray as Ray
@@ -77,16 +84,23 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "edm_ray.diffusion.objectives": ("objective",),
     "edm_ray.diffusion.preconditioning": ("EDM", "IDDPM", "VE", "VP"),
     "edm_ray.diffusion.samplers": (
+        "DEIS",
+        "DPM2",
         "DPMpp2M",
+        "DPMpp2MSDE",
+        "DPMpp3M",
         "DPMpp3MSDE",
         "Euler",
         "EulerMaruyama",
+        "Evaluation",
         "Heun",
+        "IPNDM",
         "Noise",
         "PredictorCorrector",
-        "IPNDM",
         "RK45",
+        "SASolver",
         "Sampler",
+        "UniPC",
         "sample",
         "sampler",
     ),
@@ -111,6 +125,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "DEIS",
+    "DPM2",
     "EDM",
     "IDDPM",
     "IPNDM",
@@ -119,11 +135,14 @@ __all__ = [
     "VP",
     "AtLevel",
     "DPMpp2M",
+    "DPMpp2MSDE",
+    "DPMpp3M",
     "DPMpp3MSDE",
     "DataSet",
     "Denoiser",
     "Euler",
     "EulerMaruyama",
+    "Evaluation",
     "GaussianMixture",
     "Guided",
     "Heun",
@@ -135,7 +154,9 @@ __all__ = [
     "Path",
     "PredictorCorrector",
     "Ray",
+    "SASolver",
     "Sampler",
+    "UniPC",
     "__version__",
     "evaluate",
     "fid",

@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "sample images from a model into a grid or a folder",
     "evaluate": "FID of a model with one sampler, with error bars",
     "sweep": "find the best sampler for a model, as Ray Tune trials",
+    "export-sampler": "write a sampler as diffusers or ComfyUI take it, or as plain numbers",
     "report": "rewrite a sweep's report (of an unfinished one: so far)",
     "submit": "run any of these as a job on a Ray cluster",
     "doctor": "check a machine or cluster, and say how to fix what is wrong",
@@ -31,7 +32,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    rows = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    rows = "\n".join(f"  {name:<14} {text}" for name, text in COMMANDS.items())
     return f"usage: edm-ray COMMAND [OPTIONS]\n\n{rows}\n\n`edm-ray COMMAND --help` shows a command's options.\n"
 
 
@@ -69,8 +70,8 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
     """A command's module and its options; exits with code 2 for options that it does not have."""
     import tyro
 
-    # "import" is a keyword of Python, and cannot be the name of a module.
-    module = importlib.import_module(f"edm_ray.cli.{'import_' if name == 'import' else name}")
+    # "import" is a keyword of Python, and cannot be the name of a module; nor can a name with a hyphen.
+    module = importlib.import_module(f"edm_ray.cli.{'import_' if name == 'import' else name.replace('-', '_')}")
     # No --no-flag twin of every flag: plain `--dry-run`.
     flags = (tyro.conf.FlagCreatePairsOff,)
     args = tyro.cli(module.Args, prog=f"edm-ray {name}", args=list(arguments), description=module.__doc__, config=flags)

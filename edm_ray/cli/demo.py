@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edm_ray import cli
 from edm_ray.cli.console import duration, say
+from edm_ray.cli.device import check_device
 from edm_ray.errors import InputError
 
 FULL = {
@@ -33,6 +34,8 @@ QUICK = {
 class Args:
     out: str = "demo"
     """Folder for everything the demo makes."""
+    device: str = "cpu"
+    """cpu or cuda. With cuda one worker trains, and one samples."""
     quick: bool = False
     """A few seconds of training and a tiny sweep: shows that the set-up works, not what the method can do."""
 
@@ -49,26 +52,29 @@ def run(args: Args) -> None:
     model, reference, held_out = f"{out}/run/model", f"{out}/reference", f"{out}/data/heldout"
     space = Path(__file__).parents[2] / "tune_spaces" / "digits.yaml"
     size = QUICK if args.quick else FULL
+    check_device(args.device, here=True)
+    device = "" if args.device == "cpu" else f" --device {args.device}"
+    workers = f"--workers {1 if device else 2}{device}"
     with session():
         say("\n[1/5] write the digits as sharded Parquet")
         _run(f"prepare digits {out}/data")
-        say("\n[2/5] train a class-conditional denoiser on 2 DDP workers")
+        say("\n[2/5] train a class-conditional denoiser with Ray Train")
         if Path(model, "manifest.json").exists():
             say(f"  the model is there already: {model}")
         else:
-            _run(f"train --data {out}/data/train --out {out}/run --preset digits --workers 2{size['train']}")
+            _run(f"train --data {out}/data/train --out {out}/run --preset digits {workers}{size['train']}")
         say("\n[3/5] sample with Algorithm 2")
-        _run(f"generate --model {model} --out {out}/samples.png --num 100 --set s_churn=5")
+        _run(f"generate --model {model} --out {out}/samples.png --num 100 --set s_churn=5{device}")
         say("\n[4/5] FID of samples beside FID of held-out real digits")
-        _run(f"reference --data {out}/data/train --out {reference} --extractor digits")
+        _run(f"reference --data {out}/data/train --out {reference} --extractor digits{device}")
         _run(
             f"evaluate --model {model} --reference {reference} --out {out}/evaluation --labels balanced "
-            f"--workers 2 --real {held_out} --num {size['num']}"
+            f"{workers} --real {held_out} --num {size['num']}"
         )
         say("\n[5/5] search S_churn, S_tmin, S_tmax and S_noise with Ray Tune")
         _run(
             f"sweep --model {model} --reference {reference} --space {shlex.quote(str(space))} --out {out}/sweep "
-            f"--labels balanced --workers 2 --concurrent 4 --real {held_out} {size['sweep']}"
+            f"--labels balanced {workers} --concurrent 4 --real {held_out} {size['sweep']}"
         )
     _conclude(out, time.monotonic() - started)
 

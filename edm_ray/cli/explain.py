@@ -1,18 +1,22 @@
-"""Draw the design space: schedules, trajectories, weighting, truncation error; a model's loss by noise level."""
+"""Draw the design space: schedules, trajectories, weighting, truncation error; a model's loss by noise level.
+
+With --sampler or --set also one sampler: its noise levels, churn by step, cost, and the error of each of its steps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
 import numpy as np
 import torch
 
 from edm_ray.cli.console import say
+from edm_ray.cli.sampler import choose_settings
 from edm_ray.data.codec import decode
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.diffusion.analysis.inversion import reconstruct
+from edm_ray.diffusion.analysis.truncation import truncation_errors
 from edm_ray.diffusion.denoiser import Denoiser
 from edm_ray.diffusion.labels import one_hot_labels
 from edm_ray.diffusion.noise import SIGMA_DATA
@@ -39,6 +43,10 @@ class Args:
     """Number of images (or latents) to measure a model with."""
     num_steps: int = 18
     """Time steps of the samplers drawn."""
+    sampler: str | None = None
+    """A sampler to explain: best-sampler.yaml of a sweep, or a directory that holds one."""
+    set: list[str] = field(default_factory=list)
+    """A sampler to explain, e.g. --set solver=unipc num_steps=8, or changes to that of --sampler."""
 
 
 def read_images(model: ModelDenoiser, data: str, num: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -63,6 +71,7 @@ def read_images(model: ModelDenoiser, data: str, num: int) -> tuple[torch.Tensor
 def run(args: Args) -> None:
     if args.num < 2 or args.num_steps < 2:
         raise InputError("--num and --num-steps must be 2 or more")
+    explained = choose_settings(args.sampler, args.set) if args.sampler or args.set else None
     if args.data is not None and args.model is None:
         raise InputError("--data needs --model: it is the model whose loss is measured")
     sigma_data = SIGMA_DATA
@@ -86,6 +95,13 @@ def run(args: Args) -> None:
                 noise = image_noise(seeds, "explain", tuple(images.shape[1:]))(0)
                 losses = loss_by_sigma(model, EDM(sigma_data=sigma_data), images, noise, sigmas, classes)
                 figures["loss"] = drawn.draw_loss(losses, sigmas)
+        if explained is not None:
+            measurable = explained.solver != "rk45"  # its steps adapt
+            step_errors = truncation_errors(denoiser, latents, explained, substeps, labels) if measurable else []
+            levels = explained.noise_levels(denoiser)
+            figures["sampler"] = drawn.draw_sampler(explained, levels, step_errors)
+            for line in drawn.say_sampler(explained, levels, step_errors):
+                say(line)
         figures["weighting"] = drawn.draw_weighting(sigma_data)
         truncation = drawn.measure_truncation(denoiser, latents, args.num_steps, labels, substeps)
         figures["truncation"] = drawn.draw_truncation(truncation)

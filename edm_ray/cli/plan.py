@@ -23,7 +23,7 @@ MEASURED_IMAGES, MEASURED_STEPS = 4, 2
 def print_plan(config: TrainingConfig, dataset: DataSet, workers: tuple[int, int], device: str, preset: str) -> None:
     """The batch and how it is shared, memory, data, Ray's bundles, time and cost, then the whole configuration."""
     least, most = workers
-    cost = network_cost(config.denoiser)
+    cost = network_cost(config.denoiser, device)
     shares = {len(rank_positions(0, config.batch_size, rank, most, config.lanes)) for rank in range(most)}
     share = max(shares)
     at_once = min(config.micro_batch or share, share)

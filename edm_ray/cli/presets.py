@@ -36,7 +36,7 @@ def run(args: Args) -> None:
     say(f"{head}{'Mimg':>8}{'GPU hours':>12}  what")
     for name, entry in PRESETS.items():
         config = entry.make(entry.example)
-        cost = network_cost(config.denoiser)
+        cost = network_cost(config.denoiser, "cuda")
         hours = gpu_hours(name, config, cost)
         memory = memory_gib(cost, -(-config.batch_size // entry.gpus), config.precision).value
         time = "<1" if hours.value < 1 else f"{'' if hours.kind == 'published' else '~'}{hours.value:,.0f}"
@@ -58,7 +58,7 @@ def run(args: Args) -> None:
 def _show(name: str) -> None:
     entry = PRESETS[name]
     config = entry.make(entry.example)
-    cost = network_cost(config.denoiser)
+    cost = network_cost(config.denoiser, "cuda")
     hours = gpu_hours(name, config, cost)
     say(f"{name}: {entry.about}")
     shape = entry.example

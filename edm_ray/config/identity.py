@@ -13,7 +13,7 @@ from edm_ray.config.training import TrainingConfig
 
 _OUTSIDE = (
     *("total_kimg", "tick_kimg", "checkpoint_kimg", "keep_checkpoints", "on_damage"),
-    *("micro_batch", "compile", "threads"),
+    *("micro_batch", "compile", "graph", "deterministic", "threads"),
     "optimizer.nonfinite",  # decides only how a run continues that would stop
     *("ema.snapshot_kimg", "ema.snapshot_dtype"),
 )

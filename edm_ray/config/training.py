@@ -74,7 +74,7 @@ class EmaConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """One training run. All of it is in the run's identity but length, how often something is written, and what changes
-    rounding only (micro_batch, compile, threads)."""
+    rounding only (micro_batch, compile, graph, deterministic, threads)."""
 
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     objective: ObjectiveConfig = field(default_factory=EDMObjective)
@@ -95,6 +95,10 @@ class TrainingConfig:
     """Images a worker takes through the network at once, gradients adding up; 0 = its whole share. For memory only."""
     compile: bool = False
     """torch.compile the network: minutes at the start, then fewer and larger kernels. Changes rounding only."""
+    graph: bool = True
+    """On one GPU, without micro_batch and compile: record a step as a CUDA graph and replay it. Changes nothing but the time."""
+    deterministic: bool = True
+    """On a GPU: equal runs give equal bits, resumed ones too. False lets cuDNN and attention choose faster kernels."""
     threads: int = 1
     """CPU threads of each worker, whatever the machine has: another number is another order of sums, and the bits of a
     run would depend on where it runs. On a CPU, Ray gives a worker as many CPUs. Changes rounding only."""

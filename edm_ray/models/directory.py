@@ -20,7 +20,7 @@ from edm_ray.errors import InputError, IntegrityError
 from edm_ray.models.card import model_card
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.weights import misfit, tensors_of, weights_bytes
-from edm_ray.networks.build import build_denoiser
+from edm_ray.networks.build import build_denoiser, on_device
 from edm_ray.storage import uris
 from edm_ray.storage.commit import canonical_json, commit, read_file, read_manifest, sha256
 from edm_ray.storage.stored_json import parse_object
@@ -60,9 +60,10 @@ class Model:
     def denoiser(self, device: str = "cpu") -> ModelDenoiser:
         """D in evaluation mode, with its guide if there is one."""
         state = tensors_of(self.weights, uris.join(self.uri, "model.safetensors"))
-        module = network_with(self.config, state, self.uri, self.network).to(device)
+        module = on_device(network_with(self.config, state, self.uri, self.network), torch.device(device))
         guide = None if self.guide is None else self.guide.denoiser(device)
-        return ModelDenoiser(module, self.config.network, self.codec, guide, self)
+        denoiser = ModelDenoiser(module, self.config.network, self.codec, guide, self)
+        return denoiser if self.network is not None else denoiser.record()
 
     def with_guide(self, guide: Model) -> Model:
         """Raises InputError for a guide of other images or classes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -19,6 +20,7 @@ from edm_ray.config.preconditioning import (
 from edm_ray.diffusion.preconditioning import EDM, IDDPM, PRECONDITIONERS, VE, VP, Preconditioned
 from edm_ray.errors import InputError, require
 from edm_ray.networks.dhariwal import DhariwalUNet
+from edm_ray.networks.layers import Conv2d, Linear
 from edm_ray.networks.own import fit_own
 from edm_ray.networks.song import SongUNet
 from edm_ray.seeding import stream_key
@@ -75,6 +77,25 @@ def build_denoiser(config: DenoiserConfig, seed: int = 0, network: nn.Module | N
     if not isinstance(config.network, OwnNetwork):
         raise InputError(f"network.kind={config.network.kind!r} is built here; a module of your own needs kind 'own'")
     return precondition(fit_own(network, config.network), config.preconditioning)
+
+
+def on_device(denoiser: Preconditioned, device: torch.device) -> Preconditioned:
+    """The same, moved. On a GPU the network's weights lie in channels_last, and so do its activations: tensor cores
+    take them as they are. A module of the user's own keeps its layout."""
+    moved: Preconditioned = denoiser.to(device)
+    if device.type == "cuda" and isinstance(moved.model, (SongUNet, DhariwalUNet)):
+        moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def with_weights_in(denoiser: Preconditioned, dtype: torch.dtype) -> Preconditioned:
+    """A copy whose convolutions and products have their weights in 16 bits: the same bits as under autocast, which
+    would round them at every call."""
+    twin = copy.deepcopy(denoiser)
+    for module in twin.modules():
+        if isinstance(module, (Conv2d, Linear)) and module.weight is not None:
+            module.weight.data = module.weight.data.to(dtype)
+    return twin
 
 
 def config_of(denoiser: Preconditioned, shape: tuple[int, int, int] | None = None) -> DenoiserConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,9 @@ from torch.utils.flop_counter import flop_registry
 from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.config.network import UNetConfig
 from edm_ray.config.preconditioning import EDMPreconditioning, IDDPMPreconditioning
+from edm_ray.networks.backend import planned_for_a_gpu
 from edm_ray.networks.build import build_denoiser
+from edm_ray.networks.dropout import key_dropout, words_needed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,8 @@ class NetworkCost:
     """Multiply-adds of one forward pass (convolutions, matrix products, attention); backward takes about twice that."""
     saved_bytes: int
     """Activations kept for the backward pass."""
+    device: str
+    """On which; kernels differ in what they keep."""
 
 
 class _Flops(TorchDispatchMode):
@@ -41,19 +46,21 @@ class _Flops(TorchDispatchMode):
         return out
 
 
-def network_cost(config: DenoiserConfig) -> NetworkCost:
-    """Count one image's forward pass with torch's own formulas and saved-tensor hooks."""
+def network_cost(config: DenoiserConfig, device: str = "cpu") -> NetworkCost:
+    """Count one image's forward pass with torch's own formulas and saved-tensor hooks. device: cpu or cuda; what is
+    kept depends on it."""
     # Preconditionings differ in the width of the output at most, and dropout of any strength keeps one mask.
     network, iddpm = config.network, isinstance(config.preconditioning, IDDPMPreconditioning)
     if isinstance(network, UNetConfig):
         network = dataclasses.replace(network, dropout=0.5 * (network.dropout > 0))
     preconditioning = IDDPMPreconditioning() if iddpm else EDMPreconditioning()
-    return _cost(DenoiserConfig(network=network, preconditioning=preconditioning))
+    return _cost(DenoiserConfig(network=network, preconditioning=preconditioning), device)
 
 
 @lru_cache(maxsize=64)
-def _cost(config: DenoiserConfig) -> NetworkCost:
+def _cost(config: DenoiserConfig, device: str) -> NetworkCost:
     network = config.network
+    kept_there = planned_for_a_gpu() if device == "cuda" else contextlib.nullcontext()
     with torch.device("meta"):
         denoiser = build_denoiser(config).train()
         images = torch.empty(1, network.img_channels, network.img_resolution, network.img_resolution)
@@ -68,10 +75,12 @@ def _cost(config: DenoiserConfig) -> NetworkCost:
         return tensor
 
     counter = _Flops()
-    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_there, counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        key_dropout(denoiser, torch.empty(1, words_needed(denoiser), dtype=torch.int64, device="meta"))
         denoiser(images, sigma)
     return NetworkCost(
         parameters=sum(parameter.numel() for parameter in denoiser.parameters()),
         forward_macs=counter.total // 2,
         saved_bytes=sum(storage.nbytes() for storage in kept.values()),
+        device=device,
     )

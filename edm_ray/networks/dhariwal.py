@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from edm_ray.config.network import ADM
 from edm_ray.networks.layers import Conv2d, GroupNorm, Init, LabelDropout, Linear, PositionalEmbedding
+from edm_ray.networks.normalise import normalise
 from edm_ray.networks.unet import BlockStyle, UNet
 
 _INIT = Init("fan_in_uniform", weight=1.0, bias=1.0)
@@ -57,5 +58,5 @@ class DhariwalUNet(UNet):
         x = skips[-1]
         for name, block in self.dec.items():
             x = self.run(name, block, x, skips, emb)
-        out: torch.Tensor = self.out_conv(F.silu(self.out_norm(x)))
+        out: torch.Tensor = self.out_conv(normalise(self.out_norm, x))
         return out

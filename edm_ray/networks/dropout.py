@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-_STEP = -0x61C8864680B583EB  # 2^64 / golden ratio, odd, as int64
-_MIX = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15))
+STEP = -0x61C8864680B583EB  # 2^64 / golden ratio, odd, as int64
+MIX = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15))
 
 
 def dropout_layers(network: nn.Module) -> list[nn.Module]:
@@ -31,6 +31,11 @@ def key_dropout(network: nn.Module, words: torch.Tensor | None) -> None:
         layer.keys = keys  # type: ignore[assignment]
 
 
+def threshold_of(p: float) -> int:
+    """Of 65,536 equally likely draws, how many drop an element."""
+    return round(p * 65536)
+
+
 def keyed_mask(x: torch.Tensor, keys: torch.Tensor, p: float) -> torch.Tensor:
     """0 where an element is dropped, else the scale that keeps the mean: like x [B, ...], in its dtype and layout.
 
@@ -38,12 +43,12 @@ def keyed_mask(x: torch.Tensor, keys: torch.Tensor, p: float) -> torch.Tensor:
     """
     count = x[0].numel()
     blocks = torch.arange((count + 3) // 4, dtype=torch.int64, device=x.device)
-    z = keys[:, None] + blocks * _STEP
-    for shift, factor in _MIX:
+    z = keys[:, None] + blocks * STEP
+    for shift, factor in MIX:
         # torch shifts arithmetically: the mask makes it logical.
         z.bitwise_xor_((z >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(factor)
     z.bitwise_xor_((z >> 31).bitwise_and_((1 << 33) - 1))
-    threshold = round(p * 65536)
+    threshold = threshold_of(p)
     draws = z.view(torch.int16)
     if count % 4:
         draws = draws[:, :count]

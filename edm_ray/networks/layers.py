@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edm_ray.errors import InputError
+from edm_ray.networks.backend import kernels_for, one_kernel
 from edm_ray.networks.dropout import keyed_mask
 
 
@@ -114,26 +115,32 @@ class Conv2d(nn.Module):
         if up or down:
             self.register_buffer("resample_filter", filter_2d(resample_filter))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [B, in_channels, H, W] -> [B, out_channels, H', W']."""
+    def forward(self, x: torch.Tensor, biased: bool = True) -> torch.Tensor:
+        """x: [B, in_channels, H, W] -> [B, out_channels, H', W']; without its bias where that is added elsewhere."""
         if self.weight is None:
             return self._resample(x)
+        bias = self.bias if biased else None
         if self.fused_resample:
-            x = F.conv2d(x, self.weight, self.bias, padding=self.padding + self.filter_padding)
+            x = F.conv2d(x, self.weight, bias, padding=self.padding + self.filter_padding)
             return self._down(x, padding=0)
         if self.up and self.box and self.padding == 0:
             # A 1x1 convolution and copying pixels commute; this order does a quarter of the work.
-            return self._resample(F.conv2d(x, self.weight, self.bias))
-        return F.conv2d(self._resample(x), self.weight, self.bias, padding=self.padding)
+            return self._resample(F.conv2d(x, self.weight, bias))
+        return F.conv2d(self._resample(x), self.weight, bias, padding=self.padding)
 
     def _resample(self, x: torch.Tensor) -> torch.Tensor:
-        if self.up:
-            if self.box:
-                return F.interpolate(x, scale_factor=2.0, mode="nearest")
-            channels = x.shape[1]
-            taps = (self.resample_filter * 4.0).expand(channels, -1, -1, -1)
-            return F.conv_transpose2d(x, taps, stride=2, padding=self.filter_padding, groups=channels)
-        return self._down(x, self.filter_padding) if self.down else x
+        if not (self.up or self.down):
+            return x
+        if self.box and one_kernel(x):
+            resampled: torch.Tensor = kernels_for(x).Resample.apply(x, self.up)
+            return resampled
+        if self.down:
+            return self._down(x, self.filter_padding)
+        if self.box:
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        channels = x.shape[1]
+        taps = (self.resample_filter * 4.0).expand(channels, -1, -1, -1)
+        return F.conv_transpose2d(x, taps, stride=2, padding=self.filter_padding, groups=channels)
 
     def _down(self, x: torch.Tensor, padding: int) -> torch.Tensor:
         if self.box:

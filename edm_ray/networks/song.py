@@ -17,6 +17,7 @@ from edm_ray.networks.layers import (
     Linear,
     PositionalEmbedding,
 )
+from edm_ray.networks.normalise import normalise
 from edm_ray.networks.unet import BlockStyle, UNet, UNetBlock
 
 _INIT = Init("xavier_uniform")
@@ -120,9 +121,10 @@ class SongUNet(UNet):
             if name.endswith("_aux_up"):
                 image = block(image)
             elif name.endswith("_aux_norm"):
-                head = block(x)
+                assert isinstance(block, GroupNorm)
+                head = normalise(block, x)
             elif name.endswith("_aux_conv"):
-                head = block(F.silu(head))
+                head = block(head)
                 image = head if image is None else image + head
             else:
                 x = self.run(name, block, x, skips, emb)

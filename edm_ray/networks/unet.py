@@ -12,7 +12,9 @@ from torch import nn
 
 from edm_ray.config.network import UNetConfig
 from edm_ray.errors import InputError
+from edm_ray.networks.backend import one_kernel
 from edm_ray.networks.layers import Conv2d, Dropout, GroupNorm, Init, LabelDropout, Linear
+from edm_ray.networks.normalise import Join, add_scaled, normalise
 
 
 @dataclass(frozen=True)
@@ -78,23 +80,25 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         """x: [B, in_channels, H, W], emb: [B or 1, emb_channels] -> [B, out_channels, H', W']."""
-        h = self.conv0(F.silu(self.norm0(x)))
-        p = self.affine(emb)[:, :, None, None]
+        # Where sums are kernels of ours, they add the biases too: cuDNN would take a pass for each.
+        ours = one_kernel(x)
+        h = self.conv0(normalise(self.norm0, x), biased=not ours)
+        join = self._join(self.affine(emb), self.conv0.bias if ours else None)
+        h = self.conv1(normalise(self.norm1, h, join, self.dropout), biased=not ours)
+        skip = x if self.skip is None else self.skip(x, biased=not ours)
+        biases = (self.conv1.bias, None if self.skip is None else self.skip.bias) if ours else ()
+        y = add_scaled(h, skip, self.skip_scale, biases)
+        if self.num_heads:
+            attended = attend(normalise(self.norm2, y, silu=False), self.qkv, self.proj, self.num_heads)
+            y = add_scaled(y, attended, self.skip_scale)
+        return y
+
+    def _join(self, p: torch.Tensor, bias: torch.Tensor | None) -> Join:
+        """How the embedding's projection joins; bias: of the convolution before, where that has left it out."""
         if self.adaptive_scale:
             scale, shift = p.chunk(2, dim=1)
-            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1.0))
-        else:
-            h = F.silu(self.norm1(h + p))
-        h = self.conv1(self.dropout(h))
-        # In place: a sum keeps nothing for its gradient.
-        y: torch.Tensor = h + (x if self.skip is None else self.skip(x))
-        if self.skip_scale != 1.0:
-            y.mul_(self.skip_scale)
-        if self.num_heads:
-            y = y + attend(self.norm2(y), self.qkv, self.proj, self.num_heads)
-            if self.skip_scale != 1.0:
-                y.mul_(self.skip_scale)
-        return y
+            return Join(offset=None if bias is None else bias[None], scale=scale, shift=shift)
+        return Join(offset=p if bias is None else p + bias)
 
 
 def attention_heads(channels: int, channels_per_head: int | None) -> int:

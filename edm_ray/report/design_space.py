@@ -15,7 +15,7 @@ from edm_ray.diffusion.analysis.inversion import round_trip_errors
 from edm_ray.diffusion.analysis.truncation import truncation_errors
 from edm_ray.diffusion.denoiser import AtLevel, Denoiser
 from edm_ray.diffusion.objectives import OBJECTIVES, objective
-from edm_ray.diffusion.samplers import Euler, Heun
+from edm_ray.diffusion.samplers import Euler, Heun, Sampler
 from edm_ray.diffusion.samplers.heun import ode_step
 
 # Columns of Table 1 with a schedule of their own: name -> (schedule, scaling, discretization).
@@ -136,6 +136,33 @@ def draw_truncation(measured: dict[float, list[tuple[float, float]]]) -> Figure:
     )
     axes.legend()
     return figure
+
+
+def draw_sampler(sampler: Sampler, levels: list[float], errors: list[tuple[float, float]]) -> Figure:
+    """A sampler's noise levels beside those of rho 7 in as many steps, and the error of each of its steps."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(levels, "o-", label=sampler.solver)
+    left.plot(Heun(num_steps=max(len(levels), 2)).noise_levels(), ".--", color="grey", label="rho = 7")
+    left.set(title="Noise levels", xlabel="step i", ylabel="noise level sigma", yscale="log")
+    left.legend()
+    right.plot([sigma for sigma, _ in errors], [error for _, error in errors], "o-")
+    right.set(
+        xscale="log", yscale="log", xlabel="sigma", ylabel="error of one step (rms)", title="Local truncation error"
+    )
+    return figure
+
+
+def say_sampler(sampler: Sampler, levels: list[float], errors: list[tuple[float, float]]) -> list[str]:
+    """The sampler, its cost, its noise levels and gammas as they can be given again, its worst step."""
+    lines = [f"{sampler}: {sampler.nfe or 'as many as it needs'} network evaluations an image"]
+    lines.append(f"  sigmas=[{', '.join(f'{level:.6g}' for level in levels)}], then 0")
+    if isinstance(sampler, Euler) and any(gammas := [sampler.gamma(level, i) for i, level in enumerate(levels)]):
+        lines.append(f"  gammas=[{', '.join(f'{gamma:.4g}' for gamma in gammas)}]")
+    if errors:
+        sigma, error = max(errors, key=lambda pair: pair[1])
+        lines.append(f"  largest error of a step {error:.2g}, at sigma {sigma:.3g}")
+    return lines
 
 
 def say_truncation(measured: dict[float, list[tuple[float, float]]]) -> list[str]:

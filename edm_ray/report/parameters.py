@@ -18,7 +18,7 @@ from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.report.plots import ACCENT, INK, MUTED, PANEL, reach, svg
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.result import SweepResult
-from edm_ray.search.space import IN_PAPER
+from edm_ray.search.space import IN_PAPER, text_of
 
 UNITS = {"s_tmin": "noise level sigma", "s_tmax": "noise level sigma", "sigma_min": "sigma", "sigma_max": "sigma"}
 Array = np.ndarray[Any, Any]
@@ -77,9 +77,7 @@ def _value(look: Look, name: str) -> float:
 def _choice(look: Look, name: str) -> str:
     """Empty where the setting is a number, or none."""
     value = look.flat.get(name)
-    if isinstance(value, (tuple, list)):
-        return " ".join(",".join(f"{number:g}" for number in part) for part in value) or "none"
-    return value if isinstance(value, str) else ""
+    return text_of(value) if isinstance(value, (tuple, list, str, bool)) else ""
 
 
 def _no_minor_labels(axes: Axes) -> None:

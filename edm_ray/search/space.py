@@ -7,6 +7,7 @@ num_steps * (sqrt(2) - 1), above which it changes nothing (or as a grid of ``s_c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -66,7 +67,7 @@ class Space:
             changes |= {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf}
         if flat["guidance_min"] > flat["guidance_max"]:
             changes |= {"guidance": 1.0, "guidance_min": 0.0, "guidance_max": math.inf}
-        own = {"solver", *(each.name for each in settings_of(SOLVERS[flat["solver"]]))}
+        own = _names_of(flat["solver"])
         return with_changes(self.sampler, {name: value for name, value in changes.items() if name in own}, self.name)
 
     def with_churn(self, share: float) -> Sampler | None:
@@ -82,9 +83,9 @@ class Space:
         Bounds that ``sampler`` leaves open are told where they are searched only.
         """
         mine, base = settings.to_dict(), self.sampler.to_dict()
-        searched = dict.fromkeys("s_churn" if name == CHURN else name.partition(".")[0] for name in self.search)
+        searched = dict.fromkeys(map(_setting, self.search))
         others = [name for name in mine if base.get(name) is not None and mine[name] != base[name]]
-        return {name: _text(mine[name]) for name in dict.fromkeys([*searched, *others]) if name in mine}
+        return {name: text_of(mine[name]) for name in dict.fromkeys([*searched, *others]) if name in mine}
 
     def at(self, shares: Sequence[float]) -> Point:
         """Shares in [0, 1], one a dimension -> point."""
@@ -114,15 +115,29 @@ def in_words(described: Mapping[str, str]) -> str:
     return ", ".join(f"{IN_PAPER.get(name, name)} {text}" for name, text in described.items())
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A setting's value in words: noise levels, bins and restarts as numbers, yes or no."""
     if isinstance(value, (tuple, list)):
-        return " ".join(",".join(f"{number:.4g}" for number in row) for row in value) or "none"
+        rows = [row if isinstance(row, (tuple, list)) else (row,) for row in value]
+        return " ".join(",".join(f"{number:.4g}" for number in row) for row in rows) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _fields() -> dict[str, str]:
     """Every setting of any solver -> its type."""
     return {"solver": "str", **{each.name: type_name(each) for cls in SOLVERS.values() for each in settings_of(cls)}}
+
+
+def _names_of(solver: str) -> set[str]:
+    """The settings that a solver has."""
+    return {"solver", *(each.name for each in settings_of(SOLVERS[solver]))}
+
+
+def _setting(name: str) -> str:
+    """The setting that a dimension is of."""
+    return "s_churn" if name == CHURN else name.partition(".")[0]
 
 
 def _bin(name: str) -> int | None:
@@ -175,7 +190,8 @@ def space_of(given: Mapping[str, Any], path: str) -> Space:
     paper = given.get("paper")
     if paper is not None and paper not in named:
         raise InputError(f"{path}: paper={paper!r} is not allowed: the name of a start{nearest(str(paper), named)}")
-    dimensions = {str(key): _dimension(sampler, str(key), value, path) for key, value in search.items()}
+    bases = _bases(sampler, search.get("solver"))
+    dimensions = {str(key): _dimension(bases, str(key), value, path) for key, value in search.items()}
     space = Space(
         name=str(given["name"]),
         about=str(given.get("about") or ""),
@@ -188,9 +204,33 @@ def space_of(given: Mapping[str, Any], path: str) -> Space:
     return space
 
 
-def _dimension(sampler: Sampler, name: str, given: Any, path: str) -> Range | Grid | Choice:
-    """One entry of ``search``; every bound, grid value and choice must make a sampler."""
-    where = f"{path}: search.{name}"
+def _bases(sampler: Sampler, solver: Any) -> list[Sampler]:
+    """``sampler``, and as it is with each solver that is searched: a setting may be one of those that have it."""
+    bases = [sampler]
+    choices = solver.get("choices") if isinstance(solver, dict) else None
+    for name in choices if isinstance(choices, list) else []:
+        with contextlib.suppress(InputError):  # said where the solvers are read
+            bases.append(with_changes(sampler, {"solver": name}, "solver"))
+    return bases
+
+
+def _made(bases: Sequence[Sampler], name: str, value: Any, where: str) -> Sampler:
+    """A sampler with this value, of the first base that allows it. Raises the last's InputError where none does."""
+    owners = [base for base in bases if name == "solver" or hasattr(base, name)] or list(bases)
+    for base in owners[:-1]:
+        with contextlib.suppress(InputError):
+            return _with_value(base, name, value, where)
+    return _with_value(owners[-1], name, value, where)
+
+
+def _with_value(base: Sampler, name: str, value: Any, where: str) -> Sampler:
+    window = {"s_tmin": 0.0, "s_tmax": math.inf} if name in ("s_tmin", "s_tmax") else {}
+    return with_changes(base, {**window, name: value}, where)
+
+
+def _dimension(bases: Sequence[Sampler], name: str, given: Any, path: str) -> Range | Grid | Choice:
+    """One entry of ``search``; every bound, grid value and choice must make a sampler of one of the solvers."""
+    where, sampler = f"{path}: search.{name}", bases[0]
     _require_setting(sampler, name, where)
     if not isinstance(given, dict):
         raise InputError(f"{where}: give {{low, high}}, {{grid: [...]}} or {{choices: [...]}}, got {given!r}")
@@ -209,7 +249,7 @@ def _dimension(sampler: Sampler, name: str, given: Any, path: str) -> Range | Gr
     if isinstance(dimension, Choice):
         if share:
             raise InputError(f"{where}: churn is searched by {{low, high}} or {{grid: [...]}}")
-        made = tuple(getattr(with_changes(sampler, {name: value}, where), name) for value in dimension.choices)
+        made = tuple(getattr(_made(bases, name, value, where), name) for value in dimension.choices)
         return Choice(choices=made)
     if kind_of not in ("float", "float | None", "int"):
         raise InputError(f"{where}: give {{choices: [...]}}, it is no number")
@@ -219,8 +259,7 @@ def _dimension(sampler: Sampler, name: str, given: Any, path: str) -> Range | Gr
         if kind_of == "int" and not (float(value).is_integer() and getattr(dimension, "integer", True)):
             raise InputError(f"{where} is not allowed: whole numbers; add integer: true")
         if not share and not (name == "s_tmax" and value < getattr(sampler, "s_tmin", 0.0)):
-            window = {"s_tmin": 0.0, "s_tmax": math.inf} if isinstance(sampler, Euler) else {}
-            with_changes(sampler, {**window, name: value}, where)
+            _made(bases, name, value, where)
     if kind_of == "int" and isinstance(dimension, Grid):
         dimension = Grid(grid=tuple(int(value) for value in dimension.grid))
     return dimension  # type: ignore[no-any-return]

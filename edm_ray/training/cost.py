@@ -11,11 +11,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from edm_ray.config.published import PAPER_IMAGES, V100_HOURS, Quantity, Range, gpu_price, scaling_costs
 from edm_ray.config.recipes import CIFAR10, config_f
 from edm_ray.config.shape import DataShape
 from edm_ray.config.training import TrainingConfig
 from edm_ray.networks.cost import NetworkCost, network_cost
+from edm_ray.training.device import Place
 
 STATE_BYTES = 4 * 5
 """A parameter in fp32: itself, its gradient, Adam's two moments, its average."""
@@ -27,14 +30,32 @@ def memory_gib(cost: NetworkCost, images: int, precision: str) -> Quantity:
     """Parameters, optimizer, averages and activations of one worker that holds ``images`` at once."""
     low = precision in ("bf16", "fp16")
     saved = cost.saved_bytes / (2 if low else 1)
+    # Weights are kept in 16 bits too; on a GPU gradients take the place of activations, which go as they come.
+    state = STATE_BYTES + 2 * low - 4 * (cost.device == "cuda")
     return Quantity(
-        value=(cost.parameters * STATE_BYTES + saved * images) / GIB,
+        value=(cost.parameters * state + saved * images) / GIB,
         unit="GiB a worker",
         kind="assumed" if low else "computed",
-        source=f"{STATE_BYTES} bytes a parameter and {saved / 2**20:,.1f} MiB of activations an image "
+        source=f"{state} bytes a parameter and {saved / 2**20:,.1f} MiB of activations an image "
         f"x {images} images, {f'in {precision} half of those in fp32' if low else 'fp32'}, without the library's own "
         "workspace",
     )
+
+
+def out_of_memory(config: TrainingConfig, place: Place, device: torch.device) -> str:
+    """What to do when a step did not fit the GPU: the largest micro_batch (a power of two) that should, by
+    `memory_gib`, with a tenth to spare."""
+    share = math.ceil(config.batch_size / place.world_size)
+    at_once = min(config.micro_batch or share, share)
+    total = torch.cuda.get_device_properties(device).total_memory / GIB
+    name = f"{torch.cuda.get_device_name(device)} ({total:.0f} GiB)"
+    cost, fits = network_cost(config.denoiser, device.type), at_once // 2
+    while fits > 1 and memory_gib(cost, fits, config.precision).value > 0.9 * total:
+        fits //= 2
+    tried = f"{name}: a step with {at_once} images at once does not fit its memory"
+    if fits == 0:
+        return f"{tried}; train a smaller network, or with --set precision=bf16"
+    return f"{tried}; give --set micro_batch={1 << (fits.bit_length() - 1)} (the result is the same up to rounding)"
 
 
 def gpu_hours(preset: str, config: TrainingConfig, cost: NetworkCost) -> Quantity:

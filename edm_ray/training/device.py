@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 def set_precision(config: TrainingConfig, device: torch.device) -> None:
     """Set the process's matrix and convolution precision: TF32 on a GPU only where asked (torch has it on for cuDNN),
-    sums of 16-bit products always in fp32 (torch lets cuBLAS split them in 16 bits); and let cuDNN try its algorithms.
+    sums of 16-bit products always in fp32 (torch lets cuBLAS split them in 16 bits); deterministic kernels on a GPU.
 
     Raises InputError where the device cannot do what is asked.
     """
@@ -56,4 +57,18 @@ def set_precision(config: TrainingConfig, device: torch.device) -> None:
     matmul = torch.backends.cuda.matmul
     matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
     matmul.allow_fp16_reduced_precision_reduction = matmul.allow_bf16_reduced_precision_reduction = False
-    torch.backends.cudnn.benchmark = device.type == "cuda"
+    if device.type == "cuda":
+        _set_determinism(config.deterministic)
+
+
+def _set_determinism(on: bool) -> None:
+    """On: kernels whose sums have one order, chosen by rule. Off: the fastest, chosen by timing; bits change from run
+    to run. cuBLAS takes its part from the environment, before it is first used."""
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not on, on
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Of attention, the flash kernel and plain products have one order.
+    torch.backends.cuda.enable_cudnn_sdp(not on)
+    torch.backends.cuda.enable_mem_efficient_sdp(not on)
+    torch.use_deterministic_algorithms(on, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a help for debugging that costs a pass over memory

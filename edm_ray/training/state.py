@@ -8,7 +8,7 @@ import torch
 
 from edm_ray.config.training import TrainingConfig
 from edm_ray.models.checkpoints import Checkpoint
-from edm_ray.networks.build import build_denoiser
+from edm_ray.networks.build import build_denoiser, on_device
 
 Tensors = dict[str, torch.Tensor]
 
@@ -22,7 +22,7 @@ class TrainingState:
     def __init__(self, config: TrainingConfig, device: torch.device, network: torch.nn.Module | None = None) -> None:
         self.config, self.device = config, device
         own = copy.deepcopy(network)
-        self.denoiser = build_denoiser(config.denoiser, config.seed, own).to(device).train()
+        self.denoiser = on_device(build_denoiser(config.denoiser, config.seed, own), device).train()
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
         self.powers = {width: copy.deepcopy(self.average) for width in config.ema.sigma_rels}
         self.parameters = list(self.denoiser.parameters())
@@ -57,7 +57,13 @@ class TrainingState:
             name, key = full.rsplit(":", 1)
             # Adam keeps its step counter on the host, unless it is fused.
             fused = self.optimizer.defaults["fused"]
-            self.optimizer.state[named[name]][key] = value if key == "step" and not fused else value.to(self.device)
+            state = self.optimizer.state[named[name]]
+            if key == "step":
+                state[key] = value.to(self.device) if fused else value
+            else:
+                state[key] = torch.empty_like(named[name], requires_grad=False).copy_(
+                    value
+                )  # in the parameter's layout
         self.images_seen = checkpoint.images_seen
 
 

@@ -13,21 +13,20 @@ import numpy as np
 import torch
 
 from edm_ray.config.codec import PIXELS, Codec
+from edm_ray.config.network import OwnNetwork
 from edm_ray.config.training import OptimizerConfig, TrainingConfig
-from edm_ray.data.codec import to_training
 from edm_ray.data.order import rank_positions
 from edm_ray.data.reader import Served
-from edm_ray.diffusion.objectives import Objective, objective
 from edm_ray.errors import InputError
 from edm_ray.networks.dropout import key_dropout, words_needed
-from edm_ray.seeding import image_noise, normal, stream_key, uniform, words
-from edm_ray.training.augment import augment, augment_labels, draw_parameters
+from edm_ray.networks.replay import Replay
+from edm_ray.seeding import stream_key, words
+from edm_ray.training.cost import out_of_memory
 from edm_ray.training.device import Place, set_precision, to_device
 from edm_ray.training.ema import ema_beta, gamma_of, power_beta, update_ema
+from edm_ray.training.loss import Drawn, autocast, draw_round, make_objective, round_loss
 from edm_ray.training.metrics import Stopwatch, Tally
 from edm_ray.training.state import TrainingState
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Diverged(InputError, FloatingPointError):
@@ -50,38 +49,67 @@ class TrainingStep:
             self.network = torch.nn.parallel.DistributedDataParallel(
                 self.network, device_ids=ids, broadcast_buffers=False
             )
+        self.mask_words = words_needed(state.denoiser)
+        self.replay = Replay(self._whole_gradient) if self._can_be_recorded() else None
+
+    def _can_be_recorded(self) -> bool:
+        """On one GPU; several exchange gradients within the backward pass. The user's own modules may read numbers, and
+        what torch.compile makes was not tried."""
+        config = self.config
+        ours = not isinstance(config.denoiser.network, OwnNetwork) and not config.compile
+        return config.graph and ours and self.device.type == "cuda" and self.place.world_size == 1
 
     def take(self, images: Served) -> None:
         """One step on the next global batch."""
         config, state = self.config, self.state
-        state.optimizer.zero_grad(set_to_none=True)
-        self._add_gradients(images)
-        norm, nonfinite = settle_gradients(state.parameters, config.loss_scale, config.optimizer.grad_clip)
+        try:
+            norm, nonfinite = self._gradient(images)
+        except torch.OutOfMemoryError:
+            raise InputError(out_of_memory(config, self.place, self.device)) from None
         if config.optimizer.nonfinite == "stop" and self.device.type == "cpu" and bool(nonfinite):
             # A GPU would have to be waited for: there it is seen before anything is next written.
             raise _diverged(f"the gradient of the step to {state.images_seen + config.batch_size:,} images", 1, 1)
         self.tally.add_step(norm, nonfinite)
         self._update()
 
-    def _add_gradients(self, images: Served) -> None:
-        """Of this rank's share of the batch, in rounds of ``micro_batch`` images."""
+    def _gradient(self, images: Served) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of this rank's share of the batch, in rounds of ``micro_batch`` images; as `settle_gradients` leaves it."""
         config, place = self.config, self.place
         positions = rank_positions(
             self.state.images_seen, config.batch_size, place.rank, place.world_size, config.lanes
         )
         size = config.micro_batch or len(positions)
         parts = [positions[first : first + size] for first in range(0, len(positions), size)]
-        for part in parts:
-            with self.watch.waiting_for_data():
-                pixels, labels = images.at(part, config.seed)
-            with self._gradients_stay_here() if part is not parts[-1] else contextlib.nullcontext():
-                losses, sigmas = share_loss(
-                    self.network, self.objective, pixels, labels, part, config, self.device, self.codec
-                )
-                # DDP averages over the workers; times world size, the gradient is that of the whole batch, however it
-                # is shared.
-                (losses.sum() * (config.loss_scale * place.world_size / config.batch_size)).backward()
+        if self.replay is not None and len(parts) == 1:
+            losses, sigmas, norm, nonfinite = self.replay(*self._drawn(images, parts[0]).tensors)
             self.tally.add_losses(losses, sigmas)
+            return norm, nonfinite
+        self.state.optimizer.zero_grad(set_to_none=True)
+        for part in parts:
+            drawn = self._drawn(images, part)
+            with self._gradients_stay_here() if part is not parts[-1] else contextlib.nullcontext():
+                self.tally.add_losses(*self._backward(drawn))
+        return settle_gradients(self.state.parameters, config.loss_scale, config.optimizer.grad_clip)
+
+    def _drawn(self, images: Served, part: np.ndarray) -> Drawn:
+        with self.watch.waiting_for_data():
+            pixels, labels = images.at(part, self.config.seed)
+        return draw_round(pixels, labels, part, self.config, self.objective, self.device, self.codec, self.mask_words)
+
+    def _backward(self, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add a round's gradient; its losses and noise levels."""
+        losses, sigmas = round_loss(self.network, self.objective, drawn, self.config)
+        # DDP averages over the workers; times world size, the gradient is that of the whole batch.
+        (losses.sum() * (self.config.loss_scale * self.place.world_size / self.config.batch_size)).backward()
+        return losses.detach(), sigmas
+
+    def _whole_gradient(self, *drawn: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """A step of one round, from nothing to the settled gradient: what a GPU records."""
+        for parameter in self.state.parameters:
+            parameter.grad = None
+        losses, sigmas = self._backward(Drawn(*drawn))  # type: ignore[arg-type]
+        optimizer = self.config.optimizer
+        return (losses, sigmas, *settle_gradients(self.state.parameters, self.config.loss_scale, optimizer.grad_clip))
 
     def _update(self) -> None:
         config, state = self.config, self.state
@@ -106,7 +134,11 @@ class TrainingStep:
         config, place = self.config, self.place
         share = len(rank_positions(0, config.batch_size, place.rank, place.world_size, config.lanes))
         count, network = min(config.micro_batch or share, share), config.denoiser.network
-        key_masks(self.network, to_device(torch.arange(count), self.device), config.seed)
+        if self.mask_words:
+            ahead = words(
+                stream_key("dropout", config.seed), to_device(torch.arange(count), self.device), self.mask_words
+            )
+            key_dropout(self.state.denoiser, ahead)
         shape = (count, network.img_channels, network.img_resolution, network.img_resolution)
         images, sigma = (torch.ones(size, device=self.device) for size in (shape, count))
         labels = {
@@ -151,59 +183,6 @@ def learning_rate(config: OptimizerConfig, images_seen: int) -> float:
     if config.ramp_kimg == 0:
         return config.lr
     return config.lr * min(images_seen / (config.ramp_kimg * 1000.0), 1.0)
-
-
-def make_objective(config: TrainingConfig) -> Objective:
-    """The objective named in the configuration; where it is of the preconditioning's kind it has its constants."""
-    return objective(config.objective.kind, **config.objective.constants(config.denoiser.preconditioning))
-
-
-def share_loss(
-    denoiser: torch.nn.Module,
-    objective: Objective,
-    pixels: torch.Tensor,
-    labels: torch.Tensor,
-    positions: np.ndarray,
-    config: TrainingConfig,
-    device: torch.device,
-    codec: Codec = PIXELS,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per-image losses of images at these positions (each summed over C, H, W, as in the paper), and noise levels.
-
-    denoiser: D, or D wrapped by DistributedDataParallel. pixels: as stored, [B, C, R, R]. Returns float32 [B], [B].
-    """
-    on_host = torch.from_numpy(positions)
-    where = to_device(on_host, device)
-    source = normal if objective.draw == "normal" else uniform
-    draw = source(stream_key("sigma", config.seed), where, 1)[:, 0].to(torch.float32)
-    images, told = to_training(to_device(pixels, device), codec), None
-    if config.augment.probability > 0:
-        parameters = draw_parameters(on_host, config.augment.probability, config.seed)
-        images, told = augment(images, parameters), to_device(augment_labels(parameters), device)
-    elif width := config.denoiser.network.augment_dim:
-        # Zeros, not None: DistributedDataParallel wants a gradient for every parameter.
-        told = torch.zeros(len(positions), width, device=device)
-    noise = image_noise(where, "training noise", tuple(images.shape[1:]), config.seed)(0).to(torch.float32)
-    classes = config.denoiser.network.label_dim
-    one_hot = torch.nn.functional.one_hot(to_device(labels, device), classes).to(torch.float32) if classes else None
-    key_masks(denoiser, where, config.seed)
-    with autocast(config, device):
-        losses = objective.loss(denoiser, images, draw, noise, class_labels=one_hot, augment_labels=told)
-    return losses.sum((1, 2, 3)), objective.sigma(draw)
-
-
-def key_masks(denoiser: torch.nn.Module, positions: torch.Tensor, seed: int) -> None:
-    """Key the dropout masks of the next forward pass to the images at these positions."""
-    network = getattr(denoiser, "module", denoiser)
-    if needed := words_needed(network):
-        key_dropout(network, words(stream_key("dropout", seed), positions, needed))
-
-
-def autocast(config: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Low precision for convolutions and matrix products; everything around the network stays float32."""
-    if config.precision not in AUTOCAST:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=AUTOCAST[config.precision])
 
 
 def settle_gradients(

@@ -72,11 +72,13 @@ def test_the_modules_that_a_document_runs_are_there(document):
 
 
 def _is_module(name: str) -> bool:
-    return (ROOT / (name.replace(".", "/") + ".py")).is_file()
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
 
 
 def test_every_benchmark_and_every_experiment_has_its_line():
     scripts = {path.stem for path in BENCHMARKS.glob("*.py")} - NOT_BENCHMARKS
+    scripts |= {path.parent.name for path in BENCHMARKS.glob("*/__main__.py")}
     scripts = {name for name in scripts if not name.endswith("_contenders")}
     listed = set(re.findall(r"^\| `(\w+)", (BENCHMARKS / "README.md").read_text(), re.M))
     assert scripts == listed

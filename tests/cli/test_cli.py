@@ -63,6 +63,41 @@ def test_missing_models_references_and_samplers_are_named(capsys, tmp_path):
     assert "no such tune space" in _error(capsys, "sweep", "--model", no, "--reference", no, "--space", no, "--out", no)
 
 
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        (["sigmas=[1, 2]"], "sampler.sigmas=(1.0, 2.0) is not allowed: two noise levels or more, descending"),
+        (["sigmas=[2, .nan]"], "sampler.sigmas=(2.0, nan) is not allowed"),
+        (["sigmas=[9, 1]", "num_steps=3"], "sampler.num_steps=3 is not allowed: 2, the number of sigmas"),
+        (["solver=euler", "num_steps=3", "gammas=[0.1]"], "sampler.gammas=(0.1,) is not allowed: 3 numbers"),
+        (["solver=ipndm", "num_steps=3"], "sampler.order=4 is not allowed: at most 3, the number of steps"),
+        (["solver=unipc", "variant=bh"], "sampler.variant='bh' is not allowed: bh1 or bh2"),
+        (["solver=deis", "schedule=vp"], "sampler.schedule='vp' is not allowed: linear with solver deis"),
+        (["solver=sa_solver", "tau=.nan"], "sampler.tau=nan is not allowed: 0 or more"),
+        (["solver=dpmpp_3n"], "did you mean 'dpmpp_3m'"),
+        (["solver=heun", "order=3"], "solver heun has no such setting"),
+    ],
+)
+def test_a_sampler_that_cannot_be_is_one_line_before_anything_starts(capsys, tmp_path, pairs, says):
+    for command in ("generate", "evaluate"):
+        needed = ["--reference", "x"] if command == "evaluate" else []
+        text = _error(
+            capsys,
+            command,
+            "--model",
+            str(tmp_path / "no"),
+            *needed,
+            "--out",
+            "x.png",
+            "--workers",
+            "1",
+            "--set",
+            *pairs,
+        )
+        assert says in text
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, digits_dir, tmp_path):
     data = ["train", "--data", str(digits_dir / "train"), "--out", str(tmp_path / "run"), "--preset", "digits"]
     assert main([*data, "--dry-run"]) == 0

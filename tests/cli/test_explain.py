@@ -48,3 +48,19 @@ def test_the_loss_of_a_model_is_drawn_too(tmp_path: Path, digits_dir: Path) -> N
         Args(out=str(tmp_path / "f"), model=str(tmp_path / "model"), data=str(digits_dir / "train"), num=4, num_steps=5)
     )
     assert (tmp_path / "f" / "loss.png").stat().st_size > 10_000
+
+
+def test_a_sampler_is_explained_as_it_can_be_given_again(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "best-sampler.yaml"
+    file.write_text("sampler: {solver: euler, sigmas: [80, 9, 1.5, 0.1], gammas: [0, 0.2, 0, 0]}\n")
+    run(Args(out=str(tmp_path / "a"), sampler=str(file)))
+    said = capsys.readouterr().out
+    assert "euler num_steps=4" in said and "4 network evaluations an image" in said
+    assert "sigmas=[80, 9, 1.5, 0.1], then 0" in said and "gammas=[0, 0.2, 0, 0]" in said
+    assert (tmp_path / "a" / "sampler.png").stat().st_size > 10_000
+    run(Args(out=str(tmp_path / "b"), set=["solver=unipc", "num_steps=6", "sigma_min=0.1"]))
+    said = capsys.readouterr().out
+    assert "unipc num_steps=6 sigma_min=0.1" in said and "largest error of a step" in said and "gammas" not in said
+    with pytest.raises(InputError, match=r"sampler\.order=4 is not allowed: 2 or 3"):
+        run(Args(out=str(tmp_path / "c"), set=["solver=unipc", "order=4"]))
+    assert not (tmp_path / "c").exists()

@@ -18,7 +18,7 @@ from edm_ray.config.training import TrainingConfig
 from edm_ray.diffusion.objectives import objective
 from edm_ray.errors import InputError
 from edm_ray.networks.build import build_denoiser
-from edm_ray.training.step import make_objective
+from edm_ray.training.loss import make_objective
 
 PRECONDITIONINGS: dict[str, dict[str, float]] = {
     "edm": {"sigma_data": 0.8, "sigma_min": 0.001, "sigma_max": 900},

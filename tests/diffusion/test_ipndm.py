@@ -52,6 +52,6 @@ def test_its_cost_form_and_refusals(gaussian, latents):
     with pytest.raises(InputError, match=r"sampler\.order=5 is not allowed: 1, 2, 3 or 4"):
         sampler(solver="ipndm", order=5)
     with pytest.raises(
-        InputError, match=r"sampler\.order=2 is not allowed: solver heun has no such setting; ipndm has it"
+        InputError, match=r"sampler\.order=2 is not allowed: solver heun has no such setting; .*ipndm.* have it"
     ):
         sampler(order=2)

@@ -29,6 +29,13 @@ SETTINGS = {
     "vp": sampler(num_steps=6, s_churn=3.0, discretization="vp", schedule="vp", scaling="vp"),
     "dpmpp_2m": sampler(num_steps=6, solver="dpmpp_2m"),
     "dpmpp_3m_sde": sampler(num_steps=6, solver="dpmpp_3m_sde"),
+    "ipndm": sampler(num_steps=6, solver="ipndm"),
+    "deis": sampler(num_steps=6, solver="deis", afs=True),
+    "dpmpp_3m": sampler(num_steps=6, solver="dpmpp_3m"),
+    "dpmpp_2m_sde": sampler(num_steps=6, solver="dpmpp_2m_sde"),
+    "unipc": sampler(num_steps=6, solver="unipc", lower_order_final=True),
+    "sa_solver": sampler(num_steps=6, solver="sa_solver"),
+    "dpm_2": sampler(num_steps=6, solver="dpm_2", afs=True),
     "euler_maruyama": sampler(num_steps=6, solver="euler_maruyama"),
     "predictor_corrector": sampler(num_steps=6, solver="predictor_corrector"),
 }

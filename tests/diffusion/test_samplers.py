@@ -50,7 +50,7 @@ def test_order_of_convergence(gaussian, latents, solver, order) -> None:
 
 
 def test_a_third_order_multistep_without_noise_errs_by_the_fourth_power_of_the_step(gaussian, latents) -> None:
-    from edm_ray.diffusion.samplers.multistep import exponential_step
+    from edm_ray.diffusion.samplers.dpmpp_3m import exponential_step
 
     widths, errors = [0.2, 0.1, 0.05], []
     for h in widths:

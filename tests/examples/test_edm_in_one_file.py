@@ -24,8 +24,9 @@ from edm_ray.evaluation.moments import Moments
 from edm_ray.networks.build import build_denoiser
 from edm_ray.seeding import image_noise, normal, stream_key
 from edm_ray.training.device import Place
+from edm_ray.training.loss import make_objective, share_loss
 from edm_ray.training.state import TrainingState
-from edm_ray.training.step import TrainingStep, make_objective, share_loss
+from edm_ray.training.step import TrainingStep
 
 FILE = Path(__file__).parents[2] / "examples" / "edm_in_one_file.py"
 PRESET = preset("digits", DataShape(resolution=8, channels=1, num_classes=10))

@@ -18,6 +18,8 @@ from edm_ray.report.html import Context, render_report
 from edm_ray.report.parameters import cell_means, looks_of, searched, searched_choices
 from edm_ray.report.saved import load_report, save_progress, save_report
 from edm_ray.search.result import result_of
+from edm_ray.search.sampler_file import best_sampler_yaml, settings_from_yaml
+from edm_ray.search.space import load_space
 from tests.search.worlds import SPACE, driver_of, run, simulate
 
 # Figure -> panels: four parameters are searched.
@@ -26,8 +28,6 @@ FIGURES = {"fid-churn": 1, "fid-parameters": 4, "fid-pairs": 6, "race": 1, "chun
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    from edm_ray.search.space import load_space
-
     path = tmp_path_factory.mktemp("s") / "space.yaml"
     path.write_text(SPACE.replace("  paper:", "  <script>alert(1)</script>:"))
     driver = driver_of(load_space(str(path)))
@@ -198,3 +198,18 @@ def test_the_page_holds_figures_grids_trials_cost_and_commands(page):
 
 def test_hostile_names_are_escaped(page):
     assert "<script" not in page[0] and "&lt;script&gt;" in page[0] and "<b>train" not in page[0]
+
+
+def test_a_sweep_over_solvers_shows_the_settings_that_it_searched_and_no_others():
+    """Ends with a sampler that its file gives back; the page names no churn, which the space does not search."""
+    driver = driver_of(load_space("tune_spaces/any-budget.yaml"), strategy="random", num_global=12)
+    run(driver, fid=lambda settings: 5 + abs(settings.rho - 6) + 30 * (settings.solver == "heun"))
+    result = result_of(driver)
+    best = result.require_best()
+    assert best.settings.solver != "heun" and settings_from_yaml(best_sampler_yaml(result)) == best.settings
+    text = render_report(result, Context(title="T", reference="R", commands=("c",)))
+    assert not re.search("s_churn|s_tmin|s_tmax", text, re.I)
+    for label, told in result.samplers.items():
+        solver = driver.search.registry.samplers[label].solver
+        assert ("order" in told) == (solver in ("unipc", "deis", "ipndm", "sa_solver"))
+        assert "tau" in told if solver == "sa_solver" else "tau" not in told

@@ -66,6 +66,15 @@ def test_the_schema_refuses_what_the_reader_refuses(wrong):
         (HEAD + "{churn_bins.0: {low: 0, high: 1}}", "has 0 bins"),
         (HEAD + "{rho: 7}", "got 7"),
         (HEAD + "{rho: {low: 3, high: 9}}\nsampler: {s_churn: 3}", r"sampler\.s_churn=3"),
+        (HEAD + "{order: {grid: [2, 3]}}", r"search\.order.*solver heun has no such setting"),
+        (
+            HEAD + "{solver: {choices: [unipc]}, order: {grid: [1, 2]}}",
+            r"search\.order.*order=1 is not allowed: 2 or 3",
+        ),
+        (HEAD + "{sigmas: {choices: [[9, 1], [1, 9]]}}", r"search\.sigmas.*descending"),
+        (HEAD + "{sigmas: {choices: [[9, 1], [9, 4, 1]]}}\nsampler: {num_steps: 2}", r"num_steps=2.*3, the number of"),
+        (HEAD + "{rho: {low: 3, high: 9}}\nsampler: {solver: deis, schedule: vp}", r"schedule='vp'.*steps between"),
+        (HEAD + "{gammas: {choices: [[0.1, .nan]]}}\nsampler: {num_steps: 2}", r"search\.gammas.*from 0 to sqrt"),
         (HEAD + "{rho: {low: 3, high: 9}}\nname: y", "given twice"),
         (HEAD + "{rho: {low: 3, high: 9}}\nstarts: {a: {s_chrun: 1}}", "did you mean 's_churn'"),
         (HEAD + "{rho: {low: 3, high: 9}}\nstarts: {a: {rho: 5}}\npaper: b", "the name of a start"),
@@ -187,3 +196,33 @@ def test_a_sampler_is_described_by_what_is_searched_and_what_differs():
     assert space.describe(effective) == {"sigma_max": "80", "restarts": "none"}, "bounds left open are no difference"
     restarts = space.search["restarts"].values()[1]
     assert space.describe(space.settings({"restarts": restarts}))["restarts"] == "0.14,0.3,3,2"
+
+
+def test_settings_of_some_of_the_solvers_are_searched_with_those_and_left_out_with_others():
+    space = space_from(
+        HEAD + "{solver: {choices: [heun, deis, unipc, sa_solver]}, order: {grid: [2, 3, 4]}, "
+        "variant: {choices: [bh1, bh2]}, tau: {low: 0, high: 1.5}, afs: {choices: [false, true]}, "
+        "alpha: {low: 0.5, high: 1}}\nsampler: {num_steps: 6}"
+    )
+    point = {"order": 3, "variant": "bh1", "tau": 0.5, "afs": True, "alpha": 0.7}
+    own = {"heun": ["alpha"], "deis": ["order", "afs"], "unipc": ["order", "variant", "afs"]}
+    own["sa_solver"] = ["order", "tau", "afs"]
+    for solver, names in own.items():
+        settings = space.settings({"solver": solver, **point})
+        assert settings == sampler(solver=solver, num_steps=6, **{name: point[name] for name in names})
+        told = space.describe(settings)
+        assert set(told) == {"solver", *names} and told.get("afs", "yes") == "yes"
+        assert {**space.point_of(settings), **{name: point[name] for name in names}} == space.point_of(settings)
+    with pytest.raises(InputError, match=r"order=4 is not allowed: 2 or 3"):
+        space.settings({"solver": "unipc", **point, "order": 4})
+
+
+def test_noise_levels_and_churn_by_step_can_be_searched_and_are_told():
+    space = space_from(
+        HEAD + "{sigmas: {choices: [[80, 9, 1], [60, 9, 1]]}, gammas: {choices: [[], [0, 0.3, 0]]}}\n"
+        "sampler: {solver: euler, num_steps: 3}"
+    )
+    settings = space.settings({"sigmas": (60.0, 9.0, 1.0), "gammas": (0.0, 0.3, 0.0)})
+    assert settings == sampler(solver="euler", sigmas=[60, 9, 1], gammas=[0, 0.3, 0])
+    assert in_words(space.describe(settings)) == "sigmas 60 9 1, gammas 0 0.3 0"
+    assert space.settings(space.point_of(settings)) == settings

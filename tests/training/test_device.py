@@ -56,14 +56,23 @@ def test_sums_are_in_fp32_and_tf32_is_on_only_where_asked(monkeypatch, precision
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     flags = ((matmul, "allow_fp16_reduced_precision_reduction"), (matmul, "allow_bf16_reduced_precision_reduction"),
-             (matmul, "allow_tf32"), (cudnn, "allow_tf32"), (cudnn, "benchmark"))  # fmt: skip
+             (matmul, "allow_tf32"), (cudnn, "allow_tf32"), (cudnn, "benchmark"), (cudnn, "deterministic"))  # fmt: skip
     before = [getattr(*flag) for flag in flags]
     try:
         for place, name in flags:
-            setattr(place, name, name != "benchmark")
+            setattr(place, name, name != "deterministic")
         set_precision(configure(tiny(DIGITS), None, [f"precision={precision}"]), torch.device("cuda"))
-        assert [getattr(*flag) for flag in flags] == [False, False, precision == "tf32", precision == "tf32", True]
+        assert [getattr(*flag) for flag in flags] == [
+            False,
+            False,
+            precision == "tf32",
+            precision == "tf32",
+            False,
+            True,
+        ]
+        assert torch.are_deterministic_algorithms_enabled()
     finally:
+        torch.use_deterministic_algorithms(False)
         for (place, name), value in zip(flags, before, strict=True):
             setattr(place, name, value)
 

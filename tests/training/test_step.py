@@ -99,13 +99,13 @@ def test_the_loss_of_a_tick_is_kept_by_noise_level(digits_dir, tmp_path):
 
 def _poisoned(log: str | None, rank: int) -> Any:
     """Rank 1's gradients are NaN in its third step; each rank says in a file how often it took a step and with what."""
-    original, calls = step.share_loss, itertools.count(1)
+    original, calls = step.round_loss, itertools.count(1)
 
-    def share_loss(*args: Any) -> Any:
+    def round_loss(*args: Any) -> Any:
         losses, sigmas = original(*args)
         return losses * (float("nan") if next(calls) == 3 and rank == 1 else 1.0), sigmas
 
-    step.share_loss, adam, steps = share_loss, torch.optim.Adam.step, []
+    step.round_loss, adam, steps = round_loss, torch.optim.Adam.step, []
 
     def adam_step(optimizer: torch.optim.Adam) -> None:
         adam(optimizer)

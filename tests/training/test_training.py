@@ -27,11 +27,12 @@ from edm_ray.training import checkpoints, grid, step
 from edm_ray.training.device import Place
 from edm_ray.training.ema import ema_beta, update_ema
 from edm_ray.training.loop import Stopped, TrainingJob, train
+from edm_ray.training.loss import make_objective, share_loss
 from edm_ray.training.metrics import read_metrics
 from edm_ray.training.run import checkpoint_store, claim_run, grid_uri, model_uri
 from edm_ray.training.signals import Signal
 from edm_ray.training.state import TrainingState
-from edm_ray.training.step import Diverged, TrainingStep, learning_rate, make_objective, settle_gradients, share_loss
+from edm_ray.training.step import Diverged, TrainingStep, learning_rate, settle_gradients
 
 
 @pytest.fixture(scope="module")
@@ -197,13 +198,13 @@ def test_the_loss_scale_saves_small_gradients_from_fp16(dataset, config):
 
 def _poison(monkeypatch, calls_to_poison):
     """Make the losses of some calls NaN."""
-    original, calls = step.share_loss, itertools.count(1)
+    original, calls = step.round_loss, itertools.count(1)
 
     def poisoned(*args):
         losses, sigmas = original(*args)
         return losses * (float("nan") if next(calls) in calls_to_poison else 1.0), sigmas
 
-    monkeypatch.setattr(step, "share_loss", poisoned)
+    monkeypatch.setattr(step, "round_loss", poisoned)
 
 
 REPLACE = ["optimizer.nonfinite=replace"]

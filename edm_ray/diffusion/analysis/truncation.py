@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from edm_ray.diffusion.denoiser import AtLevel
-from edm_ray.diffusion.samplers import Sampler
+from edm_ray.diffusion.samplers import Evaluation, Sampler
 from edm_ray.diffusion.samplers.base import edm_levels
 from edm_ray.errors import InputError
 
@@ -57,14 +57,15 @@ def truncation_errors(
     if substeps < 2:
         raise InputError(f"substeps={substeps} is not allowed: at least 2")
     D = AtLevel(sampler.guided(denoiser, class_labels, guide), class_labels)
-    rate = 2.0 if sampler.is_sde else 1.0
     steps, at = sampler.mean_steps(D), sampler.noise_levels(D)[0]
     x = latents.to(torch.float64) * at
     errors = []
     for start, end, before in steps:
+        rate = sampler.drift_rate(start)
         x = flow(D, x, at, start, 1.0, substeps)
         exact = flow(D, x, start, end, rate, substeps)
-        history = [(level, D(flow(D, x, start, level, rate, substeps), level)) for level in before]
+        earlier = [(level, flow(D, x, start, level, rate, substeps)) for level in before]
+        history = [Evaluation(level, there, D(there, level)) for level, there in earlier]
         difference = sampler.mean_step(D, x, start, end, history) - exact
         errors.append((start, float(difference.square().mean().sqrt())))
         x, at = (exact, end) if rate == 1 else (x, start)

@@ -21,6 +21,7 @@ import torch
 
 from edm_ray.diffusion.denoiser import AtLevel, Denoiser, Guided, as_denoiser
 from edm_ray.diffusion.noise import VE, VP, IDDPMGrid, Linear, Path, iddpm_grid, make_path
+from edm_ray.diffusion.samplers.evaluation import Evaluation
 from edm_ray.errors import InputError
 
 Noise = Callable[..., torch.Tensor]
@@ -29,7 +30,7 @@ RANGES = {"edm": (0.002, 80.0), "iddpm": (0.002, 81.0), "ve": (VE.sigma_min, VE.
 """Default noise levels of each discretization (Table 1); those of vp follow from epsilon_s."""
 SOLVERS: dict[str, type[Sampler]] = {}
 """Name in files and ``--set`` -> class; a class enters when it is defined."""
-HISTORY = 2
+HISTORY = 3
 """Levels before a step that a multistep solver may look at."""
 
 
@@ -73,7 +74,8 @@ class Sampler(ABC):
     num_train_steps: int = IDDPMGrid.num_train_steps
     """iddpm: M, the number of noise levels of its grid."""
     sigmas: tuple[float, ...] = ()
-    """Explicit noise levels sigma_0 > ... > sigma_{N-1} > 0, instead of a discretization; num_steps is their number."""
+    """Explicit noise levels sigma_0 > ... > sigma_{N-1} > 0, instead of a discretization; num_steps is their number.
+    The step from the last to 0 is implied."""
     guidance: float = 1.0
     """Weight of guidance: D = guide + guidance (D - guide), where the guide is another denoiser (autoguidance), or it
     is the denoiser itself without labels (classifier-free). 1 = none."""
@@ -99,10 +101,9 @@ class Sampler(ABC):
         """The solver, its steps, and what differs from the defaults."""
         values = {each.name: (getattr(self, each.name), each.default) for each in settings(type(self))}
         shown = {name: value for name, (value, default) in values.items() if name == "num_steps" or value != default}
-        texts = [
-            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in shown.items()
-        ]
-        return " ".join([self.solver or type(self).__name__, *texts])
+        return " ".join(
+            [self.solver or type(self).__name__, *(f"{name}={_brief(value)}" for name, value in shown.items())]
+        )
 
     # -- noise levels ------------------------------------------------------------------------------------------------
 
@@ -167,12 +168,16 @@ class Sampler(ABC):
         """Whether it draws noise beyond the latents."""
         return self.is_sde
 
+    def drift_rate(self, level: float) -> float:
+        """The mean of a step that starts here follows dx/dsigma = rate (x - D) / sigma: 1 is the ODE, 2 the SDE."""
+        return 2.0 if self.is_sde else 1.0
+
     def mean_step(
-        self, D: AtLevel, x: torch.Tensor, start: float, end: float, history: list[tuple[float, torch.Tensor]]
+        self, D: AtLevel, x: torch.Tensor, start: float, end: float, history: list[Evaluation]
     ) -> torch.Tensor:
         """One step from noise level start to end without noise, x without scaling (`analysis.truncation`).
 
-        history: (level, D there) of up to HISTORY levels before the start, the nearest first.
+        history: evaluations at up to HISTORY levels before the start, the nearest first.
         """
         raise InputError(f"sampler.solver={self.solver!r} is not allowed here: it does not tell its single steps")
 
@@ -367,7 +372,7 @@ class Sampler(ABC):
         object.__setattr__(self, "num_steps", count)
 
 
-DESCENDING = "two noise levels or more, descending, each greater than 0 and finite"
+DESCENDING = "two noise levels or more, descending, each greater than 0 and finite; the 0 after the last is implied"
 
 
 def _is_ours(cls: type) -> bool:
@@ -411,6 +416,13 @@ def is_whole(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _brief(value: Any) -> str:
+    """As ``--set`` takes it, with six digits."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_brief, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _known_range(denoiser: Any) -> tuple[float, float]:

@@ -34,7 +34,10 @@ def read_sampler(flat: Mapping[str, Any], source: str) -> Sampler:
 
 
 def with_changes(base: Sampler, changes: Mapping[str, Any], source: str) -> Sampler:
-    """``base`` with a flat mapping laid over it. Another solver drops those of base's fields that it does not have."""
+    """``base`` with a flat mapping laid over it.
+
+    Another solver drops those of base's fields that it does not have, and the order, which each solver has its own of.
+    """
     if not isinstance(changes, Mapping):
         raise InputError(f"{source}: a mapping of sampler settings is expected, got {changes!r}")
     flat = base.to_dict()
@@ -42,7 +45,7 @@ def with_changes(base: Sampler, changes: Mapping[str, Any], source: str) -> Samp
         del flat["num_steps"]
     solver = changes.get("solver", base.solver)
     if solver != base.solver and isinstance(solver, str) and solver in SOLVERS:  # what is no solver is refused below
-        own = {each.name for each in settings(SOLVERS[solver])}
+        own = {each.name for each in settings(SOLVERS[solver])} - {"order"}
         flat = {name: value for name, value in flat.items() if name in own}
     return read_sampler({**flat, **changes}, source)
 
@@ -73,8 +76,10 @@ def _of_any_solver(name: str) -> dataclasses.Field[Any] | None:
 
 
 def _is_default(name: str, value: Any) -> bool:
-    known = _of_any_solver(name)
-    return known is not None and (tuple(value) if isinstance(value, list) else value) == known.default
+    """Whether it is the default of every solver that has the setting (of ``order`` each has its own)."""
+    plain = tuple(value) if isinstance(value, list) else value
+    defaults = [each.default for cls in SOLVERS.values() for each in settings(cls) if each.name == name]
+    return bool(defaults) and all(default == plain for default in defaults)
 
 
 def _number(name: str, value: Any) -> Any:

@@ -15,6 +15,7 @@ import torch
 from edm_ray.diffusion.denoiser import AtLevel
 from edm_ray.diffusion.noise import Path
 from edm_ray.diffusion.samplers.base import Noise, Sampler, edm_levels, is_real, is_whole, require, rounded
+from edm_ray.diffusion.samplers.evaluation import Evaluation
 
 GAMMA_MAX = math.sqrt(2.0) - 1.0
 BINS = "ascending (low, high, s_churn) that do not overlap, 0 <= low < high, s_churn 0 or more and finite"
@@ -181,7 +182,7 @@ class Euler(Sampler):
         return [step for step in steps if step[1] < step[0]]
 
     def mean_step(
-        self, D: AtLevel, x: torch.Tensor, start: float, end: float, history: list[tuple[float, torch.Tensor]]
+        self, D: AtLevel, x: torch.Tensor, start: float, end: float, history: list[Evaluation]
     ) -> torch.Tensor:
         path = self.path(D)
         a, b = path.sigma_inv(start), path.sigma_inv(end)

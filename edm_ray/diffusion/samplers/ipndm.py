@@ -1,19 +1,14 @@
-"""iPNDM: Adams-Bashforth on the probability flow ODE in sigma, with constant coefficients.
-
-Liu et al., "Pseudo Numerical Methods for Diffusion Models on Manifolds", ICLR 2022; Zhang and Chen, "Fast Sampling of
-Diffusion Models with Exponential Integrator", ICLR 2023, which names this form.
-"""
+"""iPNDM: Adams-Bashforth in sigma with constant coefficients (Liu et al. 2022, PNDM; Zhang and Chen 2023, iPNDM)."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from edm_ray.diffusion.denoiser import AtLevel
-from edm_ray.diffusion.noise import Path
-from edm_ray.diffusion.samplers.base import Noise, Sampler, distinct, require
+from edm_ray.diffusion.samplers.evaluation import Evaluation
+from edm_ray.diffusion.samplers.multistep import Multistep
 
 COEFFICIENTS = (
     (1.0,),
@@ -25,26 +20,21 @@ COEFFICIENTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class IPNDM(Sampler):
+class IPNDM(Multistep):
     """One evaluation a step: dx/dsigma = (x - D) / sigma, extrapolated from up to four levels.
 
-    The order rises from 1. Full order is kept into the last noise level; the step from there to 0 is D itself.
+    The order rises from 1. Full order is kept into the last noise level; the step from there to 0 is D itself. The
+    coefficients are those of equal steps, whatever the steps are; `DEIS` is the form for steps of any width.
     """
 
     solver = "ipndm"
-    follows_schedule = False
-    follows_scaling = False
+    ignores_columns: ClassVar[bool] = True
+    orders_allowed: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
 
     order: int = 4
     """1 (Euler) to 4."""
 
-    def run(self, D: AtLevel, x: torch.Tensor, levels: list[float], path: Path, noise: Noise) -> torch.Tensor:
-        levels, slopes = distinct(levels[:-1]), list[torch.Tensor]()
-        for level, after in itertools.pairwise(levels):
-            slopes = [(x - D(x, level)) / level, *slopes[: self.order - 1]]
-            x = x + (after - level) * sum(c * d for c, d in zip(COEFFICIENTS[len(slopes) - 1], slopes, strict=True))
-        return D(x, levels[-1])
-
-    def _check(self) -> None:
-        super()._check()
-        require(self.order in (1, 2, 3, 4), "order", self.order, "1, 2, 3 or 4")
+    def advance(self, past: list[Evaluation], after: float, ahead: torch.Tensor | None = None) -> torch.Tensor:
+        now = past[0]
+        slope = sum(c * each.slope for c, each in zip(COEFFICIENTS[len(past) - 1], past, strict=True))
+        return now.x + (after - now.level) * slope

@@ -1,118 +1,117 @@
-"""DPM-Solver++ 2M and 3M SDE: multistep solvers between noise levels (Lu et al. 2022, "DPM-Solver++").
-
-Written for x = y + sigma n, lambda = -ln sigma: the linear part of the equation is solved exactly, D is extrapolated
-from the steps before. The last step, to noise level 0, is D itself.
-"""
+"""What linear multistep solvers share: one evaluation of the denoiser a step, extrapolated from the steps before."""
 
 from __future__ import annotations
 
 import itertools
-import math
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
 from edm_ray.diffusion.denoiser import AtLevel
 from edm_ray.diffusion.noise import Path
-from edm_ray.diffusion.samplers.base import Noise, Sampler, distinct, require
+from edm_ray.diffusion.samplers.base import Noise, distinct, require
+from edm_ray.diffusion.samplers.between_levels import BetweenLevels
+from edm_ray.diffusion.samplers.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMpp2M(Sampler):
-    """DPM-Solver++(2M), algorithm 2 of the paper: deterministic, second order, one evaluation a step."""
+class Multistep(BetweenLevels):
+    """One evaluation a step. The order rises from 1; subclasses say what one step is.
 
-    solver = "dpmpp_2m"
-    follows_schedule: ClassVar[bool] = False
-    follows_scaling: ClassVar[bool] = False
-
-    def run(self, D: AtLevel, x: torch.Tensor, levels: list[float], path: Path, noise: Noise) -> torch.Tensor:
-        levels = distinct(levels[:-1])
-        history: list[tuple[float, torch.Tensor]] = []
-        for level, after in itertools.pairwise(levels):
-            denoised = D(x, level)
-            x = self._step(x, level, after, denoised, history)
-            history = [(level, denoised)]
-        return D(x, levels[-1])
-
-    def mean_step(
-        self, D: AtLevel, x: torch.Tensor, start: float, end: float, history: list[tuple[float, torch.Tensor]]
-    ) -> torch.Tensor:
-        return self._step(x, start, end, D(x, start), history)
-
-    @staticmethod
-    def _step(
-        x: torch.Tensor, level: float, after: float, denoised: torch.Tensor, history: list[tuple[float, torch.Tensor]]
-    ) -> torch.Tensor:
-        target = denoised
-        if history:
-            higher, before = history[0]
-            ratio = math.log(level / after) / math.log(higher / level)
-            target = denoised + (denoised - before) * (0.5 * ratio)
-        return x * (after / level) + target * (1 - after / level)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DPMpp3MSDE(Sampler):
-    """DPM-Solver++(3M) for the SDE: a third-order multistep exponential integrator.
-
-    In lambda = -ln sigma, with a = 1 + eta, over a step of width h (x = y + sigma n):
-
-        x(h) = exp(-a h) x(0) + integral_0^h a exp(-a (h - u)) D(u) du + sigma(h) sqrt(1 - exp(-2 eta h)) n
-
-    and D(u) is the parabola through the last three values of D. eta = 1 is the reverse SDE.
+    Convention: full order is kept into the last noise level sigma_{N-1}, and the step from there to 0 is D itself. Some
+    published codes have no such step and end at sigma_{N-1}, others extrapolate into 0.
     """
 
-    solver = "dpmpp_3m_sde"
-    follows_schedule: ClassVar[bool] = False
-    follows_scaling: ClassVar[bool] = False
-    is_sde: ClassVar[bool] = True
+    most_order: ClassVar[int] = 1
+    """Order of a solver that has no setting for it."""
+    orders_allowed: ClassVar[tuple[int, ...]] = ()
+    """Of one that has: what ``order`` may be."""
+    corrects: ClassVar[bool] = False
+    """Whether a step is taken again with the evaluation at its end, which is the next step's: no further NFE."""
 
-    s_noise: float = 1.0
-    """Standard deviation of the added noise, relative to exact."""
+    lower_order_final: bool = False
+    """A step's order is at most the number of steps that are left, the one to 0 included: so 2 into the last noise
+    level, 3 into the one before. (Counted without the step to 0, as other codes do, it would be 1 and 2.)"""
+
+    @abstractmethod
+    def advance(self, past: list[Evaluation], after: float, ahead: torch.Tensor | None = None) -> torch.Tensor:
+        """The mean of one step from past[0] to noise level ``after``.
+
+        past: as many evaluations as the step's order, the latest first. ahead: D at the end of the step, for a solver
+        that corrects.
+        """
+
+    def spread(self, level: float, after: float) -> float:
+        """Standard deviation of the noise that the step adds."""
+        return 0.0
 
     def run(self, D: AtLevel, x: torch.Tensor, levels: list[float], path: Path, noise: Noise) -> torch.Tensor:
-        """Step i uses noise(i)."""
-        levels = distinct(levels[:-1])
-        history: list[tuple[float, torch.Tensor]] = []
+        """Step i uses noise(i), where it adds any; a correction keeps the step's noise."""
+        levels, D = distinct(levels[:-1]), self.first_step_free(D)
+        orders = self.orders(len(levels))
+        past: list[Evaluation] = []
+        added: torch.Tensor | None = None
         for i, (level, after) in enumerate(itertools.pairwise(levels)):
-            h, denoised = math.log(level / after), D(x, level)
-            x = self._mean(x, level, after, denoised, history)
-            x = x + noise(i).to(x) * (after * math.sqrt(-math.expm1(-2 * h)) * self.s_noise)
-            history = [(level, denoised), *history[:1]]
+            denoised = D(x, level)
+            if self.corrects and i > 0:
+                x = _plus(self.advance(past[: orders[i - 1]], level, denoised), added)
+            past = [Evaluation(level, x, denoised), *past[: self.full_order - 1]]
+            spread = self.spread(level, after)
+            added = noise(i).to(x) * spread if spread > 0 else None
+            x = _plus(self.advance(past[: orders[i]], after), added)
         return D(x, levels[-1])
 
     def mean_step(
-        self, D: AtLevel, x: torch.Tensor, start: float, end: float, history: list[tuple[float, torch.Tensor]]
+        self, D: AtLevel, x: torch.Tensor, start: float, end: float, history: list[Evaluation]
     ) -> torch.Tensor:
-        return self._mean(x, start, end, D(x, start), history)
+        """Corrected, where the solver corrects (its last step, into the last noise level, is not)."""
+        past = [Evaluation(start, x, D(x, start)), *history][: self.full_order]
+        predicted = self.advance(past, end)
+        return self.advance(past, end, D(predicted, end)) if self.corrects else predicted
 
-    @staticmethod
-    def _mean(
-        x: torch.Tensor, level: float, after: float, denoised: torch.Tensor, history: list[tuple[float, torch.Tensor]]
-    ) -> torch.Tensor:
-        widths = [math.log(higher / lower) for lower, higher in itertools.pairwise([level, *(at for at, _ in history)])]
-        return exponential_step(x, [denoised, *(value for _, value in history)], widths, math.log(level / after))
+    def mean_steps(self, denoiser: Any = None) -> list[tuple[float, float, list[float]]]:
+        """With as many levels before each step as its order needs."""
+        steps = super().mean_steps(denoiser)
+        orders = self.orders(len(steps) + 1)
+        return [(a, b, before[: order - 1]) for (a, b, before), order in zip(steps, orders, strict=True)]
+
+    # -- order -------------------------------------------------------------------------------------------------------
+
+    @property
+    def full_order(self) -> int:
+        order: int = getattr(self, "order", self.most_order)
+        return order
+
+    def orders(self, count: int) -> list[int]:
+        """The order of each of the ``count`` - 1 steps between as many noise levels."""
+        full = [min(self.full_order, i + 1) for i in range(count - 1)]
+        return [min(order, count - i) for i, order in enumerate(full)] if self.lower_order_final else full
+
+    def _acting(self, denoiser: Any) -> Self:
+        """With the least order that does the same, and lower_order_final only where it lowers any."""
+        form = super()._acting(denoiser)
+        count = len(distinct(form.noise_levels(denoiser)))
+        orders = form.orders(count)
+        if self.orders_allowed:
+            form = form.replace(order=max(max(orders, default=1), self.orders_allowed[0]))
+        plain = form.replace(lower_order_final=False)
+        return plain if plain.orders(count) == orders else form
+
+    def _take_plain_types(self) -> None:
+        super()._take_plain_types()
+        value = self.lower_order_final
+        require(isinstance(value, bool), "lower_order_final", value, "true or false")
 
     def _check(self) -> None:
         super()._check()
-        require(0 <= self.s_noise < math.inf, "s_noise", self.s_noise, "0 or more, finite")
+        if self.orders_allowed:
+            *others, last = map(str, self.orders_allowed)
+            require(self.full_order in self.orders_allowed, "order", self.full_order, f"{', '.join(others)} or {last}")
+            few = f"at most {self.num_steps}, the number of steps"
+            require(self.full_order <= self.num_steps, "order", self.full_order, few)
 
 
-def exponential_step(
-    x: torch.Tensor, values: list[torch.Tensor], widths: list[float], h: float, eta: float = 1.0
-) -> torch.Tensor:
-    """The mean of one step of width h > 0. values: D now, before, before that; widths: of the steps between them."""
-    ah = (1 + eta) * h
-    mean = x * math.exp(-ah) - values[0] * math.expm1(-ah)
-    if len(values) == 1:
-        return mean
-    # Weights of D' and D'' at the start of the step: the integrals of u and of u^2 / 2.
-    first = h * (1 + math.expm1(-ah) / ah)
-    second = h * (h / 2 - first / ah)
-    d01 = (values[0] - values[1]) / widths[0]
-    if len(values) == 2:
-        return mean + first * d01
-    d12 = (values[1] - values[2]) / widths[1]
-    curvature = (d01 - d12) / (widths[0] + widths[1])
-    return mean + first * (d01 + curvature * widths[0]) + second * 2 * curvature
+def _plus(mean: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+    return mean if added is None else mean + added

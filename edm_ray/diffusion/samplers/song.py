@@ -12,6 +12,7 @@ import torch
 from edm_ray.diffusion.denoiser import AtLevel
 from edm_ray.diffusion.noise import Path
 from edm_ray.diffusion.samplers.base import Noise, Sampler, require
+from edm_ray.diffusion.samplers.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class EulerMaruyama(Sampler):
         return D(x / path.s(t[-1]), path.sigma(t[-1]))
 
     def mean_step(
-        self, D: AtLevel, x: torch.Tensor, start: float, end: float, history: list[tuple[float, torch.Tensor]]
+        self, D: AtLevel, x: torch.Tensor, start: float, end: float, history: list[Evaluation]
     ) -> torch.Tensor:
         path = self.path(D)
         a, b = path.sigma_inv(start), path.sigma_inv(end)
@@ -90,7 +91,7 @@ class PredictorCorrector(Sampler):
         raise AssertionError("the last noise level is 0")
 
     def mean_step(
-        self, D: AtLevel, x: torch.Tensor, start: float, end: float, history: list[tuple[float, torch.Tensor]]
+        self, D: AtLevel, x: torch.Tensor, start: float, end: float, history: list[Evaluation]
     ) -> torch.Tensor:
         """The predictor."""
         return self._predict(x, D(x, start), 0.0, start, end)

@@ -1,0 +1,51 @@
+"""What the kernels of `networks.kernels` return and keep for the backward pass, without computing it: for plans made on
+the meta device, where there is no Triton."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def How(*what: Any) -> tuple[Any, ...]:
+    """As `kernels.How`."""
+    return what
+
+
+class Normalise(torch.autograd.Function):
+    """As `kernels.Normalise`: keeps x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        ctx.save_for_backward(x, *(each for each in rest if isinstance(each, torch.Tensor)))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise NotImplementedError
+
+
+class AddScaled(torch.autograd.Function):
+    """As `kernels.AddScaled`: keeps nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, h: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return torch.empty_like(h)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise NotImplementedError
+
+
+class Resample(torch.autograd.Function):
+    """As `kernels.Resample`: keeps nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, up: bool) -> torch.Tensor:
+        height, width = (2 * side if up else side // 2 for side in x.shape[2:])
+        return x.new_empty(*x.shape[:2], height, width)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise NotImplementedError
