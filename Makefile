@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: before-after demo test test-slow test-faults test-gpu test-isa test-lowest test-next soak lint format install clean-demo
+.PHONY: before-after demo test test-here test-on-ray test-slow test-faults test-gpu test-isa test-lowest test-next soak lint format install clean-demo
 
 install: $(STAMP)
 
@@ -19,8 +19,16 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/edm-ray demo --out demo
 
+# Two at a time: the tests on Ray mostly wait for processes to start, the others use one core.
+QUICK := not slow and not fault and not soak
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow and not fault and not soak'
+	@$(MAKE) --no-print-directory --keep-going -j2 test-on-ray test-here
+
+test-on-ray: $(STAMP)
+	$(BIN)/python -m pytest -m 'ray and $(QUICK)'
+
+test-here: $(STAMP)
+	$(BIN)/python -m pytest -m 'not ray and $(QUICK)'
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -22,7 +22,7 @@ from benchmarks.results import record
 from edm_ray.cli import main as edm_ray
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed.executor import Ray
-from edm_ray.distributed.pool import start_pool
+from edm_ray.distributed.pool import start_pools
 from edm_ray.distributed.session import session
 from edm_ray.evaluation.chunks import chunks_for
 from edm_ray.evaluation.reference import open_reference
@@ -64,15 +64,15 @@ def measure(chunk_count: int, repeats: int) -> tuple[str, dict[str, tuple[str, l
                     made = spec.generator(reference.moments.extractor, "cpu")
                     chunks = chunks_for(made, settings, SEEDS, 100 * (chunk_count + samplers * in_hand))
                     started = time.monotonic()
-                    pool = start_pool(Ray(workers=samplers), spec.recipe(), in_hand=in_hand)
-                    while ray.get(pool.dispatcher.status.remote())["alive"] < samplers:
-                        ray.get(pool.dispatcher.begin.remote())
+                    [pool] = start_pools(Ray(workers=samplers), [spec.recipe()], in_hand=in_hand)
+                    while pool.status()["alive"] < samplers:
+                        ray.get(pool.dispatchers.begin.remote())
                         time.sleep(0.05)
                     ready, ends = time.monotonic(), []
                     for _ in pool.make([(chunk,) for chunk in chunks]):
                         ends.append(time.monotonic())
                     stored = time.monotonic()
-                    ray.get([pool.dispatcher.ensure.remote(chunk) for chunk in chunks])
+                    ray.get([pool.ensure(chunk) for chunk in chunks])
                     dispatch.append((time.monotonic() - stored) / len(chunks))
                     pool.stop()
                     # The first chunks warm up; the last ones may find idle samplers.

@@ -22,7 +22,7 @@ from edm_ray.distributed.session import session
 from edm_ray.distributed.sweep import sweep_on_ray
 from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.reference import open_reference
-from edm_ray.generation.evaluate import EvaluationSpec
+from edm_ray.generation.evaluate import EvaluationSpec, fid_meter
 from edm_ray.models import open_model
 from edm_ray.search.dimensions import Range
 from edm_ray.search.driver import Driver
@@ -63,15 +63,15 @@ def main() -> None:
             ends: list[float] = []
             driver = Driver(space, plan, 0)
             began = time.monotonic()
-            sweep_on_ray(
-                spec,
-                measured,
-                driver,
-                f"{folder}/{turn}",
-                lambda answer, ends=ends: ends.append(time.monotonic()),
-                Ray(workers=1),
-                concurrent=args.concurrent,
-            )
+            with fid_meter(spec, measured, Ray(workers=1), args.concurrent) as meter:
+                sweep_on_ray(
+                    meter.sampling,
+                    meter.generator,
+                    driver,
+                    f"{folder}/{turn}",
+                    lambda answer, ends=ends: ends.append(time.monotonic()),
+                    args.concurrent,
+                )
             # From the first trial's end, so that the start of Tune, once a sweep, is told apart.
             trial = (ends[-1] - ends[0]) / (len(ends) - 1)
             print(

@@ -49,3 +49,13 @@ def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("digits")
     assert main(["prepare", "digits", str(path)]) == 0
     return path
+
+
+@pytest.fixture(scope="session")
+def digits_reference(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of the digits to train on, with the digits extractor; read only."""
+    from edm_ray.cli import main
+
+    out = str(tmp_path_factory.mktemp("digits-reference") / "digits")
+    assert main(["reference", "--data", str(digits_dir / "train"), "--out", out, "--extractor", "digits"]) == 0
+    return out

@@ -16,10 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from edm_ray.config.kinds import kinds_of
 from edm_ray.errors import InputError, nearest
+from edm_ray.storage.versioned import FORMAT, check_format
 
 T = TypeVar("T")
-FORMAT = 1
-"""Version of the configurations that are written, under the key ``format``."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -161,13 +160,6 @@ def configure(base: T, file: str | None = None, overrides: Sequence[str] = ()) -
     if overrides:
         mapping, source = lay_over(type(base), mapping, parse_overrides(overrides), "--set"), "--set"
     return validate(type(base), mapping, source)
-
-
-def check_format(version: object, source: str, fix: str = "", known: int = FORMAT) -> None:
-    """Raises InputError, which ends with ``fix``, for another format version than the one that is read and written."""
-    if version != known:
-        allowed = f"this version of edm_ray reads format {known}"
-        raise InputError(f"{source}: format={version!r} is not allowed: {allowed}{fix and '; '}{fix}")
 
 
 def to_flat(config: object) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class TrainingConfig:
     compile: bool = False
     """torch.compile the network: minutes at the start, then fewer and larger kernels. Changes rounding only."""
     graph: bool = True
-    """On one GPU, without micro_batch and compile: record a step as a CUDA graph and replay it. Changes nothing but the time."""
+    """On one GPU, without micro_batch and compile: record a step as a CUDA graph and replay it. No bit changes."""
     deterministic: bool = True
     """On a GPU: equal runs give equal bits, resumed ones too. False lets cuDNN and attention choose faster kernels."""
     threads: int = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from edm_ray.data.plan import SIDECAR, Plan
@@ -10,7 +9,7 @@ from edm_ray.data.write import disk_full_is_said
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
 from edm_ray.storage.commit import read_manifest
-from edm_ray.storage.stored_json import read_object
+from edm_ray.storage.versioned import read_json, to_text
 
 
 def claim(dest: str, plan: Plan) -> None:
@@ -26,13 +25,12 @@ def claim(dest: str, plan: Plan) -> None:
             "choose another place"
         )
     with disk_full_is_said(dest, "free some and run the same command again"):
-        if not uris.create_bytes(path, json.dumps(plan.to_json(), indent=1).encode()):
+        if not uris.create_bytes(path, to_text(plan.to_json(), indent=1).encode()):
             refuse_other(dest, _read_plan(dest), plan)  # another process was a moment faster
 
 
 def _read_plan(dest: str) -> dict[str, Any]:
-    path = uris.join(dest, SIDECAR, "plan.json")
-    return read_object(path, f"delete {dest} and prepare it again")
+    return read_json(uris.join(dest, SIDECAR, "plan.json"), f"delete {dest} and prepare it again")
 
 
 def is_complete(dest: str) -> bool:

@@ -1,4 +1,4 @@
-"""The dispatcher of a pool: one asyncio actor that hands items to workers, and starts workers.
+"""The dispatcher of a pool: hands items to workers, and starts workers. It runs in an asyncio actor (`dispatchers.py`).
 
 An item that raises is tried MAX_RAISES times, then it alone is refused; one whose worker dies is handed out again.
 """
@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -105,8 +104,8 @@ class PoolSpec:
     environment: dict[str, Any] = field(default_factory=dict)
     in_hand: int = 1
     """Items that one worker has at once."""
-    spread: bool = False
-    """Over the nodes."""
+    light: bool = False
+    """They work now and then: spread over the nodes, and more than one where items wait."""
     leases: tuple[Lease, ...] = ()
     """Of the folders that the pool's owner writes to; workers look at them before they write."""
 
@@ -117,6 +116,8 @@ class Dispatcher:
     def __init__(self, recipe: bytes, spec: PoolSpec) -> None:
         """recipe: the pickled reference to it that the pool's owner holds."""
         self.reference, self.spec = recipe, spec
+        self.wake = self.begin
+        """Called before the first item that is missing is handed out, and then again."""
         self.jobs: asyncio.Queue[Job] = asyncio.Queue()
         self.under_way: dict[tuple[str, ...], Job] = {}
         self.refused: dict[tuple[str, ...], InputError] = {}
@@ -127,6 +128,9 @@ class Dispatcher:
         self.last_alive = time.monotonic()
         self.checks = asyncio.Semaphore(_CHECKS_AT_ONCE)
         self.running: list[asyncio.Task[None]] = []
+        self.num_slots = 0
+        self.behind = False
+        """Whether items waited at the last look."""
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -134,18 +138,22 @@ class Dispatcher:
         return found
 
     async def begin(self) -> None:
-        """WorkerRequest for the workers; nothing when that was done."""
+        """Ask for the workers; nothing when that was done."""
         if not self.running:
             self.last_alive = time.monotonic()
-            slots = [asyncio.create_task(self._slot()) for _ in range(self.spec.slots)]
-            self.running = [*slots, asyncio.create_task(self._watch())]
+            self.running = [asyncio.create_task(self._watch())]
+            for _ in range(1 if self.spec.light else self.spec.slots):
+                self._open_slot()
+
+    def _open_slot(self) -> None:
+        self.num_slots += 1
+        self.running.append(asyncio.create_task(self._slot()))
 
     async def ensure(self, *item: Any) -> bool:
         """Return when the item is in the store: True if it was made for this call, False if not.
 
         Raises InputError for an item or a pool that cannot work, ItemFailed for an item that failed too often.
         """
-        await self.begin()
         key = tuple(key_of(artifact) for artifact in item)
         if (known := self.broken or self.refused.get(key)) is not None:
             raise known
@@ -163,16 +171,9 @@ class Dispatcher:
         if there:
             job.done.set_result(False)
         else:
+            await self.wake()
             self.jobs.put_nowait(job)
         return await asyncio.shield(job.done)
-
-    async def ensure_from(self, request: Any, *wanted: Any) -> Any:
-        """Have the items that ``request.items(*wanted)`` names in the store: for callers who know plain values only.
-        Returns ``request.answer(items, made)``, where ``made`` says of each whether it was made for this call."""
-        items: Sequence[Item] = request.items(*wanted)
-        made = await asyncio.gather(*[self.ensure(*item) for item in items])
-        answer: Callable[..., Any] = request.answer
-        return await asyncio.to_thread(answer, items, made)
 
     def _ended(self, key: tuple[str, ...], done: asyncio.Future[bool]) -> None:
         del self.under_way[key]
@@ -207,7 +208,7 @@ class Dispatcher:
             num_gpus=ask.gpus,
             max_concurrency=spec.in_hand,
             runtime_env=spec.environment or None,
-            scheduling_strategy="SPREAD" if spec.spread else "DEFAULT",
+            scheduling_strategy="SPREAD" if spec.light else "DEFAULT",
         )
         return actor.remote(ray.cloudpickle.loads(self.reference), spec.device, spec.leases)
 
@@ -300,6 +301,7 @@ class Dispatcher:
         """Items do not wait for ever when there is nobody to make them."""
         while self.broken is None:
             await asyncio.sleep(min(1.0, self.spec.patience / 4))
+            self._grow_where_behind()
             if self.alive or not self.under_way:
                 self.last_alive = time.monotonic()
             elif time.monotonic() - self.last_alive > self.spec.patience:
@@ -311,6 +313,13 @@ class Dispatcher:
                     _fail(job, error)
                 self.refused.clear()
                 self.last_alive = time.monotonic()
+
+    def _grow_where_behind(self) -> None:
+        """Another worker where there is room for it and items have waited since the last look."""
+        behind = self.jobs.qsize() > 0 and bool(self.alive)
+        if behind and self.behind and self.num_slots < self.spec.slots:
+            self._open_slot()
+        self.behind = behind
 
     async def status(self) -> dict[str, int]:
         """What was counted since this dispatcher began."""

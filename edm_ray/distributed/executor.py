@@ -51,12 +51,10 @@ class Ray:
     @contextmanager
     def open(self, *recipes: Recipe) -> Iterator[tuple[Any, ...]]:
         """A `Pool` for each recipe, all of them checked before the first starts."""
-        from edm_ray.distributed.pool import check, start_pool
+        from edm_ray.distributed.pool import check, start_pools
 
         with self.session(*recipes), ExitStack() as ends:
             check(self, recipes)
-            pools = []
-            for recipe in recipes:
-                pools.append(start_pool(self, recipe))
-                ends.callback(pools[-1].stop)
-            yield tuple(pools)
+            pools = start_pools(self, recipes)
+            ends.callback(pools[0].stop)
+            yield pools

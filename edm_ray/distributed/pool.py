@@ -1,10 +1,10 @@
-"""A pool: workers that have set a recipe up once, fed with items by one dispatcher (`dispatcher.py`).
+"""A pool: workers that have set a recipe up once, fed with items by a dispatcher (`dispatcher.py`).
 
 What happens when something is lost:
 - a worker (killed, out of memory, its node gone): its item goes back to the dispatcher; a new worker is asked for, and
   starts when there is room, so the pool shrinks and grows with the cluster;
-- the dispatcher: Ray starts it again with new workers, and calls that were under way are made again. Its state is the
-  store: what is there is not made again, what was under way is;
+- the dispatchers: Ray starts them again with new workers, and calls that were under way are made again. Their state is
+  the store: what is there is not made again, what was under way is;
 - the driver: the pool ends with it; the same command resumes from the store.
 """
 
@@ -22,7 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from edm_ray.distributed.cluster.node_check import require_nodes
 from edm_ray.distributed.cluster.preflight import WorkerRequest, preflight, preflight_here
-from edm_ray.distributed.dispatcher import PATIENCE_S, Dispatcher, ItemFailed, PoolSpec, cause_of
+from edm_ray.distributed.dispatcher import PATIENCE_S, ItemFailed, PoolSpec, cause_of
+from edm_ray.distributed.dispatchers import Dispatchers
 from edm_ray.distributed.shipping import ShippedModel, environment
 from edm_ray.errors import InputError
 from edm_ray.evaluation.reference import ExtractorSpec
@@ -104,14 +105,28 @@ class Pool:
     """A pool as its owner holds it. The owner must: a dispatcher that is started again takes the recipe from the object
     store, and it is there as long as this process refers to it."""
 
-    dispatcher: Any
-    """The actor handle (`Dispatcher.ensure`); it may be handed on."""
+    dispatchers: Any
+    """The actor handle (`Dispatchers`); it may be handed on."""
+    place: int
+    """Its own among those that were opened together."""
     recipe: Any
+
+    def ensure(self, *item: Any) -> Any:
+        """Reference to whether the item was made for this call (`Dispatcher.ensure`)."""
+        return self.dispatchers.ensure.remote(self.place, *item)
+
+    def status(self) -> dict[str, int]:
+        found: dict[str, int] = ray.get(self.dispatchers.status.remote(self.place))
+        return found
+
+    def worker_pids(self) -> list[int]:
+        found: list[int] = ray.get(self.dispatchers.worker_pids.remote(self.place))
+        return found
 
     def make(self, items: Sequence[Item]) -> Iterator[int]:
         """As `Maker.make`: an item that cannot be made is named at the end, after the others are made; wrong input, or
         MAX_FAILED of them, ends it at once."""
-        waiting = {self.dispatcher.ensure.remote(*item): number for number, item in enumerate(items)}
+        waiting = {self.ensure(*item): number for number, item in enumerate(items)}
         failed: list[ItemFailed] = []
         while waiting and len(failed) < MAX_FAILED:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
@@ -129,41 +144,48 @@ class Pool:
             raise InputError("; ".join(str(error) for error in failed) + "; what was made is kept: run again to resume")
 
     def stop(self) -> None:
-        ray.kill(self.dispatcher)
+        """With those that were opened together."""
+        ray.kill(self.dispatchers)
 
 
-def start_pool(on: ClusterShare, recipe: Recipe, *, patience: float = PATIENCE_S, in_hand: int | None = None) -> Pool:
-    """Workers begin to start at once; the pool lives as long as this process and the `Pool`.
+def start_pools(
+    on: ClusterShare, recipes: Sequence[Recipe], *, patience: float = PATIENCE_S, in_hand: int | None = None
+) -> tuple[Pool, ...]:
+    """Workers start when the first item is missing; the pools live as long as this process and each `Pool`.
 
     in_hand: items that a worker has at once; by default two on a GPU where the recipe overlaps them, else one.
     """
-    ask, needs = ask_for(on, recipe), recipe.needs
-    spec = PoolSpec(
-        ask=ask,
-        device="cpu" if ask.gpus == 0 else on.device,
-        slots=min(ask.count, needs.most or ask.count),
-        patience=patience,
-        environment=environment(),
-        in_hand=in_hand or (2 if needs.overlap and ask.gpus else 1),
-        spread=needs.light,
-        leases=held(),
-    )
+    env = environment()
     # Beside the driver: on a node of its own the dispatcher could be lost without the driver, and the work with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(Dispatcher).options(
+    actor = ray.remote(Dispatchers).options(
         num_cpus=0,
         max_concurrency=MOST_CALLS,
         scheduling_strategy=here,
         max_restarts=DISPATCHER_RESTARTS,
         max_task_retries=-1,
-        runtime_env=spec.environment or None,
+        runtime_env=env or None,
     )
-    shared = ray.put(shipped(recipe))
+    shared = [ray.put(shipped(recipe)) for recipe in recipes]
+    specs = [_spec(on, recipe, patience, in_hand, env) for recipe in recipes]
     # As bytes: Ray warns of references among the arguments of an actor that it may start again, since they must be kept
     # alive for that; the `Pool` keeps it.
-    dispatcher = actor.remote(ray.cloudpickle.dumps(shared), spec)
-    dispatcher.begin.remote()
-    return Pool(dispatcher, shared)
+    dispatchers = actor.remote([ray.cloudpickle.dumps(each) for each in shared], specs)
+    return tuple(Pool(dispatchers, place, each) for place, each in enumerate(shared))
+
+
+def _spec(on: ClusterShare, recipe: Recipe, patience: float, in_hand: int | None, env: dict[str, Any]) -> PoolSpec:
+    ask, needs = ask_for(on, recipe), recipe.needs
+    return PoolSpec(
+        ask=ask,
+        device="cpu" if ask.gpus == 0 else on.device,
+        slots=min(ask.count, needs.most or ask.count),
+        patience=patience,
+        environment=env,
+        in_hand=in_hand or (2 if needs.overlap and ask.gpus else 1),
+        light=needs.light,
+        leases=held(),
+    )
 
 
 def shipped(recipe: Any) -> Any:

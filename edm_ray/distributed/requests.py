@@ -1,4 +1,4 @@
-"""What a trial asks dispatchers for: plain values in and out, so that a trial needs nothing heavy."""
+"""What a trial asks the dispatchers for: plain values in and out, so that a trial needs nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,35 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edm_ray.evaluation.chunks import Chunk, Generator, SampledImages, first_chunks
+from edm_ray.evaluation.chunks import Generator, SampledImages, first_chunks
 from edm_ray.evaluation.fid_worker import Measurement, MeasureSets
+from edm_ray.execution.executor import Item, Recipe
+
+Recipes = tuple[Recipe, MeasureSets]
+"""Of the pools: sampling, then measuring."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstChunks:
-    """The first ``count`` chunks of a pool of seeds."""
-
-    generator: Generator
-
-    def items(self, settings: Mapping[str, Any], pool: str, count: int, size: int) -> list[tuple[Chunk]]:
-        return [(chunk,) for chunk in first_chunks(self.generator, settings, pool, count, size)]
-
-    def answer(self, items: Sequence[tuple[Chunk]], made: Sequence[bool]) -> int:
-        """Images that were made for this call."""
-        return sum(chunk.size for (chunk,), new in zip(items, made, strict=True) if new)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class FirstFid:
-    """Their FID."""
+    """The FID of the first ``count`` chunks of a pool of seeds."""
 
     generator: Generator
-    recipe: MeasureSets
 
-    def items(self, settings: Mapping[str, Any], pool: str, count: int, size: int) -> list[tuple[Measurement]]:
-        chunks = tuple(first_chunks(self.generator, settings, pool, count, size))
-        return [(Measurement(plan=self.recipe.keys[0], images=SampledImages(chunks=chunks)),)]
+    def steps(
+        self, recipes: Recipes, settings: Mapping[str, Any], seeds: str, count: int, size: int
+    ) -> list[list[Item]]:
+        chunks = first_chunks(self.generator, settings, seeds, count, size)
+        measurement = Measurement(plan=recipes[1].keys[0], images=SampledImages(chunks=tuple(chunks)))
+        return [[(chunk,) for chunk in chunks], [(measurement,)]]
 
-    def answer(self, items: Sequence[tuple[Measurement]], made: Sequence[bool]) -> dict[str, Any]:
-        """The estimate as plain values."""
-        return self.recipe.result(items[0][0]).measured.fid.to_dict()
+    def answer(
+        self, recipes: Recipes, steps: Sequence[Sequence[Item]], made: Sequence[Sequence[bool]]
+    ) -> dict[str, Any]:
+        """The estimate as plain values, and the images that were made for this call."""
+        chunks, [(measurement,)] = steps
+        generated = sum(chunk.size for (chunk,), new in zip(chunks, made[0], strict=True) if new)
+        return {"estimate": recipes[1].result(measurement).measured.fid.to_dict(), "generated": generated}

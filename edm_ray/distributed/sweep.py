@@ -1,7 +1,7 @@
 """A sweep on Ray Tune: every evaluation the driver asks for is a trial; sampling and FID are separate remote calls.
 
-The driver (`search/`) decides, Tune runs: `DriverSearcher` is the ask / tell bridge. A trial waits for its chunks,
-then for its FID, each at a dispatcher, so it needs next to no CPU and many fit beside the pools.
+The driver (`search/`) decides, Tune runs: `DriverSearcher` is the ask / tell bridge. A trial waits for its FID
+at the dispatchers, so it needs next to no CPU and many fit beside the pools.
 
 Nothing of Tune is kept: a sweep that was killed and is run again is a new experiment, and comes to the same decisions,
 since chunks and measurements are artefacts of the store and decisions follow from them.
@@ -19,21 +19,21 @@ import ray
 import ray.tune
 from ray.tune.search import Searcher
 
-from edm_ray.distributed.executor import Ray
+from edm_ray.distributed.pool import Pool
 from edm_ray.distributed.ray_private import keep_aws_keys_out_of_trials
-from edm_ray.distributed.requests import FirstChunks, FirstFid
+from edm_ray.distributed.requests import FirstFid
 from edm_ray.distributed.trial import evaluate
+from edm_ray.evaluation.chunks import Generator, chunks_of
 from edm_ray.evaluation.fid import FidEstimate
-from edm_ray.evaluation.fid_worker import MeasureSets
-from edm_ray.evaluation.measure import Plan
-from edm_ray.generation.evaluate import EvaluationSpec
 from edm_ray.search.driver import Driver
-from edm_ray.search.time_budget import limit_hours
+from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.trials import Evaluation, TrialResult
 from edm_ray.storage import uris
+from edm_ray.storage.versioned import FORMAT
 
 TRIAL_CPUS = 0.01
-LEAST_CONCURRENT, MOST_CONCURRENT = 8, 64
+LEAST_CONCURRENT, MOST_CONCURRENT = 4, 64
+"""Each trial in flight is a process, which takes seconds of CPU to start."""
 LOST = "its process was lost again and again; Ray's logs say how"
 TRIALS = "trials.jsonl"
 """What Tune knows of the trials, one line each."""
@@ -110,36 +110,21 @@ def _trial_config(evaluation: Evaluation, chunk_size: int) -> dict[str, Any]:
 
 
 def sweep_on_ray(
-    spec: EvaluationSpec,
-    plan: Plan,
-    driver: Driver,
-    out: str,
-    on_trial: OnTrial,
-    on: Ray,
-    *,
-    concurrent: int | None = None,
-    budget_hours: float | None = None,
+    sampling: Pool, generator: Generator, driver: Driver, out: str, on_trial: OnTrial, most: int
 ) -> ray.tune.ResultGrid:
-    """Run the sweep to its end; ``plan`` says what FIDs are measured against. ``concurrent`` trials are in flight at
-    once (default: what keeps the pool busy).
-
-    Raises InputError when ``budget_hours`` (of all workers together) are too few to confirm anything.
-    """
+    """Run the sweep to its end. sampling: opened together with the pool that measures, in this order. At most ``most``
+    trials are in flight at once (`concurrency`)."""
     keep_aws_keys_out_of_trials()
-    most = concurrent or concurrency(on.workers)
-    generator = spec.generator(plan.reference.moments.extractor, on.device)
-    measuring = MeasureSets(plans=(plan,), store=spec.store, most=most)
-    with on.open(spec.recipe(), measuring) as (sampling, fids), tempfile.TemporaryDirectory() as folder:
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        if budget_hours is not None:
-            limit_hours(driver, budget_hours, sampling, on.workers, generator, spec.store, out)
-        requests = [ray.put(FirstChunks(generator=generator)), ray.put(FirstFid(generator=generator, recipe=measuring))]
-        trainable = ray.tune.with_parameters(
-            evaluate, dispatchers=[sampling.dispatcher, fids.dispatcher], requests=requests
-        )
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # Looked at in any case; so workers start while Tune does.
+    deterministic = driver.search.registry.samplers[DETERMINISTIC]
+    sampling.ensure(*chunks_of(generator, deterministic, "search", 1, driver.plan.chunk_size))
+    with tempfile.TemporaryDirectory() as folder:
+        request = ray.put(FirstFid(generator=generator))
+        trainable = ray.tune.with_parameters(evaluate, dispatchers=sampling.dispatchers, request=[request])
         searcher = DriverSearcher(driver, on_trial)
         grid = _tuner(ray.tune.with_resources(trainable, {"cpu": TRIAL_CPUS}), searcher, folder, most).fit()
-    lines = [json.dumps(result.metrics, default=str) for result in grid if result.metrics]
+    lines = [json.dumps({"format": FORMAT, **result.metrics}, default=str) for result in grid if result.metrics]
     uris.write_bytes(uris.join(out, TRIALS), "\n".join([*lines, ""]).encode())
     return grid
 

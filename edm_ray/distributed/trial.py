@@ -1,4 +1,4 @@
-"""What runs inside a trial of a sweep: it asks for its chunks, then for its FID, and waits.
+"""What runs inside a trial of a sweep: it asks for its FID, and waits.
 
 Nothing heavy is imported here, nor needed to unpickle what a trial is given: each trial in flight is a process, and one
 that imports torch takes seconds of CPU and hundreds of megabytes to do nothing but wait.
@@ -18,28 +18,26 @@ from ray.exceptions import RayTaskError
 from edm_ray.errors import InputError
 
 
-def evaluate(config: dict[str, Any], dispatchers: Sequence[Any], requests: Sequence[Any]) -> dict[str, Any]:
-    """One evaluation: its chunks, then its FID, each asked of a dispatcher of its own.
+def evaluate(config: dict[str, Any], dispatchers: Any, request: Sequence[Any]) -> dict[str, Any]:
+    """One evaluation, by the pools' dispatchers.
 
-    ``requests`` are references (`edm_ray.distributed.requests`), so that what they hold goes to those who use it. What
-    fails for good is the result (``failure``): run again it would fail again. A lost process or node is raised, and
-    Tune runs the trial again.
+    ``request`` holds one reference (`edm_ray.distributed.requests`), so that what it refers to goes to those who use
+    it. What fails for good is the result (``failure``): run again it would fail again. A lost process or node is
+    raised, and Tune runs the trial again.
     """
     started = time.monotonic()
     wanted = (config["settings"], config["pool"], config["chunks"], config["chunk_size"])
     try:
-        generated, estimate = (
-            ray.get(dispatcher.ensure_from.remote(request, *wanted))
-            for dispatcher, request in zip(dispatchers, requests, strict=True)
-        )
+        found = ray.get(dispatchers.answer.remote(request[0], *wanted))
     except RayTaskError as error:
         return {"fid": math.nan, "failure": _told(error)}
+    estimate = found["estimate"]
     return {
         "fid": estimate["fid"],
         "debiased": estimate["debiased"],
         "se": estimate["se"],
         "n": estimate["n"],
-        "generated": generated,
+        "generated": found["generated"],
         "seconds": time.monotonic() - started,
         "estimate": json.dumps(estimate),  # as text: Tune would flatten it
     }

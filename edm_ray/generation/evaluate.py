@@ -129,12 +129,12 @@ def sample_images(
 
 
 def sample_grids(
-    spec: EvaluationSpec, samplers: Sequence[Sampler], seeds: range, executor: Executor
+    spec: EvaluationSpec, samplers: Sequence[Sampler], seeds: range, sampling: Maker, device: str
 ) -> list[np.ndarray]:
-    """Images uint8 [n, C, H, W] of these seeds, for each sampler."""
-    chunks = [_pixel_chunks(spec, sampler, seeds, executor.device) for sampler in samplers]
-    with executor.open(dataclasses.replace(spec, extractors=(PIXELS,)).recipe()) as (sampling,):
-        make_all(sampling, [(chunk,) for own in chunks for chunk in own])
+    """Images uint8 [n, C, H, W] of these seeds, for each sampler. sampling: makes the spec's recipe, with PIXELS among
+    the extractors; device: its executor's."""
+    chunks = [_pixel_chunks(spec, sampler, seeds, device) for sampler in samplers]
+    make_all(sampling, [(chunk,) for own in chunks for chunk in own])
     return [np.concatenate([rows.features for rows in read_rows(spec.store, own, seeds)]) for own in chunks]
 
 
@@ -162,9 +162,9 @@ class FidMeter:
 
 
 @contextmanager
-def fid_meter(spec: EvaluationSpec, plan: Plan, executor: Executor) -> Iterator[FidMeter]:
-    """A meter against the plan's reference, as long as it is open."""
-    measuring = MeasureSets(plans=(plan,), store=spec.store)
+def fid_meter(spec: EvaluationSpec, plan: Plan, executor: Executor, most: int = 1) -> Iterator[FidMeter]:
+    """A meter against the plan's reference, as long as it is open. most: measurements under way at once."""
+    measuring = MeasureSets(plans=(plan,), store=spec.store, most=most)
     generator = spec.generator(plan.reference.moments.extractor, executor.device)
     with executor.open(spec.recipe(), measuring) as (sampling, fids):
         yield FidMeter(sampling, fids, generator, measuring)

@@ -21,7 +21,7 @@ from edm_ray.models.weights import tensors_of
 from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST, commit, read_file, read_manifest
 from edm_ray.storage.numbered import numbers
-from edm_ray.storage.stored_json import parse_object
+from edm_ray.storage.versioned import parse_object
 
 logger = logging.getLogger(__name__)
 KIND = "edm_ray checkpoint"

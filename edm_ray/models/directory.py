@@ -13,7 +13,7 @@ import torch
 
 from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.denoiser import DenoiserConfig
-from edm_ray.config.load import FORMAT, check_format, to_flat, validate
+from edm_ray.config.load import to_flat, validate
 from edm_ray.data.decoders import decoder_version
 from edm_ray.diffusion.preconditioning import Preconditioned
 from edm_ray.errors import InputError, IntegrityError
@@ -23,7 +23,7 @@ from edm_ray.models.weights import misfit, tensors_of, weights_bytes
 from edm_ray.networks.build import build_denoiser, on_device
 from edm_ray.storage import uris
 from edm_ray.storage.commit import canonical_json, commit, read_file, read_manifest, sha256
-from edm_ray.storage.stored_json import parse_object
+from edm_ray.storage.versioned import FORMAT, from_text
 
 KIND = "edm_ray model"
 
@@ -125,8 +125,7 @@ def open_model(uri: str, guide: str | None = None, network: torch.nn.Module | No
     if manifest.get("kind") != KIND:
         raise InputError(f"{uri}: holds {manifest.get('kind', 'something else')!r}, not a model")
     path = uris.join(uri, "config.json")
-    content = parse_object(read_file(uri, "config.json", manifest), path, "write the model again")
-    check_format(content.get("format"), path)
+    content = from_text(read_file(uri, "config.json", manifest), path, "write the model again")
     if "denoiser" not in content or not isinstance(content.get("about"), dict):
         raise IntegrityError(f"{path}: lacks denoiser or about; write the model again")
     config = validate(DenoiserConfig, content["denoiser"], uris.join(uri, "config.json"))

@@ -9,8 +9,9 @@ from typing import Any
 from edm_ray.config.load import validate
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.report.html import Context, render_report
-from edm_ray.search.result import SweepResult
+from edm_ray.search.result import REWRITE, SweepResult
 from edm_ray.storage import uris
+from edm_ray.storage.versioned import read_json, write_json
 
 RESULT, CONTEXT, PAGE, PROGRESS = "sweep.json", "report.json", "report.html", "progress.json"
 
@@ -22,14 +23,14 @@ def save_report(out: str, result: SweepResult, context: Context) -> str:
         uris.write_bytes(uris.join(out, name), context.grids[title])
     content: dict[str, Any] = {**dataclasses.asdict(context), "grids": names}
     uris.write_bytes(uris.join(out, RESULT), json.dumps(result.to_dict(), indent=1).encode())
-    uris.write_bytes(uris.join(out, CONTEXT), json.dumps(content, indent=1).encode())
+    write_json(uris.join(out, CONTEXT), content)
     return write_page(out, result, context)
 
 
 def save_progress(out: str, result: SweepResult, context: Context) -> None:
     """Keep what an unfinished sweep knows, for a report so far."""
     content = {"result": result.to_dict(), "context": {**dataclasses.asdict(context), "unfinished": True}}
-    uris.write_bytes(uris.join(out, PROGRESS), json.dumps(content).encode())
+    write_json(uris.join(out, PROGRESS), content)
 
 
 def write_page(out: str, result: SweepResult, context: Context) -> str:
@@ -46,7 +47,7 @@ def load_report(out: str) -> tuple[SweepResult, Context]:
     if not uris.exists(uris.join(out, RESULT)):
         path = uris.join(out, PROGRESS)
         if uris.exists(path):
-            so_far = _json(path)
+            so_far = read_json(path, REWRITE)
             result, context = so_far.get("result") or {}, so_far.get("context") or {}
             return SweepResult.from_dict(result, path), validate(Context, context, path)
         if "chunks" in uris.list_names(out):
@@ -58,7 +59,7 @@ def load_report(out: str) -> tuple[SweepResult, Context]:
     result = SweepResult.from_dict(_json(uris.join(out, RESULT)), uris.join(out, RESULT))
     if not uris.exists(uris.join(out, CONTEXT)):
         raise InputError(f"{out}: {CONTEXT} is missing; run the sweep's command again, it generates nothing twice")
-    about = _json(uris.join(out, CONTEXT))
+    about = read_json(uris.join(out, CONTEXT), REWRITE)
     grids = {title: uris.read_bytes(uris.join(out, str(name))) for title, name in about.get("grids", {}).items()}
     return result, validate(Context, {**about, "grids": grids}, uris.join(out, CONTEXT))
 

@@ -25,7 +25,6 @@ class Sizes:
     confirm_chunks: int
     """Of each sampler that is confirmed."""
     num_confirmed: int
-    budget_images: int | None = None
 
     @property
     def confirm_images(self) -> int:
@@ -43,15 +42,16 @@ class Budget:
         self._registry, self._decisions = registry, decisions
         self._longest: dict[tuple[str, str], int] = {}
         """(label, seeds) -> chunks paid for."""
-        self._limit: tuple[float, float] = (self.most_images, math.inf)
-        """Images and evaluations."""
+        self._given_images: int | None = None
+        self._given_evaluations = math.inf
+        """What a user allows, beside what the strategy takes at most."""
 
     @property
     def most_images(self) -> int:
-        """Upper bound of the images of the whole sweep, confirmation included."""
+        """Upper bound of the images of the whole sweep, confirmation included: a budget can only lower it."""
         sizes = self.sizes
         most = (sizes.search_chunks + self.num_confirmed * sizes.confirm_chunks) * sizes.chunk_size
-        return min(most, sizes.budget_images or most)
+        return most if self._given_images is None else min(most, self._given_images)
 
     def limit_images(self, count: int, first_chunks: int) -> None:
         """Spend at most so many images. Raises InputError when two samplers cannot be looked at and confirmed."""
@@ -63,7 +63,7 @@ class Budget:
                 "confirm_chunks"
             )
         self._fit_confirmation(count, each)
-        self._limit = (count, self._limit[1])
+        self._given_images = count
 
     def limit_evaluations(self, count: int) -> None:
         """Spend at most so many network evaluations of one image, with those already spent and the confirmation.
@@ -78,7 +78,7 @@ class Budget:
                 "are needed; give more GPU hours, or a smaller --confirm-chunks (what was generated is kept)"
             )
         self._fit_confirmation(count - self.evaluations, each)
-        self._limit = (self._limit[0], count)
+        self._given_evaluations = count
 
     def affordable(self, wanted: Sequence[Evaluation]) -> int:
         """How many of these, from the first on, the search can pay."""
@@ -110,7 +110,10 @@ class Budget:
     def _left(self) -> tuple[float, float]:
         """Images and network evaluations that the search may still spend."""
         kept = self.num_confirmed * self.sizes.confirm_images
-        return self._limit[0] - kept - self.images, self._limit[1] - kept * self._dearest() - self.evaluations
+        return (
+            self.most_images - kept - self.images,
+            self._given_evaluations - kept * self._dearest() - self.evaluations,
+        )
 
     def _dearest(self) -> int:
         return max(sampler.nfe for sampler in self._registry.samplers.values())

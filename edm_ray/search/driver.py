@@ -131,7 +131,6 @@ def _search(space: Space, plan: SweepPlan, seed: int, denoiser: Any) -> Search:
         search_chunks=strategy.most_chunks(len(registry.given), space, objective),
         confirm_chunks=plan.confirm_chunks,
         num_confirmed=ALWAYS_CONFIRMED + (registry.paper is not None) + (MOST_OF_FRONT if objective.nfe else 0),
-        budget_images=plan.budget_images,
     )
     budget = Budget(sizes, registry, log.decisions)
     if plan.budget_images is not None:

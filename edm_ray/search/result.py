@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edm_ray.config.load import check_format, validate
+from edm_ray.config.load import validate
 from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.budget import Cost, costs
@@ -18,8 +18,8 @@ from edm_ray.search.sampler_field import SamplerField
 from edm_ray.search.space import in_words
 from edm_ray.search.statistics import Difference, Noise, difference, probability_best
 from edm_ray.search.trials import TrialResult
+from edm_ray.storage.versioned import FORMAT, check_format
 
-FORMAT = 1
 REWRITE = "run the sweep's command again: it rewrites it from its chunks"
 """Of sweep.json."""
 

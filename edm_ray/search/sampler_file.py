@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from edm_ray.config.load import check_format, parse_yaml
+from edm_ray.config.load import parse_yaml
 from edm_ray.diffusion.samplers import Sampler, read_sampler
 from edm_ray.errors import InputError
 from edm_ray.search.result import REWRITE, Confirmed, SweepResult
+from edm_ray.storage.versioned import FORMAT, check_format
 
-FORMAT = 1
 BEST_SAMPLER = "best-sampler.yaml"
 """Its name in a sweep's folder, and in a model's after `sweep --export`."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 
 from edm_ray.errors import IntegrityError
@@ -13,9 +12,9 @@ from edm_ray.search.driver import Driver
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.storage import uris
 from edm_ray.storage.artifacts import is_stored
-from edm_ray.storage.stored_json import read_object
+from edm_ray.storage.versioned import read_json, write_json
 
-FIX = "delete that file, and the speed is measured again"
+FIX = "delete it and run again: the speed is measured again"
 
 
 def limit_hours(
@@ -27,12 +26,12 @@ def limit_hours(
     """
     path = uris.join(out, "speed.json")
     if uris.exists(path):
-        speed = read_object(path, FIX).get("evaluations_per_worker_hour")
+        speed = read_json(path, FIX).get("evaluations_per_worker_hour")
         if not isinstance(speed, (int, float)):
             raise IntegrityError(f"{path}: no number of evaluations_per_worker_hour; {FIX}")
     else:
         speed = _measure(driver, sampling, workers, generator, store)
-        uris.write_bytes(path, json.dumps({"evaluations_per_worker_hour": speed}).encode())
+        write_json(path, {"evaluations_per_worker_hour": speed})
     driver.search.budget.limit_evaluations(int(hours * speed))
 
 

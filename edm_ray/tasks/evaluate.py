@@ -26,13 +26,13 @@ from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
 from edm_ray.storage import uris
 from edm_ray.storage.lease import hold
+from edm_ray.storage.versioned import FORMAT
 from edm_ray.tasks.given import OpenedReference, model_of, references_of
 from edm_ray.tasks.options import read_options
 from edm_ray.training.run import snapshots
 
 FEWEST = 100
 RESULT = "evaluation.json"
-FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,14 +160,7 @@ class EvaluationPlan:
             return self._run(on, on_chunk)
 
     def _run(self, on: Executor, on_chunk: OnProgress) -> Evaluation:
-        with self._store() as store:
-            spec = EvaluationSpec(
-                model=self.model,
-                extractors=tuple(one.extractor for one in self.references),
-                store=store,
-                labels=self.options.labels,
-                precision=self.options.precision,
-            )
+        with self.open_spec() as spec:
             sets, real = self._measure(spec, on, on_chunk)
         result = Evaluation(
             model=self.model,
@@ -192,6 +185,18 @@ class EvaluationPlan:
             if self.held_out is None:
                 return sets, []
             return sets, measure_real(self.held_out, self.num, self.plans, spec.extractors, spec.store, on)
+
+    @contextlib.contextmanager
+    def open_spec(self) -> Iterator[EvaluationSpec]:
+        """What all of its sets of images share, as long as its chunks are needed."""
+        with self._store() as store:
+            yield EvaluationSpec(
+                model=self.model,
+                extractors=tuple(one.extractor for one in self.references),
+                store=store,
+                labels=self.options.labels,
+                precision=self.options.precision,
+            )
 
     @contextlib.contextmanager
     def _store(self) -> Iterator[str]:
@@ -284,12 +289,5 @@ def follow(
     plan = plan_evaluation(models[-1][1], reference, sampler, num, read_options(EvaluateOptions, options), out or run)
     # Not the run's own lease: a training may be writing there.
     own = None if plan.options.store is not None else uris.join(uris.absolute(out or run), "chunks")
-    with plan._store() as store, hold(own, "evaluate --follow"):
-        spec = EvaluationSpec(
-            model=plan.model,
-            extractors=tuple(one.extractor for one in plan.references),
-            store=store,
-            labels=plan.options.labels,
-            precision=plan.options.precision,
-        )
+    with plan.open_spec() as spec, hold(own, "evaluate --follow"):
         yield from evaluate_models(models, spec, sampler, num, plan.plans[0], on)

@@ -19,9 +19,10 @@ from edm_ray.errors import InputError
 from edm_ray.evaluation.grids import image_grid
 from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.parts import measure_real
-from edm_ray.execution.executor import Executor
+from edm_ray.evaluation.reference import PIXELS
+from edm_ray.execution.executor import Executor, Maker
 from edm_ray.execution.local import Local
-from edm_ray.generation.evaluate import EvaluationSpec, fid_meter, sample_grids
+from edm_ray.generation.evaluate import EvaluationSpec, FidMeter, fid_meter, sample_grids
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
 from edm_ray.report.html import Context
@@ -55,7 +56,7 @@ class SweepOptions:
     """Model directory of the model that guides it, where the space searches guidance; without it guidance is
     classifier-free: the model itself without its labels."""
     concurrent: int | None = None
-    """On Ray: trials in flight at once; they share the actors (default: two for each of them, 8 to 64)."""
+    """On Ray: trials in flight at once; they share the actors (default: two for each of them, 4 to 64)."""
     budget_gpu_hours: float | None = None
     """Stop in good order at so many hours of all workers together; the speed is measured on the first looks."""
     seed: int = 0
@@ -148,7 +149,7 @@ class SweepTask:
         started, driver = time.monotonic(), self.driver
         spec = EvaluationSpec(
             model=self.model,
-            extractors=(self.reference.extractor,),
+            extractors=(self.reference.extractor, PIXELS),
             store=uris.join(self.out, "chunks"),
             labels=self.options.labels,
         )
@@ -162,13 +163,13 @@ class SweepTask:
         with on.session(spec.recipe()):
             real = None
             if self.held_out is not None:
-                [held_out] = measure_real(
-                    self.held_out, self.confirm_images, [measured], spec.extractors, spec.store, on
-                )
+                extractors = [self.reference.extractor]
+                [held_out] = measure_real(self.held_out, self.confirm_images, [measured], extractors, spec.store, on)
                 real = held_out.measured.fid
-            self._search(spec, measured, on, keep)
-            result = result_of(driver)
-            grids = self._grids(dataclasses.replace(spec, labels="balanced"), result, on)
+            with fid_meter(spec, measured, on, self._concurrent(on)) as meter:
+                self._search(meter, spec.store, on, keep)
+                result = result_of(driver)
+                grids = self._grids(dataclasses.replace(spec, labels="balanced"), result, meter.sampling, on.device)
         about = {} if real is None else {"n": str(real.n), "fid": f"{real.fid:.3f}", "se": f"{real.se:.3f}"}
         if real is not None and self.held_out is not None:
             about |= {"dataset": self.held_out.name, "debiased": f"{real.debiased:.3f}"}
@@ -189,26 +190,33 @@ class SweepTask:
             if not cls.__module__.startswith("edm_ray."):
                 raise InputError(f"{cls.__qualname__}: a sweep over a sampler class of your own runs on edm.Local()")
 
-    def _search(self, spec: EvaluationSpec, measured: Plan, on: Executor, on_trial: OnTrial) -> None:
+    def _concurrent(self, on: Executor) -> int:
+        """Evaluations under way at once."""
+        if not isinstance(on, Ray):
+            return 1
+        from edm_ray.distributed.sweep import concurrency
+
+        return self.options.concurrent or concurrency(on.workers)
+
+    def _search(self, meter: FidMeter, store: str, on: Executor, on_trial: OnTrial) -> None:
         """As trials of Ray Tune on a cluster, one evaluation after the other here; the decisions are the same."""
-        hours = self.options.budget_gpu_hours
+        driver, hours = self.driver, self.options.budget_gpu_hours
+        if hours is not None:
+            limit_hours(driver, hours, meter.sampling, on.size, meter.generator, store, self.out)
         if isinstance(on, Ray):
+            from edm_ray.distributed.pool import Pool
             from edm_ray.distributed.sweep import sweep_on_ray
 
-            concurrent = self.options.concurrent
-            sweep_on_ray(spec, measured, self.driver, self.out, on_trial, on, concurrent=concurrent, budget_hours=hours)
+            assert isinstance(meter.sampling, Pool)
+            sweep_on_ray(meter.sampling, meter.generator, driver, self.out, on_trial, self._concurrent(on))
             return
-        size = self.plan.chunk_size
-        with fid_meter(spec, measured, on) as meter:
-            if hours is not None:
-                limit_hours(self.driver, hours, meter.sampling, 1, meter.generator, spec.store, self.out)
 
-            def measure(asked: Evaluation) -> Any:
-                return meter.fid(asked.settings.to_dict(), asked.seeds, asked.chunks, size)
+        def measure(asked: Evaluation) -> Any:
+            return meter.fid(asked.settings.to_dict(), asked.seeds, asked.chunks, self.plan.chunk_size)
 
-            search_driver.run(self.driver, measure, on_trial)
+        search_driver.run(driver, measure, on_trial)
 
-    def _grids(self, spec: EvaluationSpec, result: SweepResult, on: Executor) -> dict[str, bytes]:
+    def _grids(self, spec: EvaluationSpec, result: SweepResult, sampling: Maker, device: str) -> dict[str, bytes]:
         """Caption -> PNG: deterministic sampling, the paper's setting and what was found, of the same seeds."""
         found = result.of(result.found) or result.require_best()
         shown = {"deterministic": self.space.sampler}
@@ -216,7 +224,7 @@ class SweepTask:
         if registry.paper is not None and registry.paper != found.label:
             shown[f"the paper's setting: {registry.paper}"] = registry.samplers[registry.paper]
         shown[f"found: {found.label}"] = found.settings
-        images = sample_grids(spec, list(shown.values()), range(self.options.grid), on)
+        images = sample_grids(spec, list(shown.values()), range(self.options.grid), sampling, device)
         last = self.options.grid - 1
         return {f"{title}, seeds 0..{last}": _png(each) for title, each in zip(shown, images, strict=True)}
 

@@ -4,7 +4,6 @@ wait for it), how fast it went, and the rows of ``metrics.jsonl``."""
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import resource
@@ -19,7 +18,7 @@ import torch.distributed as dist
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage import uris
 from edm_ray.storage.s3 import impatient
-from edm_ray.storage.stored_json import parse_object
+from edm_ray.storage.versioned import from_text, to_text
 
 logger = logging.getLogger(__name__)
 DAMAGED = "delete that file, or give --fresh to delete the run and start over"
@@ -135,18 +134,20 @@ class Stopwatch:
 
 
 def read_metrics(run_uri: str, up_to: int | None = None) -> list[dict[str, Any]]:
-    """Rows of ``metrics.jsonl``, ascending in nimg; ``up_to`` leaves out what a resumed run will write again."""
+    """Rows of ``metrics.jsonl``, ascending in nimg, without the format version that each carries; ``up_to`` leaves out
+    what a resumed run will write again."""
     path = uris.join(run_uri, "metrics.jsonl")
     if not uris.exists(path):
         return []
-    rows = [parse_object(line, path, DAMAGED) for line in uris.read_bytes(path).splitlines()]
+    rows = [from_text(line, path, DAMAGED) for line in uris.read_bytes(path).splitlines()]
     if not all(isinstance(row.get("nimg"), int) for row in rows):
         raise IntegrityError(f"{path}: damaged, a row without nimg; {DAMAGED}")
     return [row for row in rows if up_to is None or row["nimg"] <= up_to]
 
 
 def write_metrics(run_uri: str, rows: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    """Each row carries the format version."""
+    text = "".join(to_text(row) + "\n" for row in rows)
     uris.write_bytes(uris.join(run_uri, "metrics.jsonl"), text.encode())
 
 

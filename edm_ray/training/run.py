@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from edm_ray.config.identity import differences, identity, identity_fields
-from edm_ray.config.load import FORMAT, check_format, to_yaml
+from edm_ray.config.load import to_yaml
 from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError, IntegrityError
@@ -15,9 +15,10 @@ from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST
 from edm_ray.storage.numbered import numbers
-from edm_ray.storage.stored_json import read_object
+from edm_ray.storage.versioned import read_json, write_json
 from edm_ray.training.metrics import write_metrics
 from edm_ray.training.skipped_shards import FOLDER as SKIPPED
+from edm_ray.training.trackers import forget_trackers
 
 RUN_FILE = "run.json"
 DAMAGED = "give --fresh to delete the run and start over"
@@ -52,7 +53,7 @@ def snapshots(run_uri: str) -> list[tuple[int, str]]:
     for images_seen in numbers(uris.join(run_uri, "snapshots"), "{:012d}"):
         uri = snapshot_model_uri(run_uri, images_seen)
         if uris.exists(uris.join(uri, MANIFEST)):
-            about = read_object(uris.join(uri, "config.json"), "delete that snapshot").get("about")
+            about = read_json(uris.join(uri, "config.json"), "delete that snapshot").get("about")
             refuse_other_run(uri, str(about.get("run", "")) if isinstance(about, dict) else "", run)
             found.append((images_seen, uri))
     return found
@@ -60,8 +61,7 @@ def snapshots(run_uri: str) -> list[tuple[int, str]]:
 
 def _fields_of(path: str) -> dict[str, Any]:
     """What run.json says that the run is."""
-    content = read_object(path, DAMAGED)
-    check_format(content.get("format"), path)
+    content = read_json(path, DAMAGED)
     if not isinstance(content.get("fields"), dict):
         raise IntegrityError(f"{path}: damaged, says not what the run is; {DAMAGED}")
     fields: dict[str, Any] = content["fields"]
@@ -71,7 +71,7 @@ def _fields_of(path: str) -> dict[str, Any]:
 def identity_of(run_uri: str) -> str:
     """What run.json says; '' where there is none."""
     path = uris.join(run_uri, RUN_FILE)
-    return str(read_object(path, DAMAGED).get("identity")) if uris.exists(path) else ""
+    return str(read_json(path, DAMAGED).get("identity")) if uris.exists(path) else ""
 
 
 def refuse_other_run(what: str, its: str, run: str) -> None:
@@ -100,8 +100,7 @@ def claim_run(run_uri: str, config: TrainingConfig, dataset: DataSet, fresh: boo
             for part in ("checkpoints", "ema-snapshots", "snapshots", "model", "tensorboard", SKIPPED):
                 uris.delete_directory(uris.join(run_uri, part))
             write_metrics(run_uri, [])
-            if uris.exists(trackers := uris.join(run_uri, "trackers.json")):
-                uris.write_bytes(trackers, b"{}")
+            forget_trackers(run_uri)
         elif changed := differences(_fields_of(path), json.loads(json.dumps(fields))):
             raise InputError(
                 f"{run_uri}: holds another run; what differs: {'; '.join(changed[:5])}. "
@@ -109,7 +108,6 @@ def claim_run(run_uri: str, config: TrainingConfig, dataset: DataSet, fresh: boo
             )
     elif found := [name for name in uris.list_names(run_uri) if name != "log"]:
         raise InputError(f"{run_uri}: is not empty and not a run (found {', '.join(found[:4])}); choose another --out")
-    content = {"format": FORMAT, "identity": identity(fields), "dataset": dataset.uri, "fields": fields}
-    uris.write_bytes(path, json.dumps(content, indent=1, sort_keys=True).encode())
+    write_json(path, {"identity": identity(fields), "dataset": dataset.uri, "fields": fields})
     uris.write_bytes(uris.join(run_uri, "config.yaml"), to_yaml(config).encode())
     return identity(fields)

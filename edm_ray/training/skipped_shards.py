@@ -5,13 +5,12 @@ Any worker may find a damaged shard, and several may find the same one: each wri
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
 from edm_ray.data.fetch import SkippedShards
 from edm_ray.storage import uris
-from edm_ray.storage.stored_json import read_object
+from edm_ray.storage.versioned import read_json, write_json
 
 logger = logging.getLogger(__name__)
 FOLDER = "skipped-shards"
@@ -27,16 +26,15 @@ class SkippedLog:
         new = list(self.skipped.shards.items())[self._written :]
         for shard, reason in new:
             logger.warning("%s: skipped: %s", shard, reason)
-            content = json.dumps({"shard": shard, "reason": reason, "rows": self.skipped.rows_of[shard]}).encode()
-            uris.write_bytes(uris.join(self.run_uri, FOLDER, f"{shard}.json"), content)
+            content = {"shard": shard, "reason": reason, "rows": self.skipped.rows_of[shard]}
+            write_json(uris.join(self.run_uri, FOLDER, f"{shard}.json"), content)
         self._written += len(new)
 
 
 def read_skipped(run_uri: str) -> list[dict[str, Any]]:
     """``shard``, ``reason``, ``rows`` of every shard that the run has skipped, by name."""
     folder = uris.join(run_uri, FOLDER)
-    paths = [uris.join(folder, name) for name in uris.list_names(folder)]
-    return [read_object(path, "delete that file") for path in paths]
+    return [read_json(uris.join(folder, name), "delete that file") for name in uris.list_names(folder)]
 
 
 def skipped_lines(run_uri: str, most: int = 5) -> list[str]:

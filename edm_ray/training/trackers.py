@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import json
 import logging
 import math
 import queue
@@ -23,7 +22,7 @@ from typing import Any, Protocol
 
 from edm_ray.errors import InputError, nearest
 from edm_ray.storage import uris
-from edm_ray.storage.stored_json import read_object
+from edm_ray.storage.versioned import read_json, write_json
 from edm_ray.training.metrics import SIGMA_EDGES
 
 logger = logging.getLogger(__name__)
@@ -187,6 +186,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
+def forget_trackers(run_uri: str) -> None:
+    """The run begins anew: the services' runs of the one before are not resumed."""
+    if uris.exists(path := uris.join(run_uri, STATE_FILE)):
+        write_json(path, {"ids": {}})
+
+
 class Tracking:
     """Trackers of one run. chosen: name -> where, from `parse_trackers`; rows: those that the run has. A tracker that
     is new to the run gets them too; `add` takes the next ones and returns at once."""
@@ -195,7 +200,9 @@ class Tracking:
         self.state_uri = uris.join(run_uri, STATE_FILE)
         self.ids: dict[str, str] = {}
         if chosen and uris.exists(self.state_uri):
-            self.ids = read_object(self.state_uri, "delete that file, and the trackers begin runs of their own")
+            self.ids = read_json(self.state_uri, "delete that file, and the trackers begin runs of their own").get(
+                "ids", {}
+            )
         self.last = rows[-1]["nimg"] if rows else -1
         self.lines = []
         for name, where in chosen.items():
@@ -223,7 +230,7 @@ class Tracking:
 
     def _remember(self, name: str, remote_id: str) -> None:
         self.ids[name] = remote_id
-        uris.write_bytes(self.state_uri, json.dumps(self.ids, indent=1, sort_keys=True).encode())
+        write_json(self.state_uri, {"ids": self.ids})
 
     def close(self, done: bool) -> list[str]:
         """Send what waits, for at most CLOSE_SECONDS; what became of each tracker, in words."""

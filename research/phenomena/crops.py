@@ -150,7 +150,7 @@ def figure_5b(bench: Bench) -> str:
 
 
 def figure_14(bench: Bench) -> str:
-    """Crops of the training set with noise of one level, taken up and down again; then denoised once."""
+    """Crops of the training set with noise of one level, raised and lowered again; then denoised once."""
     count = min(LANGEVIN_IMAGES, len(bench.images))
     where = torch.arange(count)
     rows = (uniform(stream_key("langevin rows"), where, 1)[:, 0] * len(bench.images)).long()

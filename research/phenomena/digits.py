@@ -167,7 +167,7 @@ def figure_5b(bench: Bench) -> str:
 
 
 def figure_14(bench: Bench, picture: Path | None) -> str:
-    """Training digits with noise of one level, taken up and down again at that level; then denoised once."""
+    """Training digits with noise of one level, raised and lowered again at that level; then denoised once."""
     images, labels = split_digits()["train"]
     count = 500
     clean, classes = decode(torch.from_numpy(images[:count])).double(), torch.from_numpy(labels[:count]).long()

@@ -95,7 +95,7 @@ def ground_of(name: str, cache: Path, images: int) -> Ground:
 
 
 def replay_part(task: tuple[str, Path, int, str, range]) -> list[tuple[int, float]]:
-    """Replays of one strategy: (images spent, regret) of each. Kept, so that a run that was stopped goes on."""
+    """Replays of one strategy: (images spent, regret) of each. Kept, so that a stopped run resumes."""
     name, cache, images, title, replays = task
     code = [path.read_text() for path in sorted(Path(edm_ray.search.__path__[0]).glob("*.py"))]
     key = hashlib.sha256(repr((images, title, PLANS.get(title), replays, code)).encode()).hexdigest()[:16]

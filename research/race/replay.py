@@ -142,7 +142,7 @@ def spread_of(ground: Ground) -> Spread:
 
 
 class World:
-    """One replay: seeds drawn anew from the search half; all samplers share them."""
+    """One replay: seeds drawn from the search half; all samplers share them."""
 
     def __init__(self, ground: Ground, replay: int, chunk_size: int) -> None:
         self.ground, self.chunk_size = ground, chunk_size

@@ -2,7 +2,7 @@
 
 Actors take chunks of images from one queue; the queue hands them out one at a time; a chunk goes to storage while its
 actor is at the next; when the last chunk of an evaluation is stored, its FID (11 eigenvalue problems, for the error
-bar) runs on one of the CPUs set aside, while actors go on with the next evaluation. Costs of the algebra and of chunks
+bar) runs on one of the CPUs set aside, while actors work on the next evaluation. Costs of the algebra and of chunks
 are measured on a CPU core (actors.json beside this file); the rest is assumed. Pools of 1 and 2 actors, measured:
 `python -m benchmarks.pool`.
 

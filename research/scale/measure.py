@@ -77,7 +77,7 @@ def read() -> dict[str, list[float]]:
     """32x32 pictures decoded by one core, PNG and raw, from a set that `edm-ray prepare photographs` wrote.
 
     Seconds of computing, not of the clock: shards are decoded in several threads. The set is small enough to be decoded
-    anew each time, and not taken from the node's cache.
+    each time, and not taken from the node's cache.
     """
     from edm_ray.cli import main
     from edm_ray.data.manifest import open_dataset

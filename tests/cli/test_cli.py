@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 import time
@@ -143,11 +144,17 @@ def test_help_needs_neither_torch_nor_ray_and_is_quick():
     assert time.monotonic() - started < 5
 
 
-def test_jobs_are_the_commands():
-    for path in Path("jobs").glob("*.py"):
-        done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True)
-        assert done.returncode == 0 and f"edm-ray {path.stem}" in done.stdout
+def test_jobs_are_the_commands(capsys, monkeypatch):
+    paths = list(Path("jobs").glob("*.py"))
+    assert len(paths) >= 6
+    for path in paths:
+        monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(path), run_name="__main__")
+        assert ended.value.code in (0, None) and f"edm-ray {path.stem}" in capsys.readouterr().out
         assert len(path.read_text().splitlines()) <= 25
+    done = subprocess.run([sys.executable, "jobs/train.py", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "edm-ray train" in done.stdout
 
 
 def test_a_reader_that_has_seen_enough_ends_a_command_without_a_traceback():
@@ -170,7 +177,7 @@ def test_a_preset_is_shown_with_what_it_changes_and_the_source_of_every_number(c
     assert "did you mean 'cifar10-cond-vp-d'" in _error(capsys, "presets", "cifar10-cond-vpd")
 
 
-def test_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(digits_dir, tmp_path):
+def test_sigterm_makes_a_checkpoint_and_the_same_command_resumes(digits_dir, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "edm_ray.cli.job", "train", "--data", str(digits_dir / "train"), "--out", str(run)]
     command += ["--preset", "tiny", "--no-ray", "--set", "total_kimg=50", "tick_kimg=0.24", "checkpoint_kimg=1000"]

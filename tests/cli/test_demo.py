@@ -17,7 +17,7 @@ COMMAND = "import sys; from edm_ray.cli import main; sys.exit(main(['demo', '--q
 
 
 @pytest.mark.slow
-def test_a_demo_killed_in_training_goes_on_and_does_not_start_over(tmp_path: Path):
+def test_a_demo_killed_in_training_resumes_and_does_not_start_over(tmp_path: Path):
     first = subprocess.Popen([sys.executable, "-c", COMMAND], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     store = checkpoint_store(str(tmp_path / "demo" / "run"))
     deadline = time.monotonic() + 120

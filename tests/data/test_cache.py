@@ -145,7 +145,7 @@ def test_an_error_while_filling_leaves_no_file(cache):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "noise", "shape"])
-def test_a_file_that_is_not_a_whole_entry_is_made_anew(cache, damage):
+def test_a_file_that_is_not_a_whole_entry_is_rewritten(cache, damage):
     path = cache.folder / "k.pixels"
     if damage == "shape":
         entry(cache, "k", (30, 3, 8, 16), "it", filler(shape=(30, 3, 8, 16))).close()

@@ -105,7 +105,7 @@ PNGS = [picture(image) for image in IMAGES[:3]]
         (_table(pa.array([b"x" * 48, None, b"x" * 48], pa.binary(48))), "row 1: the picture is null"),
     ],
 )
-def test_what_is_wrong_with_a_shard_is_said_with_its_row(content, says):
+def test_what_is_wrong_with_a_shard_is_reported_with_its_row(content, says):
     with pytest.raises(IntegrityError, match=rf"^shard-7: .*{says}"):
         read_shard(content, "shard-7", 3, 4)
 

@@ -128,7 +128,7 @@ def test_a_nvlabs_zip_without_labels_has_no_classes(tmp_path):
     assert open_at(make_zip(tmp_path / "z.zip", files | {"dataset.json": b'{"labels": null}'})).class_names == ()
 
 
-def test_system_files_are_no_pictures_and_others_are_said(tmp_path):
+def test_system_files_are_not_pictures_and_others_are_reported(tmp_path):
     root = make_folder(tmp_path / "f", IMAGES)
     put(root / ".DS_Store", b"x"), put(root / "a" / "._000.png", b"x"), put(root / "notes.txt", b"x")
     source = open_at(root)

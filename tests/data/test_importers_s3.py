@@ -14,6 +14,7 @@ from edm_ray.data.manifest import open_dataset
 from edm_ray.data.verify import read_verified
 from edm_ray.storage import uris
 from tests.data.sources import make_cifar, make_folder, make_parquet, make_tar, make_zip, picture, pixels_of
+from tests.storage.proxies import s3_server
 
 IMAGES = pixels_of(6)
 LABELS = [0, 1, 2, 2, 1, 0]
@@ -28,23 +29,10 @@ def _forget_connections() -> None:
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        patch.setenv("no_proxy", "127.0.0.1")
-        host, port = server.get_host_and_port()
-        url = f"http://{host}:{port}"
-        boto3.client("s3", endpoint_url=url).create_bucket(Bucket="pictures")
+    with s3_server("pictures") as url:
         _forget_connections()
         yield url
     _forget_connections()
-    server.stop()
 
 
 def _upload(endpoint: str, path: Path, key: str) -> str:

@@ -195,7 +195,7 @@ def test_skipped_shards_are_counted_and_change_no_other_row(data, tmp_path):
     assert np.array_equal(got, images[taken])
 
 
-def test_a_flipped_byte_of_a_cached_shard_is_decoded_anew(data, tmp_path):
+def test_a_cached_shard_with_a_flipped_byte_is_decoded_again(data, tmp_path):
     _, images, _ = data
     for flipped in (False, True):
         with stream_of(data, tmp_path, shards=SHARDS) as reader:

@@ -90,7 +90,7 @@ def test_a_bad_picture_in_a_ray_task_is_one_line_with_its_name(folder, tmp_path,
 
 
 @pytest.mark.ray
-def test_more_workers_than_the_cluster_has_cpus_is_said(folder, tmp_path, ray_session, capsys):
+def test_more_workers_than_the_cluster_has_cpus_are_refused(folder, tmp_path, ray_session, capsys):
     text = _error(capsys, "prepare", folder, tmp_path / "d", "--workers", "99")
     assert "prepare needs 99 CPUs" in text
 
@@ -104,7 +104,7 @@ def test_another_source_or_option_in_the_same_place_is_refused_with_the_differen
     if not complete:
         plan = open_dataset(str(dest)).source
         shutil.rmtree(dest)
-        put(dest / ".prepare" / "plan.json", json.dumps(plan).encode())
+        put(dest / ".prepare" / "plan.json", json.dumps({"format": 1, **plan}).encode())
     text = _error(capsys, "prepare", folder, dest, "--resolution", "4", "--encoding", "raw")
     assert "pictures.resolution: None -> 4" in text and "encoding: 'png' -> 'raw'" in text
     put(folder / "a" / "new.png", picture(IMAGES[0]))

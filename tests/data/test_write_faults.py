@@ -35,6 +35,7 @@ from tests.data.sources import (
     prepare_shard,
     put,
 )
+from tests.processes import ray_processes
 
 
 @pytest.fixture
@@ -49,28 +50,6 @@ def _error(capsys, *arguments) -> str:
     return text
 
 
-def _own_workers(title: bytes) -> list[int]:
-    """Processes of that title below this one (others may be running the same tests on this machine)."""
-    parents, found = {}, []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            pid = int(folder.name)
-            parents[pid] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if (folder / "cmdline").read_bytes().startswith(title):
-                found.append(pid)
-        except (OSError, ValueError):
-            continue
-
-    def below(pid: int) -> bool:
-        while pid > 1:
-            if pid == os.getpid():
-                return True
-            pid = parents.get(pid, 0)
-        return False
-
-    return [pid for pid in found if below(pid)]
-
-
 @pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
 def test_a_shard_whose_worker_is_killed_is_written_by_another(tmp_path, ray_session, capsys):
@@ -79,9 +58,9 @@ def test_a_shard_whose_worker_is_killed_is_written_by_another(tmp_path, ray_sess
     thread = threading.Thread(target=lambda: ended.append(main([*command, "--workers", "2"])))
     thread.start()
     deadline = time.monotonic() + 120
-    while not (victims := _own_workers(b"ray::Worker.make")) and time.monotonic() < deadline:
+    while not (victims := ray_processes("Worker.make")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(victims[0], signal.SIGKILL)
+    os.kill(victims[0][0], signal.SIGKILL)
     thread.join()
     assert ended == [0] and capsys.readouterr().out.count("records: 2,000 of 2,000") == 1
     assert main([*command[:2], str(tmp_path / "calm"), *command[3:]]) == 0
@@ -123,7 +102,7 @@ def test_after_a_kill_the_same_command_does_only_what_is_missing(folder, tmp_pat
     assert files_in(tmp_path / "d") == files_in(tmp_path / "calm")
 
 
-def test_a_killed_process_is_taken_up_where_it_was(tmp_path):
+def test_prepare_resumes_after_a_kill_where_it_was(tmp_path):
     """SIGKILL in the middle of a real `edm-ray prepare`."""
     command = ["prepare", "photographs", str(tmp_path / "d"), "--resolution", "32", "--crops", "3000", "--shards", "60"]
     process = subprocess.Popen([sys.executable, "-c", f"from edm_ray.cli import main; main({command!r})"])
@@ -159,7 +138,7 @@ def test_a_finished_shard_that_was_damaged_is_written_again(folder, tmp_path, da
 
 
 @pytest.mark.parametrize("fails_on", ["plan.json", "of-00004.parquet", ".safetensors", "manifest.json"])
-def test_a_full_disk_is_said_and_nothing_is_half_published(folder, tmp_path, capsys, monkeypatch, fails_on):
+def test_a_full_disk_is_reported_and_nothing_is_half_published(folder, tmp_path, capsys, monkeypatch, fails_on):
     dest = tmp_path / "d"
     call = "create_bytes" if fails_on in ("manifest.json", "plan.json") else "write_bytes"
     real = getattr(uris, call)

@@ -71,7 +71,7 @@ def test_the_effective_form_gives_the_same_images_and_drops_what_does_not_act(ga
         ({"num_steps": 2, "gammas": (0.0, 0.1), "churn_bins": ((0, 1, 2),)}, "empty with gammas"),
     ],
 )
-def test_what_is_not_allowed_is_said(fields, says):
+def test_what_is_not_allowed_is_refused_in_words(fields, says):
     with pytest.raises(InputError, match=says):
         Heun(**fields)
 

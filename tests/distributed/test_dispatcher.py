@@ -73,3 +73,42 @@ def test_chunks_over_which_workers_die_take_no_other_with_them(monkeypatch, in_h
     # One that was in hand beside a deadly chunk is made alone from then on.
     assert max(count for key, count in world.runs.items() if key not in world.deadly) <= 2
     assert dispatcher.counts["made"] == 18 and not dispatcher.under_way
+
+
+@pytest.mark.parametrize(("light", "most"), [(False, 4), (True, 4), (True, 1)])
+def test_workers_that_work_now_and_then_are_one_until_items_wait(monkeypatch, light, most):
+    """Each is a process that imports torch. What waits at two looks in a row has waited for a while."""
+    monkeypatch.setattr(dispatching, "_end", lambda worker: None)
+    first, started, taken, release = 1 if light else most, [], [], asyncio.Event()
+
+    async def load() -> None: ...
+
+    async def make(item: tuple[Chunk]) -> None:
+        taken.append(item)
+        await release.wait()
+
+    def worker() -> SimpleNamespace:
+        started.append(1)
+        return SimpleNamespace(make=SimpleNamespace(remote=make), load=SimpleNamespace(remote=load))
+
+    async def play() -> list[int]:
+        ask = WorkerRequest(what="measuring", count=most)
+        dispatcher = Dispatcher(b"", PoolSpec(ask=ask, device="cpu", slots=most, light=light))
+        dispatcher.recipe = SimpleNamespace(is_stored=lambda artifact: False)
+        monkeypatch.setattr(dispatcher, "_start", worker)
+        chunks, seen = chunks_of(GENERATOR, sampler(num_steps=4), "search", 8, 50), []
+        waiting = asyncio.gather(*[dispatcher.ensure(chunk) for chunk in chunks])
+        while len(taken) < first or dispatcher.jobs.qsize() < len(chunks) - first:
+            await asyncio.sleep(0.001)
+        for _ in range(8):
+            seen.append(len(started))
+            dispatcher._grow_where_behind()
+            await asyncio.sleep(0.01)
+        release.set()
+        assert await waiting == [True] * len(chunks)
+        for task in dispatcher.running:
+            task.cancel()
+        return seen
+
+    seen = asyncio.run(play())
+    assert seen[0] == seen[1] == first and seen[-1] == most

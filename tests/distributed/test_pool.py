@@ -23,7 +23,7 @@ import torch
 from edm_ray.cli import main
 from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.distributed.executor import Ray
-from edm_ray.distributed.pool import ask_for, check, start_pool
+from edm_ray.distributed.pool import ask_for, check, start_pools
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.evaluation.chunks import Generator, chunks_of, gather, read_chunk, read_rows
 from edm_ray.evaluation.device import kind_of
@@ -37,18 +37,18 @@ from edm_ray.generation.features import GenerateFeatures
 from edm_ray.generation.generate import generate
 from edm_ray.models import open_model
 from edm_ray.storage.artifacts import path_of
+from tests.processes import ray_processes
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 STEPS = 6
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory, digits_dir):
+def parts(tmp_path_factory, digits_dir, digits_reference):
     """A model directory and a reference directory, made without Ray."""
     root, data = tmp_path_factory.mktemp("pool"), str(digits_dir / "train")
     assert main(["train", "--data", data, "--out", str(root / "run"), "--preset", "tiny", "--no-ray"]) == 0
-    assert main(["reference", "--data", data, "--out", str(root / "reference"), "--extractor", "digits"]) == 0
-    return root / "run" / "model", root / "reference"
+    return root / "run" / "model", Path(digits_reference)
 
 
 @dataclass(frozen=True)
@@ -90,68 +90,12 @@ def pool_of():
     pools = []
 
     def start(bench: Bench, **more):
-        pools.append(start_pool(bench.on, bench.recipe, **more))
+        pools.extend(start_pools(bench.on, [bench.recipe], **more))
         return pools[-1]
 
     yield start
     for pool in pools:
         pool.stop()
-
-
-@pytest.fixture(scope="class")
-def shared(parts, tmp_path_factory):
-    """One pool of two workers for the tests that leave it as it was."""
-    bench = _bench(parts, tmp_path_factory.mktemp("shared"))
-    pool = start_pool(bench.on, bench.recipe)
-    yield bench, pool
-    pool.stop()
-
-
-class TestOfOnePool:
-    def test_chunks_asked_for_at_once_and_again_are_made_once(self, shared):
-        bench, pool = shared
-        settings = _settings(bench)
-        chunks = chunks_of(bench.generator(), settings, "search", 3, 50)
-        asked = [*chunks, *reversed(chunks), chunks[1]]
-        assert sum(ray.get([pool.dispatcher.ensure.remote(chunk) for chunk in asked])) == 3
-        assert sum(ray.get([pool.dispatcher.ensure.remote(chunk) for chunk in asked])) == 0
-        features, _ = gather(bench.store, chunks)
-        assert np.array_equal(features, _calm(bench, settings, chunks))
-
-    def test_a_truncated_chunk_is_made_again_with_the_same_bits(self, shared):
-        bench, pool = shared
-        chunk = chunks_of(bench.generator(), _settings(bench, 2.0), "search", 1, 50)[0]
-        assert ray.get(pool.dispatcher.ensure.remote(chunk))
-        before, path = read_chunk(bench.store, chunk), Path(path_of(bench.store, chunk))
-        path.write_bytes(path.read_bytes()[:-9])
-        assert ray.get(pool.dispatcher.ensure.remote(chunk)), "what is damaged is not taken for there"
-        assert np.array_equal(read_chunk(bench.store, chunk), before)
-
-    def test_the_kind_of_device_that_made_a_chunk_is_kept_with_it(self, shared):
-        bench, pool = shared
-        chunk = chunks_of(bench.generator(), _settings(bench), "search", 1, 50)[0]
-        ray.get(pool.dispatcher.ensure.remote(chunk))
-        assert [rows.made_on for rows in read_rows(bench.store, [chunk])] == [kind_of("cpu")]
-
-    def test_a_chunk_of_another_extractor_is_refused_by_name_and_the_pool_goes_on(self, shared):
-        bench, pool = shared
-        foreign, ours = (
-            [(chunk,) for chunk in chunks_of(bench.generator(extractor), _settings(bench), "search", 1, 50)]
-            for extractor in ("0" * 64, "")
-        )
-        with pytest.raises(InputError, match="asks for another extractor"):
-            make_all(pool, foreign)
-        make_all(pool, ours)
-
-
-def test_two_chunks_in_hand_of_one_worker_have_the_same_bits(parts, pool_of, tmp_path):
-    """As on a GPU: one is sampled while the features of the other are taken."""
-    bench = _bench(parts, tmp_path, 1)
-    pool = pool_of(bench, in_hand=2)
-    chunks = chunks_of(bench.generator(), _settings(bench), "search", 6, 50)
-    assert sum(ray.get([pool.dispatcher.ensure.remote(chunk) for chunk in chunks])) == 6
-    features, _ = gather(bench.store, chunks)
-    assert np.array_equal(features, _calm(bench, _settings(bench), chunks))
 
 
 @pytest.fixture(scope="module")
@@ -165,28 +109,82 @@ def other_reference(parts, digits_dir, tmp_path_factory):
     return root / "reference"
 
 
-def test_several_extractors_see_the_same_images_which_are_sampled_once(parts, other_reference, pool_of, tmp_path):
-    reference, extractor = open_reference(str(other_reference))
-    bench = _bench(parts, tmp_path, 1, extractors=(open_reference(str(parts[1]))[1], extractor))
-    pool, settings = pool_of(bench), _settings(bench)
-    chunks = chunks_of(bench.generator(), settings, "search", 2, 50)
-    others = [chunk.of_extractor(reference.moments.extractor) for chunk in chunks]
-    ensure = pool.dispatcher.ensure
-    assert ray.get([ensure.remote(*both) for both in zip(chunks, others, strict=True)]) == [True, True]
-    assert ray.get([ensure.remote(chunk) for chunk in (*chunks, *others)]) == [False] * 4
-    for made, spec in zip((chunks, others), bench.recipe.extractors, strict=True):
-        features, _ = gather(bench.store, made)
-        assert np.array_equal(features, _calm(bench, settings, made, spec))
-    Path(path_of(bench.store, others[0])).unlink()
-    assert ray.get(ensure.remote(chunks[0], others[0])), "what is missing of one extractor is made again"
+@pytest.fixture(scope="class")
+def shared(parts, other_reference, tmp_path_factory):
+    """One pool of two workers with two extractors, for the tests that leave it as it was."""
+    extractors = tuple(open_reference(str(where))[1] for where in (parts[1], other_reference))
+    bench = _bench(parts, tmp_path_factory.mktemp("shared"), extractors=extractors)
+    [pool] = start_pools(bench.on, [bench.recipe])
+    yield bench, pool
+    pool.stop()
 
 
-def test_a_larger_evaluation_goes_on_from_the_chunks_of_a_smaller_one(parts, other_reference, tmp_path):
+class TestOfOnePool:
+    def test_chunks_asked_for_at_once_and_again_are_made_once(self, shared):
+        bench, pool = shared
+        settings = _settings(bench)
+        chunks = chunks_of(bench.generator(), settings, "search", 3, 50)
+        asked = [*chunks, *reversed(chunks), chunks[1]]
+        assert sum(ray.get([pool.ensure(chunk) for chunk in asked])) == 3
+        assert sum(ray.get([pool.ensure(chunk) for chunk in asked])) == 0
+        features, _ = gather(bench.store, chunks)
+        assert np.array_equal(features, _calm(bench, settings, chunks))
+
+    def test_a_truncated_chunk_is_made_again_with_the_same_bits(self, shared):
+        bench, pool = shared
+        chunk = chunks_of(bench.generator(), _settings(bench, 2.0), "search", 1, 50)[0]
+        assert ray.get(pool.ensure(chunk))
+        before, path = read_chunk(bench.store, chunk), Path(path_of(bench.store, chunk))
+        path.write_bytes(path.read_bytes()[:-9])
+        assert ray.get(pool.ensure(chunk)), "what is damaged is not taken for there"
+        assert np.array_equal(read_chunk(bench.store, chunk), before)
+
+    def test_the_kind_of_device_that_made_a_chunk_is_kept_with_it(self, shared):
+        bench, pool = shared
+        chunk = chunks_of(bench.generator(), _settings(bench), "search", 1, 50)[0]
+        ray.get(pool.ensure(chunk))
+        assert [rows.made_on for rows in read_rows(bench.store, [chunk])] == [kind_of("cpu")]
+
+    def test_a_chunk_of_another_extractor_is_refused_by_name_and_the_pool_continues(self, shared):
+        bench, pool = shared
+        foreign, ours = (
+            [(chunk,) for chunk in chunks_of(bench.generator(extractor), _settings(bench), "search", 1, 50)]
+            for extractor in ("0" * 64, "")
+        )
+        with pytest.raises(InputError, match="asks for another extractor"):
+            make_all(pool, foreign)
+        make_all(pool, ours)
+
+    def test_several_extractors_see_the_same_images_which_are_sampled_once(self, shared, other_reference):
+        bench, pool = shared
+        settings, ensure = _settings(bench, 3.0), pool.ensure
+        chunks = chunks_of(bench.generator(), settings, "search", 2, 50)
+        others = [chunk.of_extractor(open_reference(str(other_reference))[0].moments.extractor) for chunk in chunks]
+        assert ray.get([ensure(*both) for both in zip(chunks, others, strict=True)]) == [True, True]
+        assert ray.get([ensure(chunk) for chunk in (*chunks, *others)]) == [False] * 4
+        for made, spec in zip((chunks, others), bench.recipe.extractors, strict=True):
+            features, _ = gather(bench.store, made)
+            assert np.array_equal(features, _calm(bench, settings, made, spec))
+        Path(path_of(bench.store, others[0])).unlink()
+        assert ray.get(ensure(chunks[0], others[0])), "what is missing of one extractor is made again"
+
+
+def test_two_chunks_in_hand_of_one_worker_have_the_same_bits(parts, pool_of, tmp_path):
+    """As on a GPU: one is sampled while the features of the other are taken."""
+    bench = _bench(parts, tmp_path, 1)
+    pool = pool_of(bench, in_hand=2)
+    chunks = chunks_of(bench.generator(), _settings(bench), "search", 6, 50)
+    assert sum(ray.get([pool.ensure(chunk) for chunk in chunks])) == 6
+    features, _ = gather(bench.store, chunks)
+    assert np.array_equal(features, _calm(bench, _settings(bench), chunks))
+
+
+def test_a_larger_evaluation_reuses_the_chunks_of_a_smaller_one(parts, other_reference, tmp_path):
     base = ["evaluate", "--model", str(parts[0]), "--set", "num_steps=3", "--store", str(tmp_path / "store")]
 
-    def evaluate(out: str, num: int, *references: Path) -> dict:
+    def evaluate(out: str, num: int, *references: Path, workers: int = 0) -> dict:
         where = ["--reference", *map(str, references), "--out", str(tmp_path / out), "--num", str(num)]
-        assert main([*base, *where]) == 0
+        assert main([*base, *where, "--workers", str(workers)]) == 0
         return json.loads((tmp_path / out / "evaluation.json").read_text())
 
     def stored() -> dict[Path, int]:
@@ -195,7 +193,7 @@ def test_a_larger_evaluation_goes_on_from_the_chunks_of_a_smaller_one(parts, oth
     evaluate("few", 150, parts[1])
     before = stored()
     assert len(before) == 2
-    both = evaluate("more", 230, parts[1], other_reference)
+    both = evaluate("more", 230, parts[1], other_reference, workers=1)
     assert before.items() <= stored().items(), "what was there was not made again"
     assert len(stored()) == 6 and both["samples"]["n"] == 230 and both["made_on"] == [kind_of("cpu")]
     alone = evaluate("other", 230, other_reference)
@@ -226,7 +224,7 @@ def test_images_by_many_have_the_bytes_of_one_process(parts, tmp_path):
 
 
 @pytest.mark.parametrize("executor", [Local(), Ray(workers=1)], ids=["here", "on Ray"])
-def test_images_go_on_from_the_chunks_that_are_there(parts, tmp_path, executor):
+def test_images_resume_from_the_chunks_that_are_there(parts, tmp_path, executor):
     settings, made = sampler(num_steps=3), []
     spec = EvaluationSpec(model=open_model(str(parts[0])), extractors=(), store=str(tmp_path / "store"))
     stream = sample_images(spec, settings, range(200), executor, on_chunk=lambda done, total: made.append(done))
@@ -234,7 +232,7 @@ def test_images_go_on_from_the_chunks_that_are_there(parts, tmp_path, executor):
     stream.close()  # as when the command is interrupted: the pool ends, the chunks stay
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
     assert 1 <= len(before) <= 4
-    rows = list(sample_images(spec, settings, range(200), executor))
+    rows = list(sample_images(spec, settings, range(200), Local()))
     assert {path: path.stat().st_mtime_ns for path in before} == before
     seeds, images = (np.concatenate(pieces) for pieces in zip(*rows, strict=True))
     assert seeds.tolist() == list(range(200))
@@ -246,9 +244,9 @@ def test_a_killed_dispatcher_starts_again_and_calls_under_way_end_well(parts, po
     bench = _bench(parts, tmp_path)
     pool, settings = pool_of(bench), _settings(bench, steps=12)
     chunks = chunks_of(bench.generator(), settings, "search", 6, 50)
-    waiting = [pool.dispatcher.ensure.remote(chunk) for chunk in chunks]
+    waiting = [pool.ensure(chunk) for chunk in chunks]
     ray.wait(waiting, num_returns=1)
-    ray.kill(pool.dispatcher, no_restart=False)
+    ray.kill(pool.dispatchers, no_restart=False)
     ray.get(waiting, timeout=120)
     features, _ = gather(bench.store, chunks)
     assert np.array_equal(features, _calm(bench, settings, chunks))
@@ -322,11 +320,11 @@ def test_a_pool_grows_when_room_comes(parts, pool_of, tmp_path):
     check(bench.on, [bench.recipe])
     pool = pool_of(bench)
     chunks = chunks_of(bench.generator(), _settings(bench), "search", 2, 50)
-    assert sum(ray.get([pool.dispatcher.ensure.remote(chunk) for chunk in chunks])) == 2
-    assert ray.get(pool.dispatcher.status.remote())["alive"] == 1
+    assert sum(ray.get([pool.ensure(chunk) for chunk in chunks])) == 2
+    assert pool.status()["alive"] == 1
     ray.kill(holder)
     deadline = time.monotonic() + 60
-    while ray.get(pool.dispatcher.status.remote())["alive"] < 3:
+    while pool.status()["alive"] < 3:
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
@@ -337,7 +335,7 @@ def test_a_reference_by_two_actors_one_of_them_killed_has_the_bits_of_one_made_h
     def kill_one() -> None:
         deadline = time.monotonic() + 60
         while not killed and time.monotonic() < deadline:
-            for pid, _title in _ray_processes("Worker"):
+            for pid, _title in ray_processes("Worker"):
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
                 return
@@ -353,32 +351,6 @@ def test_a_reference_by_two_actors_one_of_them_killed_has_the_bits_of_one_made_h
     assert here.hash == there.hash
 
 
-def _ancestors(pid: int) -> set[int]:
-    found: set[int] = set()
-    while pid > 1 and len(found) < 20:
-        found.add(pid)
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            break
-    return found
-
-
-def _ray_processes(title: str) -> list[tuple[int, str]]:
-    """Of this test session's own Ray: others may run on this machine."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                command = (process / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            ours = command.startswith("ray::") and title in command and os.getpid() in _ancestors(int(process.name))
-            if ours:
-                found.append((int(process.name), command))
-    return found
-
-
 @pytest.mark.fault
 def test_twenty_evaluations_with_samplers_killed_at_random_have_the_fids_of_calm_ones(parts, pool_of, tmp_path):
     """Every four chunks a sampler is killed, and the queue twice; each FID has the bits of one without Ray."""
@@ -386,19 +358,19 @@ def test_twenty_evaluations_with_samplers_killed_at_random_have_the_fids_of_calm
     pool = pool_of(bench)
     settings = [_settings(bench, churn, 18) for churn in np.linspace(0, 7, 20)]
     sets = [chunks_of(bench.generator(), each, "search", 4, 50) for each in settings]
-    waiting = {pool.dispatcher.ensure.remote(chunk): chunk for chunks in sets for chunk in chunks}
+    waiting = {pool.ensure(chunk): chunk for chunks in sets for chunk in chunks}
     over, kills, chance = threading.Event(), [], random.Random(0)
 
     def strike() -> None:
         """By what was made, not by the clock: on a busy machine a second is no time for a chunk."""
         while not over.wait(chance.uniform(0.01, 0.3)):
-            samplers = _ray_processes("Worker.make")
+            samplers = ray_processes("Worker.make")
             if samplers and len(list(tmp_path.rglob("*.safetensors"))) >= 4 * len(kills):
                 pid = chance.choice(samplers)[0]
                 os.kill(pid, signal.SIGKILL)
                 kills.append(pid)
             if len(kills) in (5, 12):
-                ray.kill(pool.dispatcher, no_restart=False)
+                ray.kill(pool.dispatchers, no_restart=False)
                 kills.append(0)
 
     thread = threading.Thread(target=strike)

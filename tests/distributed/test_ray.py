@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import edm_ray as edm
 from edm_ray.cli import main
 from edm_ray.config.presets import tiny
 from edm_ray.data.manifest import open_dataset
@@ -27,6 +28,9 @@ from edm_ray.storage.lease import Holder
 from edm_ray.training.loop import TrainingJob, train
 from edm_ray.training.metrics import read_metrics
 from edm_ray.training.run import checkpoint_store, claim_run, model_uri
+from tests.formats import without_format
+from tests.processes import ray_processes
+from tests.training.together import run_together
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -46,12 +50,8 @@ def run_dir(root, digits_dir):
 
 
 @pytest.fixture(scope="module")
-def bench_dirs(root, run_dir, digits_dir):
-    reference = root / "reference"
-    assert (
-        main(["reference", "--data", str(digits_dir / "train"), "--out", str(reference), "--extractor", "digits"]) == 0
-    )
-    return run_dir / "model", reference
+def bench_dirs(run_dir, digits_reference):
+    return run_dir / "model", Path(digits_reference)
 
 
 def _weights(uri: Path) -> torch.Tensor:
@@ -72,8 +72,10 @@ def test_two_ddp_workers_give_the_parameters_of_one_process(root, run_dir, digit
     assert np.allclose(losses[0], losses[1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_worker_of_ray_has_the_bits_of_a_process_without_ray_whatever_threads_either_was_given(root, digits_dir):
-    """The engine sets its threads itself: Ray gives its workers one, a plain process would take all cores."""
+    """The engine sets its threads itself: Ray gives its workers one, a plain process would take all cores. (The same of
+    a network of one's own, in tests/tasks/test_here_and_on_ray.py, is not slow.)"""
     before, results = torch.get_num_threads(), []
     torch.set_num_threads(2)
     try:
@@ -92,32 +94,24 @@ def _sigkill_a_worker_after_the_first_checkpoint(run_uri: str, killed: list[int]
     store = checkpoint_store(run_uri)
     while not store.committed():
         time.sleep(0.05)
-    own = {os.getpid()}
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal() and int(process.name) not in own:
-            try:
-                title = (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if title.startswith(b"ray::") and b"RayTrainWorker" in title:
-                os.kill(int(process.name), signal.SIGKILL)
-                killed.append(int(process.name))
-                return
+    while not killed:
+        for pid, _title in ray_processes("RayTrainWorker")[:1]:
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
 
 
-def test_training_goes_on_from_its_checkpoint_when_a_worker_is_killed(root, digits_dir):
-    """SIGKILL of one worker: Ray Train restarts the group, which equals a calm run bit for bit."""
+def test_training_resumes_from_its_checkpoint_when_a_worker_is_killed(root, digits_dir):
+    """SIGKILL of one worker: Ray Train restarts the group, which equals a calm run, of two processes without Ray, bit
+    for bit."""
     dataset = open_dataset(str(digits_dir / "train"))
-    overrides = ["total_kimg=4.8", "tick_kimg=0.24", "checkpoint_kimg=0.24"]
+    overrides = ["total_kimg=2.4", "tick_kimg=0.24", "checkpoint_kimg=0.24"]
     killed: list[int] = []
-    for name in ("struck", "calm"):
-        uri = str(root / name)
-        thread = threading.Thread(target=_sigkill_a_worker_after_the_first_checkpoint, args=(uri, killed), daemon=True)
-        if name == "struck":
-            thread.start()
-        arguments = ["train", "--data", dataset.uri, "--out", uri, "--preset", "tiny", "--workers", "2", "--set"]
-        assert main([*arguments, *overrides]) == 0
-        assert not (root / name / "log").exists(), "what Ray Train keeps of itself goes with the command"
+    uri = str(root / "struck")
+    threading.Thread(target=_sigkill_a_worker_after_the_first_checkpoint, args=(uri, killed), daemon=True).start()
+    arguments = ["train", "--data", dataset.uri, "--out", uri, "--preset", "tiny", "--workers", "2", "--set"]
+    assert main([*arguments, *overrides]) == 0
+    assert run_together(2, dataset.uri, str(root / "calm"), overrides) == [0, 0]
+    assert not (root / "struck" / "log").exists(), "what Ray Train keeps of itself goes with the command"
     assert killed, "no worker was found to kill"
     assert open_model(model_uri(str(root / "struck"))).weights == open_model(model_uri(str(root / "calm"))).weights
     clocks = {"images_per_s", "data_wait", "checkpoint_stall_s", "memory_mib"}
@@ -156,22 +150,8 @@ def test_evaluation_does_not_depend_on_the_number_of_actors_and_reuses_its_chunk
     model, reference = bench_dirs
     results = []
     for workers, out in ((1, "e1"), (2, "e2"), (2, "e2"), (0, "e0")):
-        arguments = [
-            "evaluate",
-            "--model",
-            str(model),
-            "--reference",
-            str(reference),
-            "--num",
-            "250",
-            "--set",
-            "num_steps=4",
-            "s_churn=1",
-            "--workers",
-            str(workers),
-            "--out",
-            str(root / out),
-        ]
+        arguments = ["evaluate", "--model", str(model), "--reference", str(reference), "--num", "250"]
+        arguments += ["--set", "num_steps=4", "s_churn=1", "--workers", str(workers), "--out", str(root / out)]
         assert main(arguments) == 0
         results.append(json.loads((root / out / "evaluation.json").read_text())["samples"])
     assert results[0] == results[1] == results[2] == results[3] and results[0]["n"] == 250
@@ -198,25 +178,26 @@ def test_a_chunk_whose_actor_is_killed_is_computed_by_another(root, bench_dirs):
     import ray
 
     from edm_ray.distributed.executor import Ray
-    from edm_ray.distributed.pool import start_pool
+    from edm_ray.distributed.pool import start_pools
     from edm_ray.evaluation.chunks import read_chunk
+    from edm_ray.execution.executor import make_all
+    from edm_ray.execution.local import Local
 
     recipe = _recipe(bench_dirs, root / "kill")
     chunks = _chunks(bench_dirs, sampler(num_steps=10), 6, 100)
-    pool = start_pool(Ray(workers=2), recipe)
-    pids = ray.get(pool.dispatcher.worker_pids.remote())
-    waiting = [pool.dispatcher.ensure.remote(chunk) for chunk in [*chunks, chunks[0]]]
+    [pool] = start_pools(Ray(workers=2), [recipe])
+    pids = pool.worker_pids()
+    waiting = [pool.ensure(chunk) for chunk in [*chunks, chunks[0]]]
     os.kill(pids[0], signal.SIGKILL)
     assert sum(ray.get(waiting)) == 6  # asked for seven times, made six
-    status = ray.get(pool.dispatcher.status.remote())
+    status = pool.status()
     assert status["actors lost"] == 1 and status["made"] == 6
     calm = _recipe(bench_dirs, root / "calm-chunks")
-    again = start_pool(Ray(workers=1), calm)
-    ray.get([again.dispatcher.ensure.remote(chunk) for chunk in chunks])
+    with Local().open(calm) as (here,):
+        make_all(here, [(chunk,) for chunk in chunks])
     for chunk in chunks:
         assert np.array_equal(read_chunk(recipe.store, chunk), read_chunk(calm.store, chunk))
     pool.stop()
-    again.stop()
 
 
 def test_a_damaged_chunk_or_one_of_other_settings_never_enters_a_sum(root, bench_dirs):
@@ -241,72 +222,71 @@ def test_a_damaged_chunk_or_one_of_other_settings_never_enters_a_sum(root, bench
         read_chunk(store, one)
 
 
-def _sweep(root, bench_dirs, out, workers="2"):
-    arguments = [
-        "sweep",
-        "--model",
-        str(bench_dirs[0]),
-        "--reference",
-        str(bench_dirs[1]),
-        "--out",
-        str(root / out),
-        "--space",
-        "tune_spaces/digits.yaml",
-        "--workers",
-        workers,
-        "--chunk-size",
-        "50",
-        "--initial-chunks",
-        "1",
-        "--max-chunks",
-        "2",
-        "--num-line",
-        "2",
-        "--num-global",
-        "1",
-        "--num-model",
-        "2",
-        "--budget-images",
-        "1200",
-        "--confirm-chunks",
-        "2",
-        "--grid",
-        "10",
-    ]
-    assert main(arguments) == 0
-    return json.loads((root / out / "sweep.json").read_text())
+SWEEP = {
+    "chunk_size": 50,
+    "initial_chunks": 1,
+    "max_chunks": 2,
+    "num_line": 2,
+    "num_global": 1,
+    "num_model": 2,
+    "budget_images": 1200,
+    "confirm_chunks": 2,
+}
 
 
-def test_every_evaluation_is_a_tune_trial_and_a_repeated_sweep_generates_nothing(root, bench_dirs, capsys):
-    first = _sweep(root, bench_dirs, "sweep")
-    chunks = {path: path.stat().st_mtime_ns for path in (root / "sweep" / "chunks").rglob("*.safetensors")}
-    shown = [json.loads(line) for line in (root / "sweep" / "trials.jsonl").read_text().splitlines()]
+def _sweep(root, bench_dirs, out, on) -> edm.Sweep:
+    model, reference = map(str, bench_dirs)
+    plan = edm.sweep_plan(**SWEEP)
+    few = {"concurrent": 2} if isinstance(on, edm.Ray) else {}  # each trial in flight is a process
+    return edm.sweep(model, reference, "tune_spaces/digits.yaml", str(root / out), plan=plan, grid=10, on=on, **few)
+
+
+@pytest.fixture(scope="module")
+def swept(root, bench_dirs) -> edm.Sweep:
+    """On two workers of Ray."""
+    return _sweep(root, bench_dirs, "sweep", edm.Ray(workers=2))
+
+
+def _result(sweep: edm.Sweep) -> dict:
+    """What sweep.json says, without what a clock measured."""
+    found = json.loads((Path(sweep.out) / "sweep.json").read_text())
+    for trial in found["trials"]:
+        trial.pop("seconds")
+    return found
+
+
+def _stored(sweep: edm.Sweep) -> dict[Path, bytes]:
+    store = Path(sweep.out) / "chunks"
+    return {path.relative_to(store): path.read_bytes() for path in store.rglob("*.safetensors")}
+
+
+def test_every_evaluation_is_a_tune_trial_and_a_repeated_sweep_generates_nothing(root, bench_dirs, swept, capsys):
+    first, out = _result(swept), Path(swept.out)
+    chunks = {path: path.stat().st_mtime_ns for path in (out / "chunks").rglob("*.safetensors")}
+    shown = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
     assert len(shown) == len(first["trials"]) >= 6
     assert {round(row["fid"], 9) for row in shown} == {round(t["estimate"]["fid"], 9) for t in first["trials"]}
     assert all({"s_churn", "s_tmin", "s_tmax", "s_noise"} <= row["config"].keys() for row in shown)
     for name in ("report.html", "best-sampler.yaml"):
-        assert (root / "sweep" / name).stat().st_size > 500
-    written = {path.suffix for path in (root / "sweep").rglob("*") if path.is_file()}
+        assert (out / name).stat().st_size > 500
+    written = {path.suffix for path in out.rglob("*") if path.is_file()}
     assert written <= {".html", ".json", ".jsonl", ".png", ".safetensors", ".yaml"}, "nothing that is pickled"
-    second = _sweep(root, bench_dirs, "sweep")
-    assert {path: path.stat().st_mtime_ns for path in (root / "sweep" / "chunks").rglob("*.safetensors")} == chunks
+    assert without_format(out) == []
+    second = _result(_sweep(root, bench_dirs, "sweep", edm.Ray(workers=2)))
+    assert {path: path.stat().st_mtime_ns for path in (out / "chunks").rglob("*.safetensors")} == chunks
     assert second["best"] == first["best"] and second["decisions"] == first["decisions"]
-    out = root / "best.png"
-    sampler = str(root / "sweep" / "best-sampler.yaml")
-    assert main(["generate", "--model", str(bench_dirs[0]), "--sampler", sampler, "--num", "5", "--out", str(out)]) == 0
+    best = ["generate", "--model", str(bench_dirs[0]), "--sampler", str(out / "best-sampler.yaml"), "--num", "5"]
+    assert main([*best, "--out", str(root / "best.png")]) == 0
 
 
-def test_a_sweep_here_decides_as_one_on_ray_and_makes_the_same_chunks(root, bench_dirs):
-    here, there = (_sweep(root, bench_dirs, f"sweep-{workers}", workers) for workers in ("0", "2"))
-    for result in (here, there):
-        for trial in result["trials"]:
-            trial.pop("seconds")
-    assert here == there
-    stores = [root / f"sweep-{workers}" / "chunks" for workers in ("0", "2")]
-    files = [{path.relative_to(store): path.read_bytes() for path in store.rglob("*.safetensors")} for store in stores]
-    assert files[0] == files[1]
+def test_a_sweep_here_decides_as_one_on_ray_and_makes_the_same_chunks(root, bench_dirs, swept):
+    here = _sweep(root, bench_dirs, "sweep-here", edm.Local())
+    assert _result(here) == _result(swept)
+    assert here.best == swept.best and here.table == swept.table
+    assert here.against_deterministic == swept.against_deterministic
+    assert _stored(here) == _stored(swept)
     names = ("best-sampler.yaml", "samples-1.png", "samples-2.png")
-    assert all((root / "sweep-0" / name).read_bytes() == (root / "sweep-2" / name).read_bytes() for name in names)
+    assert all((Path(here.out) / name).read_bytes() == (Path(swept.out) / name).read_bytes() for name in names)
 
 
 def test_more_workers_than_cpus_are_refused_at_once(digits_dir, root, bench_dirs, capsys):
@@ -314,24 +294,8 @@ def test_more_workers_than_cpus_are_refused_at_once(digits_dir, root, bench_dirs
     data, out = str(digits_dir / "train"), str(root / "many")
     assert main(["train", "--data", data, "--out", out, "--preset", "tiny", "--workers", "9"]) == 2
     assert "needs 9 CPUs, the cluster has 4" in capsys.readouterr().err
-    assert (
-        main(
-            [
-                "evaluate",
-                "--model",
-                str(bench_dirs[0]),
-                "--reference",
-                str(bench_dirs[1]),
-                "--num",
-                "100",
-                "--out",
-                str(root / "e9"),
-                "--workers",
-                "9",
-            ]
-        )
-        == 2
-    )
+    evaluate = ["evaluate", "--model", str(bench_dirs[0]), "--reference", str(bench_dirs[1]), "--num", "100"]
+    assert main([*evaluate, "--out", str(root / "e9"), "--workers", "9"]) == 2
     assert "the cluster has 4" in capsys.readouterr().err
     assert time.monotonic() - started < 10
 

@@ -14,6 +14,7 @@ from edm_ray.distributed.ray_data import RayDataReader, decode_visits, require_r
 from edm_ray.errors import InputError
 from edm_ray.training.loop import TrainingJob, train
 from edm_ray.training.metrics import read_metrics
+from edm_ray.training.run import claim_run
 from tests.data.readers import make_dataset, shard_path
 
 
@@ -96,16 +97,36 @@ def test_what_cannot_go_together_is_refused(made, tmp_path, capsys):
         train(TrainingJob(config=config, dataset=dataset, run_uri=str(tmp_path / "run")))
 
 
+SETTINGS = ["batch_size=25", "tick_kimg=0.1", "checkpoint_kimg=0.1"]
+
+
+def _command(dataset, run: str, total_kimg: float) -> list[str]:
+    arguments = ["train", "--data", dataset.uri, "--out", run, "--preset", "tiny", "--reader", "ray-data"]
+    return [*arguments, "--workers", "2", "--set", f"total_kimg={total_kimg}", *SETTINGS]
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_two_workers_with_unequal_shares_train_and_the_same_command_goes_on(made, tmp_path):
-    """Batches of 25 on two workers: their epochs end in different steps, and nobody waits for the other."""
-    dataset = made[0]
-    run = str(tmp_path / "run")
-    arguments = ["train", "--data", dataset.uri, "--out", run, "--preset", "tiny", "--reader", "ray-data"]
-    settings = ["batch_size=25", "tick_kimg=0.1", "checkpoint_kimg=0.1"]
-    for total in ("0.2", "0.3"):
-        assert main([*arguments, "--workers", "2", "--set", f"total_kimg={total}", *settings]) == 0
+def test_two_workers_with_unequal_shares_resume_a_run(made, tmp_path):
+    """Batches of 25 on two workers: their epochs end in different steps, and nobody waits for the other. What they
+    resume was trained here, on rows as Ray Data's tasks decode them."""
+    dataset, *_, config = made
+    run, config = str(tmp_path / "run"), configure(config, None, ["total_kimg=0.2", *SETTINGS])
+    claim_run(run, config, dataset)
+    visits = iter([decode_visits(dataset, config.seed, 0, {"id": np.arange(30)})])
+    job = TrainingJob(config=config, dataset=dataset, run_uri=run)
+    train(job, served=lambda: RayDataReader(dataset, config, visits))
+    assert main(_command(dataset, run, 0.3)) == 0
+    assert [row["nimg"] for row in read_metrics(run)] == [100, 200, 300]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_two_workers_with_unequal_shares_train_and_the_same_command_resumes(made, tmp_path):
+    dataset, run = made[0], str(tmp_path / "run")
+    for total in (0.2, 0.3):
+        assert main(_command(dataset, run, total)) == 0
     assert [row["nimg"] for row in read_metrics(run)] == [100, 200, 300]
 
 

@@ -82,7 +82,7 @@ def _pairs(node: ast.Assign):
     return zip(target.elts, value.elts) if both_tuples else [(target, value)]
 
 
-def test_a_name_that_is_missing_is_said_once_with_what_is_lost(caplog):
+def test_a_missing_name_is_logged_once_with_what_is_lost(caplog):
     for _ in range(2):
         assert ray_private._private("ray._no_such_module", "name", "trains more slowly") is None
         assert ray_private._private("ray", "no_such_name", "waits longer") is None
@@ -93,7 +93,7 @@ def test_a_name_that_is_missing_is_said_once_with_what_is_lost(caplog):
     ]
 
 
-def test_without_any_private_name_work_goes_on(nothing_private, monkeypatch, tmp_path):
+def test_work_continues_without_any_private_name(nothing_private, monkeypatch, tmp_path):
     """Slower or with less said, as each docstring has it; only the URL of a job API must then be given."""
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
     trainer = ray_private.trainer_without_idle_process()(lambda: None, scaling_config=ScalingConfig(num_workers=1))

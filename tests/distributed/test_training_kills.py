@@ -102,7 +102,7 @@ def _controller_of(driver: int) -> int:
 
 
 @pytest.mark.fault
-def test_sigterm_to_the_command_makes_a_checkpoint_and_the_same_command_goes_on_bit_for_bit(digits_dir, tmp_path):
+def test_sigterm_to_the_command_makes_a_checkpoint_and_the_same_command_resumes_bit_for_bit(digits_dir, tmp_path):
     """Ticks and checkpoints are rare: what is saved is saved because of the signal, within a tick."""
     log, rare = tmp_path / "log", ["--set", "total_kimg=9.6", "tick_kimg=1.2", "checkpoint_kimg=1000"]
     told = _start([*_command(digits_dir, tmp_path / "told", 9.6), *rare], log)

@@ -111,7 +111,7 @@ def test_it_is_swept(own_run, reference, tmp_path: Path) -> None:
     assert again.table == found.table
 
 
-def test_a_module_that_says_nothing_of_classes_is_unconditional_and_that_is_said(
+def test_a_module_without_a_number_of_classes_is_unconditional_and_that_is_printed(
     digits_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The data set has ten classes, so it may have been forgotten."""

@@ -101,10 +101,11 @@ def test_the_pictures_of_the_command_say_what_they_show(capsys, tiny_model, digi
     assert float(texts[1]["inversion error"]) > 0 and texts[2]["interpolation"] == "seed 3 to seed 7"
 
 
-def test_neighbours_are_also_found_in_the_features_of_a_reference(capsys, tiny_model, digits_dir, tmp_path):
-    data, out = str(digits_dir / "train"), str(tmp_path / "r")
-    assert main(["reference", "--data", data, "--out", out, "--extractor", "digits"]) == 0
-    arguments = ["--neighbours", data, "--reference", out, "--num", "2", "--set", "num_steps=3"]
+def test_neighbours_are_also_found_in_the_features_of_a_reference(
+    capsys, tiny_model, digits_dir, digits_reference, tmp_path
+):
+    data = str(digits_dir / "train")
+    arguments = ["--neighbours", data, "--reference", digits_reference, "--num", "2", "--set", "num_steps=3"]
     assert main(["generate", "--model", tiny_model, "--out", str(tmp_path / "n.png"), *arguments]) == 0
     assert "in features of digits" in capsys.readouterr().out
 

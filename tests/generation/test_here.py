@@ -13,6 +13,7 @@ from edm_ray.diffusion.samplers import sampler
 from edm_ray.evaluation.chunks import POOL_START
 from edm_ray.evaluation.measure import measure, plan_all
 from edm_ray.evaluation.parts import measure_real
+from edm_ray.evaluation.reference import PIXELS
 from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, evaluate, evaluate_models, sample_grids
 from edm_ray.generation.features import FeatureWorker
@@ -59,8 +60,9 @@ def test_snapshots_are_evaluated_one_after_the_other_and_never_twice(measured, t
 
 
 def test_grids_hold_the_images_of_their_seeds(tiny_model, tmp_path):
-    spec = EvaluationSpec(model=open_model(tiny_model), extractors=(), store=str(tmp_path), labels="balanced")
+    spec = EvaluationSpec(model=open_model(tiny_model), extractors=(PIXELS,), store=str(tmp_path), labels="balanced")
     samplers = [sampler(num_steps=2), sampler(num_steps=3, s_churn=1.0)]
-    grids = sample_grids(spec, samplers, range(20), Local())
+    with Local().open(spec.recipe()) as (sampling,):
+        grids = sample_grids(spec, samplers, range(20), sampling, "cpu")
     for grid, each in zip(grids, samplers, strict=True):
         assert np.array_equal(grid, generate(load_model(tiny_model), torch.arange(20), each, "balanced").numpy())

@@ -7,7 +7,6 @@ import json
 import zipfile
 from collections.abc import Iterator
 
-import boto3
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.generation.outputs import ParquetSet, PngFolder, PngZip, Writing
 from edm_ray.storage import uris
+from tests.storage.proxies import s3_server
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 3, 8, 8), dtype=np.uint8)
 SEEDS, LABELS = np.arange(100, 112), np.arange(12) % 4
@@ -149,7 +149,7 @@ def test_a_data_set_of_another_shape_is_refused(capsys, tiny_model, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("command", ["generate", "reference"])
-def test_a_gpu_that_is_not_there_is_said_in_one_line(capsys, tiny_model, digits_dir, tmp_path, command):
+def test_a_missing_gpu_is_reported_in_one_line(capsys, tiny_model, digits_dir, tmp_path, command):
     what = ["--model", tiny_model] if command == "generate" else ["--data", str(digits_dir / "train")]
     assert main([command, *what, "--out", str(tmp_path / "x"), "--device", "cuda"]) == 2
     text = capsys.readouterr().err
@@ -157,21 +157,9 @@ def test_a_gpu_that_is_not_there_is_said_in_one_line(capsys, tiny_model, digits_
 
 
 @pytest.fixture
-def bucket(monkeypatch) -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    boto3.client("s3").create_bucket(Bucket="samples")
-    yield "s3://samples"
-    server.stop()
+def bucket() -> Iterator[str]:
+    with s3_server("samples"):
+        yield "s3://samples"
 
 
 def test_every_output_goes_to_s3_with_the_bytes_it_has_on_disk(bucket, monkeypatch, tiny_model, tmp_path):

@@ -252,7 +252,7 @@ class _ClosedCluster(_OpenCluster):
         self.send_error(401)
 
 
-def test_a_token_that_would_travel_in_the_clear_is_said(monkeypatch, caplog):
+def test_a_token_that_would_travel_in_the_clear_is_reported(monkeypatch, caplog):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _ClosedCluster)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -72,7 +72,7 @@ def _wait_for_checkpoint(run: Path, driver: subprocess.Popen, log: Path, seconds
 
 
 @pytest.mark.slow
-def test_a_run_that_loses_a_node_goes_on_on_another_and_gives_the_same_bits(cluster, digits_dir, tmp_path):
+def test_a_run_that_loses_a_node_continues_on_another_with_the_same_bits(cluster, digits_dir, tmp_path):
     longer = ["--workers", "2", "--set", "total_kimg=4.8", "tick_kimg=0.24", "checkpoint_kimg=0.24"]
     cluster.run(*_train(tmp_path / "calm", digits_dir, *longer))
     driver = cluster.start(*_train(tmp_path / "struck", digits_dir, *longer))

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 # Six hundred images a trial: on a busy machine the first must not be over before the eighth has started.
 SIZES = [
     *("--strategy", "random", "--num-global", "10", "--chunk-size", "50", "--initial-chunks", "12"),
-    *("--max-chunks", "12", "--confirm-chunks", "1", "--grid", "10", "--workers", "2"),
+    *("--max-chunks", "12", "--confirm-chunks", "1", "--grid", "10", "--workers", "2", "--concurrent", "8"),
 ]
 
 

@@ -31,7 +31,7 @@ def looks(driver, asked):
     return found
 
 
-def test_of_settings_that_are_surely_equal_one_goes_on():
+def test_of_settings_that_are_surely_equal_one_stays():
     """Twins have the same noise but for a thousandth; the others are as good on average, and may still be better."""
     driver = driver_of(TWINS, **PLAN)
     search = driver.search
@@ -44,7 +44,7 @@ def test_of_settings_that_are_surely_equal_one_goes_on():
     assert set(rules.going_on(ranked(found), 0)) == set(list(found)[::2])
 
 
-def test_each_doubling_halves_how_many_may_go_on():
+def test_each_doubling_halves_how_many_may_stay():
     """Nothing differs by more than its noise, so that nobody drops out for being worse."""
     driver = driver_of(TWINS, **PLAN)
     asked = run(driver, fid=lambda settings: 5.0, noise=(0.0, 3.0), world=2)

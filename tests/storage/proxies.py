@@ -130,8 +130,8 @@ def proxied(endpoint: str) -> Iterator[tuple[str, Faults]]:
 
 
 @contextmanager
-def s3_server() -> Iterator[str]:
-    """moto on loopback, with the AWS variables set for it; the bucket is ``bucket``. Yields the endpoint."""
+def s3_server(bucket: str = "bucket") -> Iterator[str]:
+    """moto on loopback with this bucket, and the AWS variables set for it. Yields the endpoint."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -148,7 +148,7 @@ def s3_server() -> Iterator[str]:
             "no_proxy": "127.0.0.1",
         }.items():
             patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="bucket")
+        boto3.client("s3").create_bucket(Bucket=bucket)
         try:
             yield f"http://{host}:{port}"
         finally:

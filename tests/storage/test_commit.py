@@ -7,6 +7,7 @@ import pytest
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage import uris
 from edm_ray.storage.commit import commit, read_file, read_manifest, write_files
+from tests.storage.proxies import s3_server
 
 
 def test_a_directory_without_its_manifest_does_not_exist(tmp_path):
@@ -64,25 +65,9 @@ def test_uris_that_cannot_work_are_refused_without_repeating_secrets(uri, says):
     assert "secret" not in str(error.value)
 
 
-def test_commit_and_read_work_over_the_s3_protocol(monkeypatch):
+def test_commit_and_read_work_over_the_s3_protocol():
     """A real S3 protocol over HTTP on loopback."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
-        }.items():
-            monkeypatch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="bucket")
+    with s3_server():
         uri = "s3://bucket/some/run"
         assert read_manifest(uri) is None and uris.list_names(uri) == []
         commit(uri, [("a.bin", b"x" * 1000)], rows=1)
@@ -90,8 +75,6 @@ def test_commit_and_read_work_over_the_s3_protocol(monkeypatch):
         assert uris.list_names(uri) == ["a.bin", "manifest.json"]
         uris.delete_directory(uri)
         assert read_manifest(uri) is None
-    finally:
-        server.stop()
 
 
 def test_a_file_is_no_directory_with_a_manifest(tmp_path):

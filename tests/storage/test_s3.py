@@ -88,7 +88,7 @@ def test_without_permission_it_stops_at_once_and_says_which_is_missing(faults, o
     assert len(faults.seen) == 1
 
 
-def test_a_cut_connection_is_taken_up_where_it_broke(faults, server):
+def test_a_read_resumes_where_its_connection_broke(faults, server):
     direct(server).put_object(Bucket="bucket", Key="big", Body=BIG)
     faults.cut = 3
     assert uris.read_bytes("s3://bucket/big") == BIG
@@ -97,7 +97,7 @@ def test_a_cut_connection_is_taken_up_where_it_broke(faults, server):
     assert len(starts) == 4 and starts[0] == 0 and starts == sorted(set(starts))
 
 
-def test_a_connection_that_falls_silent_is_given_up_and_taken_up(faults, server, monkeypatch):
+def test_a_silent_connection_is_closed_and_the_read_resumes(faults, server, monkeypatch):
     direct(server).put_object(Bucket="bucket", Key="big", Body=BIG)
     monkeypatch.setattr(s3, "READ_S", 0.3)
     s3._client.cache_clear()
@@ -244,7 +244,7 @@ def test_unfinished_uploads_of_dead_writers_are_aborted_below_the_place_and_nowh
     assert uploads(server) == []
 
 
-def test_who_may_not_list_uploads_is_told_in_the_log_and_goes_on(faults, caplog):
+def test_without_permission_to_list_uploads_a_warning_is_logged_and_work_continues(faults, caplog):
     faults.denied = 1
     uris.clear_unfinished("s3://bucket/set")
     assert "s3:ListBucketMultipartUploads on arn:aws:s3:::bucket;" in caplog.text
@@ -310,7 +310,7 @@ def test_of_many_writers_at_the_same_moment_one_wins(tmp_path):
     assert results == [read_manifest(place)["number"]]
 
 
-def test_the_same_content_may_be_committed_again_and_mends_a_file(place):
+def test_the_same_content_may_be_committed_again_and_repairs_a_file(place):
     commit(place, [("a", b"one")], rows=1)
     uris.write_bytes(uris.join(place, "a"), b"damaged")
     commit(place, [("a", b"one")], rows=1)

@@ -1,4 +1,4 @@
-"""The tasks of the face give the same numbers in this process and on two workers of Ray."""
+"""The tasks of the face give the same numbers in this process and on two workers of Ray. (A sweep: test_ray.py.)"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import edm_ray as edm
+from edm_ray.training.metrics import read_metrics
 from tests.face.conftest import TINY, convnet
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -26,9 +27,8 @@ def model(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def reference(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    out = str(tmp_path_factory.mktemp("reference") / "digits")
-    return edm.reference(str(digits_dir / "train"), out, extractor="digits").uri
+def reference(digits_reference: str) -> str:
+    return digits_reference
 
 
 def test_a_data_set_has_the_same_bytes(tmp_path: Path) -> None:
@@ -60,31 +60,26 @@ def test_an_evaluation_has_the_same_numbers(model: str, reference: str) -> None:
     assert {row.metric for row in here.rows()} > {"FID"}
 
 
-def test_a_sweep_makes_the_same_decisions(model: str, reference: str, tmp_path: Path) -> None:
-    space = tmp_path / "space.yaml"
-    space.write_text("name: t\nsampler: {num_steps: 4}\nsearch:\n  churn_fraction: {low: 0.0, high: 1.0}\n")
-    plan = edm.sweep_plan("grid", grid_points=3, max_chunks=1, chunk_size=100, confirm_chunks=2)
-    here, there = (
-        edm.sweep(model, reference, str(space), str(tmp_path / on.__class__.__name__), plan=plan, grid=10, on=on)
-        for on in PLACES
-    )
-    assert here.best == there.best and here.table == there.table
-    assert here.against_deterministic == there.against_deterministic
-
-
 def test_the_fid_of_two_sets_of_images_is_the_same(digits_dir: Path, reference: str) -> None:
     held_out = edm.open_dataset(str(digits_dir / "heldout"))
     here, there = (edm.fid(held_out, reference, on=on) for on in PLACES)
     assert here == there
 
 
-def test_a_network_of_one_s_own_trains_samples_and_is_measured_on_workers(
+def test_a_network_of_one_s_own_trains_samples_and_is_measured_on_workers_whatever_threads_they_are_given(
     digits_dir: Path, reference: str, tmp_path: Path
 ) -> None:
-    """One worker of Ray has the bits of this process; the module travels to it."""
-    data, runs = str(digits_dir / "train"), []
-    for name, on in (("here", edm.Local()), ("there", edm.Ray(workers=1))):
-        runs.append(edm.train(data, "tiny", str(tmp_path / name), network=convnet(), overrides=TINY, on=on))
+    """One worker of Ray has the bits of this process, which has two threads; the module travels to it."""
+    data, runs, rows, before = str(digits_dir / "train"), [], [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for name, on in (("here", edm.Local()), ("there", edm.Ray(workers=1))):
+            out = str(tmp_path / name)
+            runs.append(edm.train(data, "tiny", out, network=convnet(), overrides=TINY, on=on))
+            rows.append([(row["loss"], row["loss_by_sigma"], row["grad_norm"]) for row in read_metrics(out)])
+    finally:
+        torch.set_num_threads(before)
+    assert rows[0] == rows[1]
     states = [model.module.state_dict() for model in runs]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     here, there = (edm.evaluate(runs[0], reference, edm.Euler(num_steps=4), num=200, on=on) for on in PLACES)

@@ -5,17 +5,15 @@ Each process is forked from a server that has imported what training needs, so t
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import safetensors.torch
 import torch.distributed as dist
 
@@ -136,23 +134,3 @@ def result_of(uri: str) -> dict[str, Any]:
         "metrics": [{key: value for key, value in row.items() if key not in CLOCKS} for row in read_metrics(uri)],
         "checkpoints": store.committed(),
     }
-
-
-@contextlib.contextmanager
-def bucket(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An S3 server over HTTP that has this bucket, as the environment's endpoint."""
-    boto3, server = pytest.importorskip("boto3"), pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for variable, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(variable, value)
-    try:
-        boto3.client("s3").create_bucket(Bucket=name)
-        yield
-    finally:
-        server.stop()

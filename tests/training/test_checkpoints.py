@@ -60,7 +60,7 @@ def test_nothing_is_written_after_a_failure_and_the_next_call_raises_it():
     assert written == []
 
 
-def test_training_goes_on_through_the_next_checkpoint_while_one_is_uploaded(digits_dir, tmp_path, monkeypatch):
+def test_training_continues_to_the_next_checkpoint_while_one_is_uploaded(digits_dir, tmp_path, monkeypatch):
     """The first upload takes until the tick after the second checkpoint: without room for one more it would hang."""
     dataset, gate, saved = open_dataset(str(digits_dir / "heldout")), threading.Event(), []
     config = configure(tiny(dataset.shape), None, ["total_kimg=0.24", "tick_kimg=0.048", "checkpoint_kimg=0.096"])

@@ -19,7 +19,8 @@ import pytest
 from edm_ray.storage import uris
 from edm_ray.training.metrics import read_metrics
 from edm_ray.training.run import checkpoint_store
-from tests.training.faults import FORKS, POINTS, bucket, result_of, run_tiny, train_tiny
+from tests.storage.proxies import s3_server
+from tests.training.faults import FORKS, POINTS, result_of, run_tiny, train_tiny
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +61,9 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_a_calm_one(data, cal
     assert kills >= 1 and result_of(uri) == calm
 
 
-def test_an_upload_that_is_killed_leaves_no_checkpoint_and_the_next_command_goes_on(data, calm, tmp_path, monkeypatch):
+def test_a_killed_upload_leaves_no_checkpoint_and_the_next_command_resumes(data, calm, tmp_path):
     """To S3 over HTTP: the process dies within a checkpoint's upload."""
-    with bucket("runs", monkeypatch):
+    with s3_server("runs"):
         context = multiprocessing.get_context("spawn")  # the fork server was started without these variables
         for kill in (True, False):
             point = "while the first checkpoint is written" if kill else None
@@ -99,7 +100,7 @@ def test_a_clock_that_jumps_changes_nothing(data, calm, tmp_path, monkeypatch):
     assert result_of(uri) == calm
 
 
-def test_a_disk_that_is_full_ends_the_run_with_the_last_checkpoint_whole_and_room_lets_it_go_on(
+def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole_and_with_room_it_resumes(
     data, calm, tmp_path, monkeypatch
 ):
     """Every write below checkpoints/ fails from the second checkpoint on, as a full disk does, also half-way."""
@@ -125,7 +126,7 @@ def test_a_disk_that_is_full_ends_the_run_with_the_last_checkpoint_whole_and_roo
 
 
 @pytest.mark.fault
-def test_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(data, tmp_path):
+def test_sigterm_makes_a_checkpoint_and_the_same_command_resumes(data, tmp_path):
     """A machine's notice, to the command as a person runs it."""
     command = [str(Path(sys.executable).with_name("edm-ray")), "train", "--data", data, "--preset", "tiny", "--no-ray"]
     command += ["--set", "total_kimg=12", "tick_kimg=1.2", "checkpoint_kimg=1000", "--out"]

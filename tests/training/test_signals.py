@@ -38,7 +38,7 @@ def data(digits_dir) -> str:
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_a_stop_that_one_worker_hears_of_ends_all_after_one_step_and_they_go_on_bit_for_bit(data, tmp_path, world_size):
+def test_a_stop_that_one_worker_hears_of_ends_all_after_one_step_and_all_resume_bit_for_bit(data, tmp_path, world_size):
     """In the middle of a tick: the sums of every worker are in the checkpoint. Told in step 5, known in step 6."""
     calm, told = str(tmp_path / "calm"), str(tmp_path / "told")
     assert run_together(world_size, data, calm, SETTINGS) == [0] * world_size
@@ -49,7 +49,7 @@ def test_a_stop_that_one_worker_hears_of_ends_all_after_one_step_and_they_go_on_
     assert _result(told) == _result(calm)
 
 
-def test_a_notice_that_one_worker_gets_makes_a_checkpoint_at_once_and_training_goes_on(data, tmp_path):
+def test_a_notice_that_one_worker_gets_makes_a_checkpoint_at_once_and_training_continues(data, tmp_path):
     """Told in steps 1 to 3: known in 2 to 4, of which 4 is a tick."""
     uri = str(tmp_path / "run")
     assert run_together(2, data, uri, SETTINGS, functools.partial(_tell, 1, Signal.SAVE, 1, 3)) == [0, 0]

@@ -131,7 +131,7 @@ def test_a_grid_that_would_take_too_long_is_given_up_early_and_said(dataset, cal
     assert not average._forward_pre_hooks
 
 
-def test_a_grid_that_raises_is_said_and_training_has_the_same_bits(dataset, calm, tmp_path, monkeypatch):
+def test_a_grid_that_raises_is_reported_and_training_has_the_same_bits(dataset, calm, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise PermissionError("not there")
 

@@ -17,6 +17,7 @@ from edm_ray.errors import InputError
 from edm_ray.training import trackers
 from edm_ray.training.metrics import read_metrics
 from edm_ray.training.trackers import Tracking, numbers_of, parse_trackers
+from tests.formats import without_format
 
 
 def _rows(count: int, first: int = 1) -> list[dict]:
@@ -159,6 +160,7 @@ def test_tensorboard_shows_the_rows_of_metrics_jsonl_of_a_run_and_of_its_longer_
         arguments = ["train", "--data", str(digits_dir / "train"), "--out", str(run), "--preset", "tiny", "--no-ray"]
         assert main([*arguments, "--track", "tensorboard", "--set", f"total_kimg={kimg}"]) == 0
     assert "tensorboard: 3 rows sent" in capsys.readouterr().out
+    assert without_format(run) == [] and (run / "trackers.json").exists()
     shown, rows = _scalars(run / "tensorboard"), read_metrics(str(run))
     assert sorted(shown) == [row["nimg"] for row in rows]
     for row in rows:
@@ -189,7 +191,7 @@ def test_the_real_mlflow_takes_it(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'db'}")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'db'}")
     assert "failures" not in _send(tmp_path, _rows(4), names=("mlflow",))[0]
-    own = json.loads((tmp_path / "trackers.json").read_text())["mlflow"]["id"]
+    own = json.loads((tmp_path / "trackers.json").read_text())["ids"]["mlflow"]
     assert [m.step for m in mlflow.MlflowClient().get_metric_history(own, "loss")] == [100, 200, 300]
 
 

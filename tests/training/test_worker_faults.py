@@ -15,7 +15,8 @@ import pytest
 
 from edm_ray.storage import uris
 from edm_ray.training.run import checkpoint_store
-from tests.training.faults import POINTS, bucket, end_workers, result_of, start_workers
+from tests.storage.proxies import s3_server
+from tests.training.faults import POINTS, end_workers, result_of, start_workers
 
 IN_STEPS = [point for point, (_, name, *_) in POINTS.items() if name == "take"]
 ALWAYS = [("in the middle of an epoch", 1, False), ("before a checkpoint's manifest", 0, False)]
@@ -76,10 +77,8 @@ def test_two_workers_killed_again_and_again_at_random_end_with_the_bits_of_a_cal
 
 @pytest.mark.fault
 @pytest.mark.parametrize("both", [False, True])
-def test_two_workers_killed_within_an_upload_to_s3_end_with_the_bits_of_a_calm_run(
-    data, calm, tmp_path, monkeypatch, both
-):
-    with bucket("runs", monkeypatch):
+def test_two_workers_killed_within_an_upload_to_s3_end_with_the_bits_of_a_calm_run(data, calm, tmp_path, both):
+    with s3_server("runs"):
         context = multiprocessing.get_context("spawn")  # the fork server was started without these variables
         uri, point = f"s3://runs/two-{both}", "while the first checkpoint is written"
         workers = start_workers(data, uri, tmp_path / "rendezvous", 0, point, context)
