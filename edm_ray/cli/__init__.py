@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from edm_ray.cli.boundary import check_places, machine_errors, one_line
 from edm_ray.errors import InputError, nearest
 from edm_ray.storage.s3 import StorageError
 
@@ -52,10 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise InputError(f"{name}: unknown command{nearest(name, COMMANDS)}; there are: {', '.join(COMMANDS)}")
-        module, args = parse(name, arguments[1:])
-        code = module.run(args)
+        with machine_errors():
+            module, args = parse(name, arguments[1:])
+            check_places(args)
+            code = module.run(args)
     except InputError as error:
-        sys.stderr.write(f"edm-ray: {error}\n")
+        sys.stderr.write(f"edm-ray: {one_line(str(error))}\n")
         return 2
     except StorageError as error:
         sys.stderr.write(f"edm-ray: {error}; what was written is kept, and the same command resumes\n")

@@ -8,6 +8,8 @@ import time
 
 
 def say(text: str = "") -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)  # names of files are any bytes
     try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()

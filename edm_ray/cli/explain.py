@@ -87,7 +87,8 @@ def run(args: Args) -> None:
             seeds = torch.arange(args.num)
             latents = image_noise(seeds, "latents", model.shape)(0)
             if model.label_dim:
-                labels = one_hot_labels(labels_of(seeds, model.label_dim, "random"), model.label_dim)
+                classes_of_seeds = labels_of(seeds, model.label_dim, "random", model.empty_classes)
+                labels = one_hot_labels(classes_of_seeds, model.label_dim)
             steps, substeps = [8, 16, 32], 2
             if args.data is not None:
                 images, classes = read_images(model, args.data, args.num)

@@ -18,6 +18,7 @@ import tyro
 from edm_ray.cli.console import Progress, duration, say
 from edm_ray.cli.sampler import choose_settings
 from edm_ray.cli.workers import choose_executor
+from edm_ray.data.importers.source import PICTURE_SUFFIXES
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
@@ -36,6 +37,7 @@ from edm_ray.tasks.generate import GenerateOptions, GenerateTask, plan_generate
 GAP = 6
 """Pixels between the images of a grid."""
 FIGURE_ROWS = 8
+MOST_IN_GRID = 10_000
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ def run(args: Args) -> None:
     # Chunks of images lie beside the output until it is whole, so that a killed command resumes.
     store = None if figures else uris.absolute(f"{args.out}.parts")
     task = plan_generate(args.model, choose_settings(args.sampler, args.set), num, args.images, store)
+    if is_grid and not figures and num > MOST_IN_GRID:
+        raise InputError(f"--num {num}: a grid holds {MOST_IN_GRID:,} images at most; give OUT.zip or a folder")
+    if not figures and not is_grid:
+        task.check_space(args.out)
     if args.dry_run:
         what = figures[0] if figures else f"{num:,} images, seeds from {args.images.first_seed},"
         who = f"{args.workers} x {args.device}" if args.workers != "0" else "this process"
@@ -125,6 +131,9 @@ def _check(args: Args, figures: list[str], is_grid: bool) -> None:
         raise InputError(f"--out {args.out}: {figures[0]} draws a picture; give a .png file")
     if args.reference is not None and args.neighbours is None:
         raise InputError("--reference says in which features --neighbours looks; give --neighbours DATASET too")
+    suffix = Path(args.out).suffix.lower()
+    if suffix in (*PICTURE_SUFFIXES, ".svg", ".pdf", ".npz", ".npy", ".tar", ".parquet") and suffix != ".png":
+        raise InputError(f"--out {args.out}: no {suffix} file is written; give OUT.png, OUT.zip, or a folder")
     if args.format == "parquet" and Path(args.out).suffix.lower() in (".png", ".zip"):
         raise InputError(f"--format parquet makes a directory; --out {args.out} is a file's name")
 

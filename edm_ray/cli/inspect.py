@@ -26,6 +26,7 @@ from edm_ray.evaluation.grids import GAP_LEVEL, image_grid
 CELL = 48
 """Pictures are enlarged to about so many pixels."""
 MAX_CLASSES = 40
+MOST_COLUMNS = 1000
 EPOCHS = 4
 """Epochs over which reading is averaged."""
 
@@ -48,12 +49,12 @@ class Args:
 
 
 def run(args: Args) -> None:
-    if args.columns < 1:
-        raise InputError(f"--columns {args.columns}: give 1 or more")
+    if not 1 <= args.columns <= MOST_COLUMNS:
+        raise InputError(f"--columns {args.columns}: give 1 or more, at most {MOST_COLUMNS}")
     for flag, value in (("--nodes", args.nodes), ("--lanes", args.lanes)):
         if value < 1:
             raise InputError(f"{flag} {value}: give 1 or more")
-    dataset = open_dataset(args.dataset)
+    dataset = open_dataset(args.dataset, rows_agree=False)
     _describe(dataset)
     _describe_reading(dataset, args.nodes, args.lanes)
     if args.out is not None and not dataset.codec.is_pixels:
@@ -158,6 +159,9 @@ def _describe_classes(dataset: DataSet) -> None:
         say(f"classes      {len(names)}: {', '.join(names[:20])}")
         return
     say(f"classes      {len(names)}, of {min(counts):,} to {max(counts):,} pictures")
+    if empty := dataset.empty_classes:
+        which = ", ".join(map(str, empty[:20]))
+        say(f"WARNING      {len(empty)} classes have no pictures ({which}): not trained for or drawn unless asked for")
     for name, count in list(zip(names, counts))[:MAX_CLASSES]:
         say(f"  {count:>9,}  {name}")
     if len(names) > MAX_CLASSES:

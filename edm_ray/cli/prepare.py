@@ -8,7 +8,6 @@ python archives, MNIST idx files, Hugging Face style Parquet, tar shards (webdat
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -42,8 +41,6 @@ def run(args: Args) -> None:
     from edm_ray.tasks.prepare import plan_prepare
 
     executor = choose_executor(args.workers, "cpu")
-    if args.endpoint_url is not None:
-        os.environ["AWS_ENDPOINT_URL"] = args.endpoint_url
     for task in plan_prepare(args.source, args.dest, args.reading):
         for note in task.notes:
             say(f"{args.source}: {note}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from edm_ray.cli.console import say
 from edm_ray.config.load import parse_overrides
+from edm_ray.config.text import MAX_BYTES
 from edm_ray.diffusion.samplers import Euler, Sampler, sampler, with_changes
 from edm_ray.errors import InputError
 from edm_ray.search.sampler_file import settings_from_yaml
@@ -23,7 +24,7 @@ def choose_settings(file: str | None, overrides: Sequence[str]) -> Sampler:
         path = uris.join(file, BEST_SAMPLER) if uris.is_folder(file) else file
         if not uris.exists(path):
             raise InputError(f"--sampler {file}: no such file; `edm-ray sweep` writes {BEST_SAMPLER}")
-        base = settings_from_yaml(uris.read_bytes(path).decode(), path)
+        base = settings_from_yaml(uris.read_bytes(path, MAX_BYTES), path)
     settings = with_changes(base, parse_overrides(overrides), "--set")
     if isinstance(settings, Euler) and settings.s_churn > settings.churn_cap:
         say(

@@ -54,6 +54,9 @@ def run(args: Args) -> None:
         raise InputError(
             f"--no-ray trains without Ray, and --reader {task.config.reader} is Ray's; leave one of them out"
         )
+    from edm_ray.training.cost import check_memory
+
+    check_memory(task.config, 1 if workers == "0" else parse_workers(workers)[0], args.device, workers == "0")
     describe(task, f"{'this process' if workers == '0' else workers} x {args.device}")
     if args.dry_run:
         from edm_ray.cli.plan import print_plan

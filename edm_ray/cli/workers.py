@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from edm_ray.cli.device import check_device
 from edm_ray.distributed.executor import Ray
 from edm_ray.errors import InputError
@@ -24,5 +26,7 @@ def choose_executor(workers: str, device: str, actors_per_gpu: int = 1) -> Local
     check_device(device, here=workers == "0")
     if workers == "0":
         return Local(device)
+    if (address := os.environ.get("RAY_ADDRESS", "")).startswith(("http://", "https://")):
+        raise InputError(f"RAY_ADDRESS={address}: is the dashboard; give HOST:6379 of the head (or `edm-ray submit`)")
     least, most = parse_workers(workers)
     return Ray(workers=most, device=device, least=least, actors_per_gpu=actors_per_gpu)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from edm_ray.errors import InputError, nearest
+from edm_ray.errors import InputError, nearest, shortened
 
 T = TypeVar("T")
 _FAMILIES: dict[type, Kinds[Any]] = {}
@@ -35,14 +35,14 @@ class Kinds(Generic[T]):
         kind = flat.get("kind", next(iter(self.classes)))
         if not isinstance(kind, str) or kind not in self.classes:
             close = nearest(str(kind), self.classes)
-            raise InputError(f"{path}.kind={kind!r} is not allowed: {', '.join(self.classes)}{close}")
+            raise InputError(f"{path}.kind={shortened(kind)} is not allowed: {', '.join(self.classes)}{close}")
         known = _names(self.classes[kind])
         for name, value in flat.items():
             if name == "kind" or name in known:
                 continue
             if owners := [other for other, cls in self.classes.items() if name in _names(cls)]:
                 allowed = f"it belongs to {' and '.join(owners)}, the kind is {kind}"
-                raise InputError(f"{path}.{name}={value!r} is not allowed: {allowed}")
+                raise InputError(f"{path}.{name}={shortened(value)} is not allowed: {allowed}")
             close = nearest(str(name), known)
             raise InputError(f"unknown key '{path}.{name}'{close}; {kind} has: {', '.join(known)}")
         return self.classes[kind]

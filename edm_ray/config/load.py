@@ -7,46 +7,20 @@ here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from edm_ray.config.kinds import kinds_of
-from edm_ray.errors import InputError, nearest
+from edm_ray.config.text import MAX_DEPTH, parse_value, read_yaml
+from edm_ray.errors import SHOWN, InputError, nearest, shortened
 from edm_ray.storage.versioned import FORMAT, check_format
 
 T = TypeVar("T")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error instead of a silent winner."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise InputError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice; keep one")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """YAML text -> mapping with string keys; errors name the source and line. Builds plain values only."""
-    try:
-        value = yaml.load(text, _StrictLoader)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InputError(f"{source}: a mapping of keys to values is expected, got {type(value).__name__}")
-    return value
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -55,15 +29,21 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         path, equals, text = pair.partition("=")
         if not equals or not path:
-            raise InputError(f"--set {pair}: expected KEY=VALUE, for example --set ema.halflife_kimg=50")
+            raise InputError(f"--set {_brief(pair)}: expected KEY=VALUE, for example --set ema.halflife_kimg=50")
         *parents, leaf = path.split(".")
+        if len(parents) > MAX_DEPTH or not all([*parents, leaf]):
+            raise InputError(f"--set {_brief(pair)}: {_brief(path)} is no key")
         level = result
         for parent in parents:
             level = level.setdefault(parent, {})
             if not isinstance(level, dict):
-                raise InputError(f"--set {pair}: {parent} was already given a plain value")
-        level[leaf] = yaml.safe_load(text)
+                raise InputError(f"--set {_brief(pair)}: {_brief(parent)} was already given a plain value")
+        level[leaf] = parse_value(text, f"--set {_brief(pair)}")
     return result
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any], source: str, path: str = "") -> dict[str, Any]:
@@ -73,10 +53,10 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any], source: str, path:
         where = f"{path}{key}"
         if key not in base:
             known = ", ".join(sorted(base))
-            raise InputError(f"{source}: unknown key {where!r}{nearest(str(key), base)}; known here: {known}")
+            raise InputError(f"{source}: unknown key {shortened(where)}{nearest(str(key), base)}; known here: {known}")
         if isinstance(base[key], dict):
             if not isinstance(value, dict):
-                raise InputError(f"{source}: {where} holds several settings, got {value!r}; use {where}.NAME")
+                raise InputError(f"{source}: {where} holds several settings, got {shortened(value)}; use {where}.NAME")
             value = merge(base[key], value, source, f"{where}.")
         merged[key] = value
     return merged
@@ -92,19 +72,48 @@ def validate(cls: type[T], mapping: Mapping[str, Any], source: str, path: str = 
     if family := kinds_of(cls):
         made = _in(source, family.class_of, values, path.rstrip("."))
         values.pop("kind", None)
+    elif dataclasses.is_dataclass(cls):
+        known = [entry.name for entry in dataclasses.fields(cls) if entry.init]
+        if unknown := [name for name in values if name not in known]:
+            close = nearest(str(unknown[0]), known)
+            raise InputError(
+                f"{source}: unknown key {shortened(f'{path}{unknown[0]}')}{close}; known here: {', '.join(known)}"
+            )
+    _refuse_bools(made, values, source, path)
     for name, part in _parts(made).items():
         if isinstance(values.get(name), Mapping):
             values[name] = validate(part, values[name], source, f"{path}{name}.")
     try:
-        result: T = TypeAdapter(made).validate_python(values)
+        result: T = _adapter(made).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
         where = path + ".".join(str(step) for step in first["loc"])
         if first["type"] == "value_error":
             raise InputError(f"{source}: {message}") from error
-        raise InputError(f"{source}: {where}={first.get('input')!r}: {message}") from error
+        raise InputError(f"{source}: {where}={shortened(first.get('input'))}: {message}") from error
     return result
+
+
+@lru_cache(maxsize=256)
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    """Making one takes a tenth of a second."""
+    return TypeAdapter(cls)
+
+
+def _refuse_bools(made: object, values: Mapping[str, Any], source: str, path: str) -> None:
+    """True is no number, though Python takes it for 1."""
+    if not (isinstance(made, type) and dataclasses.is_dataclass(made)):
+        return
+    hints = get_type_hints(made)
+    for name, value in values.items():
+        several = value if isinstance(value, (list, tuple)) else (value,)
+        if name in hints and any(isinstance(each, bool) for each in several) and not _takes_bool(hints[name]):
+            raise InputError(f"{source}: {path}{name}={shortened(value)} is not allowed: true and false are no numbers")
+
+
+def _takes_bool(hint: Any) -> bool:
+    return hint in (bool, Any, object) or any(_takes_bool(part) for part in get_args(hint))
 
 
 def _in(source: str, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -154,7 +163,7 @@ def configure(base: T, file: str | None = None, overrides: Sequence[str] = ()) -
     if file is not None:
         if not Path(file).is_file():
             raise InputError(f"{file}: no such configuration file")
-        content = parse_yaml(Path(file).read_text(), file)
+        content = read_yaml(file)
         check_format(content.pop("format", FORMAT), file)
         mapping, source = lay_over(type(base), mapping, content, file), file
     if overrides:

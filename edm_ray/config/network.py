@@ -8,6 +8,13 @@ from dataclasses import dataclass, field
 from edm_ray.config.kinds import Kinds
 from edm_ray.errors import require
 
+# Sizes beyond these are no network but a way to keep the reader busy.
+LARGEST = {
+    "img_resolution": 4096, "img_channels": 1024, "label_dim": 1_000_000, "augment_dim": 4096, "model_channels": 8192,
+    "channel_mult_emb": 64, "num_blocks": 64, "channel_mult_noise": 64,
+}  # fmt: skip
+MOST_LEVELS, LARGEST_MULT = 16, 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
@@ -25,6 +32,9 @@ class NetworkConfig:
         self.at_least(1, "img_resolution", "img_channels")
         for name in ("label_dim", "augment_dim"):
             require(getattr(self, name) >= 0, f"network.{name}", getattr(self, name), "0 or more")
+        for name, most in LARGEST.items():
+            value = getattr(self, name, 0)
+            require(value <= most, f"network.{name}", value, f"at most {most:,}")
 
     def at_least(self, least: int, *names: str) -> None:
         """Refuse a smaller number in one of these fields."""
@@ -50,7 +60,13 @@ class UNetConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "model_channels", "num_blocks", "channel_mult_emb")
-        require(len(self.channel_mult) >= 1, "network.channel_mult", self.channel_mult, "one multiplier a level")
+        levels = self.channel_mult
+        few = 1 <= len(levels) <= MOST_LEVELS and all(1 <= mult <= LARGEST_MULT for mult in levels)
+        allowed = f"one multiplier a level, of 1 to {LARGEST_MULT}; at most {MOST_LEVELS} levels"
+        require(few, "network.channel_mult", levels, allowed)
+        require(
+            len(self.attn_resolutions) <= MOST_LEVELS, "network.attn_resolutions", self.attn_resolutions, "one a level"
+        )
         for name in ("dropout", "label_dropout"):
             require(0.0 <= getattr(self, name) < 1.0, f"network.{name}", getattr(self, name), "0 <= p < 1")
 
@@ -80,7 +96,7 @@ class SongNetwork(UNetConfig):
         self.at_least(1, "channel_mult_noise")
         # An odd number of taps would make 2R - 1 pixels of R.
         taps = self.resample_filter
-        even = len(taps) >= 2 and len(taps) % 2 == 0 and all(math.isfinite(tap) for tap in taps)
+        even = 2 <= len(taps) <= 64 and len(taps) % 2 == 0 and all(math.isfinite(tap) for tap in taps)
         require(
             even and sum(taps) != 0,
             "network.resample_filter",

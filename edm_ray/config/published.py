@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from edm_ray.config.load import parse_yaml
+from edm_ray.config.text import read_yaml
 from edm_ray.errors import InputError
 
 PRICES_FILE = Path(__file__).with_name("prices.yaml")
@@ -50,7 +50,7 @@ PAPER_IMAGES = {"cifar10": 200e6, "ffhq64": 200e6, "imagenet64": 2500e6}
 def _prices(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise InputError(f"EDM_RAY_PRICES={path}: no such file; copy {PRICES_FILE} and edit it")
-    return parse_yaml(Path(path).read_text(), path)
+    return read_yaml(path)
 
 
 def prices() -> dict[str, Any]:

@@ -5,7 +5,10 @@ Numbers of images are counted in images (``nimg``) or thousands of them (``kimg`
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.config.objective import EDMObjective, ObjectiveConfig
@@ -121,7 +124,9 @@ class TrainingConfig:
     """
 
     def __post_init__(self) -> None:
+        _require_finite(dataclasses.asdict(self))
         self.objective.check_beside(self.denoiser.preconditioning)
+        require(0 <= self.seed < 1 << 63, "seed", self.seed, "0 to 2^63 - 1")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         require(self.threads >= 1, "threads", self.threads, "at least 1")
         require(self.micro_batch >= 0, "micro_batch", self.micro_batch, "0 (the whole share) or more")
@@ -149,3 +154,12 @@ class TrainingConfig:
         if self.reader == "ray-data":
             require(self.order == "rows", "order", self.order, "rows with reader=ray-data")
             require(self.on_damage == "raise", "on_damage", self.on_damage, "raise with reader=ray-data")
+
+
+def _require_finite(value: Any, path: str = "") -> None:
+    """Refuse infinities and NaN anywhere in a configuration."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _require_finite(part, f"{path}.{name}".lstrip("."))
+    for each in value if isinstance(value, (list, tuple)) else (value,):
+        require(not isinstance(each, float) or math.isfinite(each), path, each, "a finite number")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.load import validate
 from edm_ray.config.shape import DataShape
-from edm_ray.errors import InputError
+from edm_ray.data.format import ENCODINGS
+from edm_ray.errors import InputError, IntegrityError, shortened
 from edm_ray.storage import uris
-from edm_ray.storage.commit import MANIFEST, manifest_hash, read_manifest
+from edm_ray.storage.commit import MANIFEST, check_keys, manifest_hash, read_manifest
 
 KIND = "edm_ray data set"
-
+MAX_RESOLUTION, MAX_CHANNELS = 8192, 1024
 
 PROVENANCE = ("source",)
 """Keys of the manifest that say where the data came from, not what they are: outside the hash."""
@@ -81,12 +83,19 @@ class DataSet:
         return self.channels, self.resolution, self.resolution * self.codec.itemsize
 
     @property
+    def empty_classes(self) -> tuple[int, ...]:
+        """Classes of which there is no row: a model is not trained for them, and they are not drawn."""
+        return tuple(i for i in range(len(self.class_names)) if self.class_counts and self.class_counts[i] == 0)
+
+    @property
     def shape(self) -> DataShape:
         return DataShape(resolution=self.resolution, channels=self.channels, num_classes=len(self.class_names))
 
 
-def open_dataset(uri: str) -> DataSet:
-    """Read a data set's manifest. Raises InputError when there is none, or it is of something else."""
+def open_dataset(uri: str, *, rows_agree: bool = True) -> DataSet:
+    """Read a data set's manifest. Raises InputError when there is none, or it is of something else.
+
+    rows_agree: refuse shards whose rows do not add up (`edm-ray inspect` names the shards that are wrong instead)."""
     manifest = read_manifest(uri)
     if manifest is None:
         found = uris.list_names(uri)
@@ -95,9 +104,35 @@ def open_dataset(uri: str) -> DataSet:
             nested = [name for name in found if uris.exists(uris.join(uri, name, MANIFEST))]
             hint = f"it holds several: give one of {', '.join(uris.join(uri, name) for name in nested)}"
         raise InputError(f"{uri}: no data set ({hint}); make one with: edm-ray prepare SOURCE {uri}")
+    path = uris.join(uri, MANIFEST)
     if manifest.get("kind") != KIND:
-        raise InputError(f"{uri}: holds {manifest.get('kind', 'something else')!r}, not a data set")
-    fields = {field.name for field in dataclasses.fields(DataSet)}
+        raise InputError(f"{uri}: holds {shortened(manifest.get('kind', 'something else'))}, not a data set")
+    fields = {field.name for field in dataclasses.fields(DataSet)} - {"uri", "hash"}
+    check_keys(manifest, path, fields)
     known = {key: value for key, value in manifest.items() if key in fields}
     content = {key: value for key, value in manifest.items() if key not in PROVENANCE}
-    return validate(DataSet, {**known, "uri": uri, "hash": manifest_hash(content)}, uris.join(uri, MANIFEST))
+    dataset = validate(DataSet, {**known, "uri": uri, "hash": manifest_hash(content)}, path)
+    _check(dataset, path, rows_agree)
+    return dataset
+
+
+def _check(dataset: DataSet, path: str, rows_agree: bool) -> None:
+    """Numbers that agree with one another, before anything of that size is made."""
+    names, starts = [shard.name for shard in dataset.shards], [shard.first_row for shard in dataset.shards]
+    firsts = [0, *itertools.accumulate(shard.rows for shard in dataset.shards)]
+    classes, channels = max(1, len(dataset.class_names)), dataset.channels
+    counts = dataset.class_counts
+    checks = {
+        "files": sorted(names) == sorted(dataset.files),
+        "shards": all(shard.rows > 0 and shard.first_row >= 0 for shard in dataset.shards),
+        "rows": dataset.rows > 0 and (not rows_agree or firsts == [*starts, dataset.rows]),
+        "resolution": 0 < dataset.resolution <= MAX_RESOLUTION,
+        "channels": 0 < channels <= MAX_CHANNELS,
+        "mean": len(dataset.mean) == channels,
+        "std": len(dataset.std) == channels,
+        "encoding": dataset.encoding in ENCODINGS,
+        "class_counts": not counts or (len(counts) == classes and min(counts) >= 0 and sum(counts) == dataset.rows),
+        "codec": dataset.codec.is_pixels or len(dataset.codec.mean) == channels,
+    }
+    if wrong := [name for name, fits in checks.items() if not fits]:
+        raise IntegrityError(f"{path}: {wrong[0]} does not fit the rest: damaged or made by hand; prepare it again")

@@ -12,6 +12,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -22,8 +23,17 @@ from edm_ray.config.codec import check_scale
 from edm_ray.config.load import validate
 from edm_ray.data.format import ENCODINGS, Pixels, encode
 from edm_ray.data.importers.detect import open_source
-from edm_ray.data.importers.pictures import PictureOptions, to_pixels
-from edm_ray.data.importers.source import Record, RecordError, Source, SourceSpec, check_label
+from edm_ray.data.importers.pictures import PictureOptions, deep_range, to_pixels
+from edm_ray.data.importers.source import (
+    LabelError,
+    Record,
+    RecordError,
+    Source,
+    SourceSpec,
+    check_class_names,
+    check_label,
+    shortened_list,
+)
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.write import (
     FIRST_SKIPPED,
@@ -37,7 +47,7 @@ from edm_ray.data.write import (
     shard_edges,
     shard_name,
 )
-from edm_ray.errors import InputError, nearest
+from edm_ray.errors import PLAIN_NAME, InputError, nearest, plain_name, shortened
 from edm_ray.execution.executor import Executor, Item, Needs, OnProgress, no_progress
 from edm_ray.storage import artifacts, uris
 from edm_ray.storage.artifacts import Artifact, plain
@@ -127,12 +137,16 @@ def make_plan(spec: SourceSpec, pictures: PictureOptions, options: PlanOptions) 
     """
     options.check()
     pictures.check()
+    if not plain_name(spec.split):
+        raise InputError(f"--split {shortened(spec.split)} is not allowed: {PLAIN_NAME}")
     source = open_source(spec)
     if len(source) == 0:
         raise InputError(f"{spec.uri}: holds no records")
     latents = _latents(source, spec, pictures, options)
     encoding = options.encoding if latents is None else "raw"
+    check_class_names(source.class_names, spec.uri)
     shape, first, row_bytes = _probe(source, pictures, latents, options.on_error, encoding, spec.uri)
+    notes = (*source.notes, *_empty_classes(source), *_low_values(source, pictures))
     shards = options.shards or max(MIN_SHARDS, round(len(source) * row_bytes / (options.shard_mib * 2**20)))
     plan = Plan(
         source=spec,
@@ -150,7 +164,7 @@ def make_plan(spec: SourceSpec, pictures: PictureOptions, options: PlanOptions) 
     )
     _open.clear()
     _open[spec, source.fingerprint] = source
-    return plan, source.notes
+    return plan, notes
 
 
 def _latents(source: Source, spec: SourceSpec, pictures: PictureOptions, options: PlanOptions) -> LatentOptions | None:
@@ -205,7 +219,7 @@ def _probe(
     """Shape and name of the first usable picture (among those looked at), and the mean bytes of an encoded one."""
     shape: tuple[int, ...] | None = None
     first, sizes, reasons = "", [], []
-    for index in np.unique(np.linspace(0, len(source) - 1, PROBED).astype(int)).tolist():
+    for index in _probed(source):
         try:
             record = source.record(index)
             pixels = _sample(record, pictures, latents)
@@ -215,11 +229,59 @@ def _probe(
             sizes.append(len(encode(pixels, encoding)) + len(record.name) + 16)
         except RecordError as error:
             if on_error == "raise":
-                raise InputError(f"{where}: {error}") from error
+                raise _refusal(where, error) from error
             reasons.append(str(error))
     if shape is None:
         raise InputError(f"{where}: none of {len(reasons)} pictures looked at can be used; the first: {reasons[0]}")
     return (shape[0], shape[1], shape[2]), first, float(np.mean(sizes))
+
+
+def _probed(source: Source) -> list[int]:
+    """The records that are looked at before anything is written."""
+    numbers: list[int] = np.unique(np.linspace(0, len(source) - 1, PROBED).astype(int)).tolist()
+    return numbers
+
+
+def _refusal(where: str, error: RecordError) -> InputError:
+    """A record that cannot be used ends it; every such line names an option."""
+    way_out = "; --on-error skip leaves such records out"
+    if isinstance(error, LabelError):
+        way_out = "; give --unlabelled to leave labels out, or --on-error skip"
+    if " --" in str(error):
+        way_out = ""
+    return InputError(f"{where}: {error}{way_out}")
+
+
+def _empty_classes(source: Source) -> tuple[str, ...]:
+    """A note on the classes that no record has: they keep their numbers."""
+    labels = np.asarray(source.labels)
+    counts = np.bincount(labels[(labels >= 0) & (labels < len(source.class_names))], minlength=len(source.class_names))
+    empty = [f"{number}{'' if name == str(number) else f' ({name})'}" for number, name in enumerate(source.class_names)]
+    empty = [text for text, count in zip(empty, counts) if not count]
+    if not empty:
+        return ()
+    what = f"class {empty[0]} has" if len(empty) == 1 else f"{len(empty):,} classes have"
+    which = "" if len(empty) == 1 else f": {shortened_list(empty)}"
+    return (f"WARNING: {what} no pictures{which}; not trained for, and not drawn unless asked for by number",)
+
+
+def _low_values(source: Source, pictures: PictureOptions) -> tuple[str, ...]:
+    """A note when pictures of 16 bits use so little of their range that the high byte shows next to nothing."""
+    if pictures.mode == "keep":
+        return ()
+    ranges = []
+    for index in _probed(source):
+        with suppress(Exception):  # one that cannot be read is named when it is read
+            ranges.append(deep_range(source.record(index), pictures))
+    found = [each for each in ranges if each is not None]
+    if not found or (high := max(each[2] for each in found)) >= 1 << (found[0][0] - 1):
+        return ()
+    low, bits = min(each[1] for each in found), found[0][0]
+    black = " (all black)" if high >> (bits - 8) == 0 else ""
+    return (
+        f"WARNING: pictures of {bits} bits have values {low:,} to {high:,} only of 0 to {(1 << bits) - 1:,} "
+        f"({len(found)} looked at); what is kept is the high byte, 0 to {high >> (bits - 8)}{black}: scale them first",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +366,7 @@ def _rows(source: Source, plan: Plan, start: int, stop: int, skipped: list[str])
             yield record.name, check_label(record.label, plan.class_names, record.name), _fitting(record, plan)
         except RecordError as error:
             if plan.on_error == "raise":
-                raise InputError(f"{plan.source.uri}: {error}") from error
+                raise _refusal(plan.source.uri, error) from error
             skipped.append(str(error))
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from edm_ray.config.codec import Codec
 from edm_ray.data.exact import channel_sums, mean_std
 from edm_ray.data.format import Labels, Pixels, encode, row_groups, schema, write_shard
+from edm_ray.data.importers.source import check_class_names
 from edm_ray.data.manifest import KIND, DataSet, open_dataset
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
@@ -227,6 +228,7 @@ def write_dataset(
     images: uint8 [N, C, H, W], square, C = 1 or 3. labels: int64 [N] in [0, number of classes); all 0 without classes.
     Files are ``{split}-00000-of-000NN.parquet``. The bytes depend on the arguments alone.
     """
+    check_class_names(list(class_names), uri)
     rows, channels, height, width = images.shape
     if rows == 0 or height != width or channels not in (1, 3) or images.dtype != np.uint8:
         raise InputError(

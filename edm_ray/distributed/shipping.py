@@ -33,6 +33,7 @@ class ShippedModel:
     network: torch.nn.Module | None = None
     """The user's own module: it travels as Ray pickles it, so its class must be importable on the workers, or be
     defined in the script that was started."""
+    empty_classes: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, model: Model) -> ShippedModel:
@@ -47,6 +48,7 @@ class ShippedModel:
             codec=model.codec,
             guide=guide,
             network=model.network,
+            empty_classes=model.empty_classes,
         )
 
     def denoiser(self, device: str) -> ModelDenoiser:
@@ -57,7 +59,7 @@ class ShippedModel:
             state[name] = view.view(dtype).reshape(shape)
         module = network_with(self.config, state, self.uri, self.network).to(device)
         guide = None if self.guide is None else self.guide.denoiser(device)
-        return ModelDenoiser(module, self.config.network, self.codec, guide)
+        return ModelDenoiser(module, self.config.network, self.codec, guide, empty_classes=self.empty_classes)
 
 
 def _read_only(content: np.ndarray) -> torch.Tensor:

@@ -12,6 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from edm_ray.errors import InputError, IntegrityError
+from edm_ray.storage.documents import shortened_error
 
 Array = npt.NDArray[np.float64]
 _LIMIT = 2.0**53
@@ -119,15 +120,28 @@ class Moments:
         try:
             arrays = safetensors.numpy.load(content)
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-            return cls(
+            moments = cls(
                 n=int(header["n"]),
                 total=arrays["total"],
                 outer=arrays["outer"],
                 scale_bits=int(header["scale_bits"]),
-                extractor=header["extractor"],
+                extractor=str(header["extractor"]),
             )
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise IntegrityError(f"{where}: not a file of moments: {error}") from error
+        except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise IntegrityError(f"{where}: not a file of moments: {shortened_error(error)}") from error
+        check_moments((moments.total, moments.outer), where)
+        if moments.n < 1 or not 0 <= moments.scale_bits < 64:
+            raise IntegrityError(f"{where}: moments of {moments.n} images at {moments.scale_bits} bits are none")
+        return moments
+
+
+def check_moments(arrays: tuple[Array, Array], where: str) -> None:
+    """Raises IntegrityError unless they are float64 [d] and [d, d], finite."""
+    vector, matrix = arrays
+    if vector.ndim != 1 or matrix.shape != (len(vector),) * 2 or {vector.dtype, matrix.dtype} != {np.dtype(np.float64)}:
+        raise IntegrityError(f"{where}: {vector.dtype} {vector.shape} and {matrix.dtype} {matrix.shape} are no moments")
+    if not np.isfinite(vector).all() or not np.isfinite(matrix).all():
+        raise IntegrityError(f"{where}: its numbers are not all finite")
 
 
 class GroupSums:

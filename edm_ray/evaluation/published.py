@@ -10,7 +10,8 @@ import safetensors
 import safetensors.numpy
 
 from edm_ray.errors import InputError, IntegrityError
-from edm_ray.evaluation.moments import Array, Moments
+from edm_ray.evaluation.moments import Array, Moments, check_moments
+from edm_ray.storage.documents import shortened_error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,5 +56,6 @@ class PublishedMoments:
             arrays = safetensors.numpy.load(content)
             mean, covariance = arrays["mean"], arrays["covariance"]
         except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise IntegrityError(f"{where}: not a file of given moments: {error}") from error
+            raise IntegrityError(f"{where}: not a file of given moments: {shortened_error(error)}") from error
+        check_moments((mean, covariance), where)
         return cls(mean=mean, covariance=covariance, extractor=extractor, scale_bits=scale_bits)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from edm_ray.data.manifest import DataSet
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, IntegrityError, shortened
 from edm_ray.evaluation.extractors import pixels
 from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.extractors.registry import load_extractor
@@ -16,9 +16,10 @@ from edm_ray.evaluation.moments import Array, Moments
 from edm_ray.evaluation.published import PublishedMoments
 from edm_ray.evaluation.reference_features import FEATURES_FILE, ReferenceFeatures
 from edm_ray.storage import uris
-from edm_ray.storage.commit import commit, read_file, read_manifest, sha256
+from edm_ray.storage.commit import MANIFEST, commit, open_manifest, read_file, sha256
 
 KIND = "edm_ray reference"
+_KEYS = ("features", "dataset", "dataset_hash", "n", "extractor", "weights_sha256", "published")
 _MOMENTS, _WEIGHTS = "moments.safetensors", "extractor-weights"
 
 
@@ -117,19 +118,23 @@ def commit_published(
 
 def open_reference(uri: str) -> tuple[Reference, ExtractorSpec]:
     """Read and check a reference directory. Raises InputError when there is none or its parts do not match."""
-    manifest = read_manifest(uri)
+    manifest = open_manifest(uri, KIND, _KEYS, (_MOMENTS, _WEIGHTS, FEATURES_FILE))
     if manifest is None:
-        if uri.endswith(".npz"):
+        if uri.lower().endswith((".npz", ".pkl")):
             raise InputError(
                 f"{uri}: a published mean and covariance is made a reference by: edm-ray import {uri} OUT "
                 "--extractor inception --weights WEIGHTS; give --reference OUT"
             )
         raise InputError(f"{uri}: no reference there; make one with: edm-ray reference --data DATASET --out {uri}")
-    if manifest.get("kind") != KIND:
-        raise InputError(f"{uri}: holds {manifest.get('kind', 'something else')!r}, not a reference")
+    for name in ("dataset", "dataset_hash", "extractor", "weights_sha256"):
+        if not isinstance(manifest.get(name), str):
+            got = shortened(manifest.get(name))
+            raise IntegrityError(f"{uris.join(uri, MANIFEST)}: {name}={got} is not allowed: a text")
     content, where = read_file(uri, _MOMENTS, manifest), uris.join(uri, _MOMENTS)
     moments: Moments | PublishedMoments
     if published := manifest.get("published"):
+        if not isinstance(published, dict) or set(published) != {"extractor", "scale_bits"}:
+            raise IntegrityError(f"{uris.join(uri, MANIFEST)}: published={shortened(published)} is not allowed")
         moments = PublishedMoments.from_bytes(content, where, published["extractor"], published["scale_bits"])
     else:
         moments = Moments.from_bytes(content, where)
@@ -140,6 +145,8 @@ def open_reference(uri: str) -> tuple[Reference, ExtractorSpec]:
         extractor_name=manifest["extractor"],
         weights_sha256=manifest["weights_sha256"],
     )
+    if isinstance(moments, Moments) and moments.n < 2:
+        raise InputError(f"{uri}: a reference of {moments.n} image; 2 or more are needed (their covariance)")
     weights = read_file(uri, _WEIGHTS, manifest)
     spec = ExtractorSpec(name=reference.extractor_name, weights=weights, sha256=reference.weights_sha256)
     if spec.load().identity != moments.extractor:

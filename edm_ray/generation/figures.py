@@ -165,7 +165,7 @@ def interpolation_figure(
         ends = image_noise(seeds, "latents", denoiser.shape)(0)
         paths.append(spherical(ends[0], ends[1], share))
         if label_dim:
-            classes += labels_of(seeds[:1], label_dim, labels).tolist() * columns
+            classes += labels_of(seeds[:1], label_dim, labels, denoiser.empty_classes).tolist() * columns
     latents = torch.cat(paths)
     parts = []
     for first in range(0, len(latents), micro_batch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 
@@ -45,19 +46,25 @@ def check_labels(policy: str, num_classes: int) -> None:
         raise InputError(f"--labels {policy}: give random, balanced, or a class in 0..{num_classes - 1}")
 
 
-def labels_of(seeds: torch.Tensor, num_classes: int, policy: str) -> torch.Tensor:
+def labels_of(seeds: torch.Tensor, num_classes: int, policy: str, empty_classes: Sequence[int] = ()) -> torch.Tensor:
     """Class of each seed: int64 [B].
 
     policy: "random" (uniform per seed, as in the paper), "balanced" (ten seeds in a row share a class, so that
     every residue of seeds mod 10, which is a jackknife group, holds all classes alike), or a class number.
+    empty_classes: had no pictures to train on, and come only by their number.
     """
     check_labels(policy, num_classes)
+    if policy not in ("random", "balanced"):
+        return torch.full_like(seeds, int(policy))
+    drawn = num_classes - len(empty_classes)
     if policy == "random":
-        draw = uniform(stream_key("class label"), seeds, 1)[:, 0]
-        return (draw * num_classes).long()
-    if policy == "balanced":
-        return seeds // BALANCED_RUN % num_classes
-    return torch.full_like(seeds, int(policy))
+        number = (uniform(stream_key("class label"), seeds, 1)[:, 0] * drawn).long()
+    else:
+        number = seeds // BALANCED_RUN % drawn
+    if empty_classes:
+        without = set(empty_classes)
+        number = torch.tensor([c for c in range(num_classes) if c not in without], device=seeds.device)[number]
+    return number
 
 
 def generate(
@@ -82,7 +89,7 @@ def generate(
         noise = image_noise(padded, "churn", denoiser.shape)
         one_hot = None
         if classes:
-            one_hot = one_hot_labels(labels_of(padded, classes, labels), classes)
+            one_hot = one_hot_labels(labels_of(padded, classes, labels, denoiser.empty_classes), classes)
         with torch.inference_mode(), network_precision(precision, device):
             images = sample(denoiser, latents, sampler, one_hot, noise, denoiser.guide)
         if not bool(torch.isfinite(images).all()):  # as uint8 they would pass for black pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,10 +31,12 @@ def model_card(config: DenoiserConfig, about: Mapping[str, Any], layout: str = "
 
 
 def _text(value: Any) -> str:
-    """One line."""
+    """One line; names of classes and files are foreign text, and no HTML, table or link comes of them."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    return " ".join(str(value).split()) if isinstance(value, (str, int)) else canonical_json(value)
+    text = " ".join(str(value).split()) if isinstance(value, (str, int)) else canonical_json(value)
+    text = html.escape(text, quote=False)
+    return text.replace("|", "&#124;").replace("`", "&#96;").replace("](", "]&#40;")
 
 
 def _front_matter(conditional: bool) -> list[str]:

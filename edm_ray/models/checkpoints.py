@@ -16,16 +16,17 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from edm_ray.errors import InputError, IntegrityError
+from edm_ray.errors import InputError, IntegrityError, shortened
 from edm_ray.models.weights import tensors_of
 from edm_ray.storage import uris
-from edm_ray.storage.commit import MANIFEST, commit, read_file, read_manifest
+from edm_ray.storage.commit import MANIFEST, check_keys, commit, read_file, read_manifest
+from edm_ray.storage.documents import SMALL_BYTES, load_json
 from edm_ray.storage.numbered import numbers
-from edm_ray.storage.versioned import parse_object
 
 logger = logging.getLogger(__name__)
 KIND = "edm_ray checkpoint"
 NAME = "nimg-{:012d}"
+STATE = "state.json"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -60,7 +61,7 @@ class CheckpointStore:
             (f"{stem}.safetensors", safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in part.items()}))
             for stem, part in tensors.items()
         ]
-        files.append(("state.json", json.dumps(dict(state), sort_keys=True, allow_nan=False).encode()))
+        files.append((STATE, json.dumps(dict(state), sort_keys=True, allow_nan=False).encode()))
         facts = {"kind": KIND, "images_seen": images_seen, "run": self.run}
         commit(self._path(images_seen), files, self._is_damaged(images_seen), **facts)
         self._whole.add(images_seen)
@@ -116,6 +117,12 @@ class CheckpointStore:
                 f"{uri}: a checkpoint of run {manifest.get('run') or 'unknown'}, this run is {self.run} (run.json); it "
                 "is not resumed: delete that checkpoint, or give --fresh to delete the run and start over"
             )
+        check_keys(manifest, uris.join(uri, MANIFEST), ["images_seen", "run"])
+        others = [name for name in manifest["files"] if name != STATE and not name.endswith(".safetensors")]
+        if others:
+            raise IntegrityError(
+                f"{uris.join(uri, MANIFEST)}: lists {shortened(others[0])}; not a checkpoint of this version"
+            )
         if manifest.get("images_seen") != images_seen:
             raise IntegrityError(f"{uri}: holds the checkpoint at {manifest.get('images_seen')} images")
         tensors = {
@@ -123,7 +130,9 @@ class CheckpointStore:
             for name in manifest["files"]
             if name.endswith(".safetensors")
         }
-        state = parse_object(read_file(uri, "state.json", manifest), uris.join(uri, "state.json"), "it is passed over")
+        state = load_json(read_file(uri, STATE, manifest), uris.join(uri, STATE), SMALL_BYTES)
+        if not isinstance(state, dict):
+            raise IntegrityError(f"{uris.join(uri, STATE)}: a mapping is needed, got {shortened(state)}")
         return Checkpoint(images_seen=images_seen, tensors=tensors, state=state)
 
     def latest(self) -> Checkpoint | None:

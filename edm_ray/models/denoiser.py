@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,11 @@ class ModelDenoiser:
         codec: Codec = PIXELS,
         guide: ModelDenoiser | None = None,
         source: Any = None,
+        empty_classes: Sequence[int] = (),
     ) -> None:
         """module: a preconditioned network in evaluation mode on its device; network: what it takes and makes; source:
-        the `Model` that it was built from."""
+        the `Model` that it was built from; empty_classes: no picture was trained on, so they are not drawn."""
+        self.empty_classes = tuple(empty_classes)
         self.module, self.codec, self.guide, self.source = module, codec, guide, source
         self.recorded: dict[torch.dtype | None, Replay] | None = None
         self.sigma_min, self.sigma_max = float(module.sigma_min), float(module.sigma_max)

@@ -14,18 +14,23 @@ import torch
 from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.config.load import to_flat, validate
+from edm_ray.config.network import OwnNetwork
 from edm_ray.data.decoders import decoder_version
 from edm_ray.diffusion.preconditioning import Preconditioned
-from edm_ray.errors import InputError, IntegrityError
+from edm_ray.errors import InputError, IntegrityError, nearest, shortened
 from edm_ray.models.card import model_card
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.weights import misfit, tensors_of, weights_bytes
 from edm_ray.networks.build import build_denoiser, on_device
 from edm_ray.storage import uris
-from edm_ray.storage.commit import canonical_json, commit, read_file, read_manifest, sha256
-from edm_ray.storage.versioned import FORMAT, from_text
+from edm_ray.storage.commit import NEWER, canonical_json, commit, open_manifest, read_file, read_manifest, sha256
+from edm_ray.storage.documents import SMALL_BYTES, load_json
+from edm_ray.storage.versioned import FORMAT, check_format
 
 KIND = "edm_ray model"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FOREIGN = (".pkl", ".pt", ".pth", ".ckpt", ".npz", ".safetensors", ".bin")
+CONFIG_KEYS = ("format", "denoiser", "about", "codec")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +57,24 @@ class Model:
         parts = [dataclasses.asdict(self.config), sha256(self.weights)]
         if not self.codec.is_pixels:
             parts += [dataclasses.asdict(self.codec), decoder_version(self.codec.decoder)]
+        if self.empty_classes:
+            parts.append({"empty_classes": list(self.empty_classes)})
         if self.guide is not None:
             parts.append({"guide": self.guide.hash})
         text = canonical_json(parts)
         return sha256(text.encode())
 
+    @property
+    def empty_classes(self) -> tuple[int, ...]:
+        """Classes without a picture in the data that it was trained on."""
+        return tuple(self.about.get("empty_classes", ()))
+
     def denoiser(self, device: str = "cpu") -> ModelDenoiser:
         """D in evaluation mode, with its guide if there is one."""
-        state = tensors_of(self.weights, uris.join(self.uri, "model.safetensors"))
+        state = tensors_of(self.weights, uris.join(self.uri, WEIGHTS))
         module = on_device(network_with(self.config, state, self.uri, self.network), torch.device(device))
         guide = None if self.guide is None else self.guide.denoiser(device)
-        denoiser = ModelDenoiser(module, self.config.network, self.codec, guide, self)
+        denoiser = ModelDenoiser(module, self.config.network, self.codec, guide, self, self.empty_classes)
         return denoiser if self.network is not None else denoiser.record()
 
     def with_guide(self, guide: Model) -> Model:
@@ -100,7 +112,7 @@ def save_model(
     text = json.dumps(content, indent=1, sort_keys=True)
     weights = weights_bytes(state, {"edm_ray.denoiser": canonical_json(dataclasses.asdict(config))})
     card = model_card(config, about)
-    files = [("config.json", text.encode()), ("model.safetensors", weights), ("README.md", card.encode())]
+    files = [(CONFIG, text.encode()), (WEIGHTS, weights), (CARD, card.encode())]
     commit(uri, files, replace=True, kind=KIND)  # a longer run has a newer model
 
 
@@ -109,7 +121,7 @@ def add_metrics(uri: str, metrics: Mapping[str, Any]) -> None:
     What it computes, and so its hash, stays."""
     model = open_model(uri)
     about = {**model.about, "metrics": {**model.about.get("metrics", {}), **metrics}}
-    save_model(uri, model.config, tensors_of(model.weights, uri), about, model.codec)
+    save_model(uri, model.config, tensors_of(model.weights, uris.join(uri, WEIGHTS)), about, model.codec)
 
 
 def open_model(uri: str, guide: str | None = None, network: torch.nn.Module | None = None) -> Model:
@@ -117,25 +129,75 @@ def open_model(uri: str, guide: str | None = None, network: torch.nn.Module | No
     model was trained with one. Raises InputError when there is none."""
     if guide is not None:
         return open_model(uri, network=network).with_guide(open_model(guide))
-    manifest = read_manifest(uri)
+    manifest = open_manifest(uri, KIND, (), (CONFIG, WEIGHTS, CARD))
     if manifest is None and read_manifest(uris.join(uri, "model")) is not None:
         raise InputError(f"{uri}: is a run, not a model; give {uris.join(uri, 'model')}")
     if manifest is None:
+        if uri.lower().endswith(FOREIGN):
+            what = "a file of another project; " if uris.file_size(uri) is not None else ""
+            raise InputError(f"{uri}: {what}no model directory; make one of a .pkl or .pt: edm-ray import {uri} MODEL")
         raise InputError(f"{uri}: no model directory there; `edm-ray train` writes one to RUN/model when it is done")
-    if manifest.get("kind") != KIND:
-        raise InputError(f"{uri}: holds {manifest.get('kind', 'something else')!r}, not a model")
-    path = uris.join(uri, "config.json")
-    content = from_text(read_file(uri, "config.json", manifest), path, "write the model again")
-    if "denoiser" not in content or not isinstance(content.get("about"), dict):
-        raise IntegrityError(f"{path}: lacks denoiser or about; write the model again")
-    config = validate(DenoiserConfig, content["denoiser"], uris.join(uri, "config.json"))
-    codec = validate(Codec, content.get("codec", {}), uris.join(uri, "config.json"))
+    where = uris.join(uri, CONFIG)
+    config, codec, about = read_config(read_file(uri, CONFIG, manifest), where)
+    weights = read_file(uri, WEIGHTS, manifest)
+    if network is None:
+        check_size(config, len(weights), uri)
+    return Model(uri=uri, config=config, weights=weights, about=about, codec=codec, network=network)
+
+
+def read_config(content: bytes, where: str) -> tuple[DenoiserConfig, Codec, dict[str, Any]]:
+    """A ``config.json``: what the network is, what its samples are, where it comes from. Raises InputError for what is
+    damaged, and for a key that this version does not know."""
+    table = load_json(content, where, SMALL_BYTES)
+    if not isinstance(table, dict):
+        raise IntegrityError(f"{where}: a mapping is needed, got {shortened(table)}")
+    check_format(table.get("format"), where)
+    if unknown := sorted(set(table) - set(CONFIG_KEYS)):
+        close = nearest(unknown[0], CONFIG_KEYS)
+        raise InputError(f"{where}: unknown key {shortened(unknown[0])}{close}; {NEWER}")
+    for name in ("denoiser", "about"):
+        if not isinstance(table.get(name), dict):
+            raise IntegrityError(f"{where}: {name} is missing or no mapping, got {shortened(table.get(name))}")
+    config = validate(DenoiserConfig, table["denoiser"], where)
+    codec = validate(Codec, table.get("codec", {}), where)
     if not codec.is_pixels and len(codec.mean) != config.network.img_channels:
         raise IntegrityError(
-            f"{uri}: its codec has {len(codec.mean)} channels, its network {config.network.img_channels}"
+            f"{where}: its codec has {len(codec.mean)} channels, its network {config.network.img_channels}"
         )
-    weights = read_file(uri, "model.safetensors", manifest)
-    return Model(uri=uri, config=config, weights=weights, about=content["about"], codec=codec, network=network)
+    _check_about(table["about"], config.network.label_dim, where)
+    return config, codec, table["about"]
+
+
+def _check_about(about: dict[str, Any], classes: int, where: str) -> None:
+    """What is used of it must be of its type; the rest is only shown."""
+    names, empty = about.get("class_names", []), about.get("empty_classes", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise IntegrityError(f"{where}: about.class_names={shortened(names)} is not allowed: a list of texts")
+    numbers = isinstance(empty, list) and all(type(number) is int and 0 <= number < classes for number in empty)
+    if not numbers or len(set(empty)) != len(empty) or (empty and len(empty) >= classes):
+        raise IntegrityError(
+            f"{where}: about.empty_classes={shortened(empty)} is not allowed: some of {classes} classes"
+        )
+    if not isinstance(about.get("metrics", {}), dict):
+        raise IntegrityError(f"{where}: about.metrics={shortened(about['metrics'])} is not allowed: a mapping")
+
+
+def check_size(config: DenoiserConfig, size: int, where: str) -> None:
+    """Refuse a configuration whose network does not fit into a file of so many bytes, before it is built.
+
+    Networks of a few kinds are laid out without memory first (torch's meta device), so a configuration that asks for
+    terabytes costs nothing.
+    """
+    if isinstance(config.network, OwnNetwork):
+        return
+    with torch.device("meta"):
+        state = build_denoiser(config).state_dict()
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if needed > size:
+        raise IntegrityError(
+            f"{where}: {CONFIG} describes a network of {needed:,} bytes, {WEIGHTS} has {size:,}: the two do not belong "
+            "together"
+        )
 
 
 def load_model(

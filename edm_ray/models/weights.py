@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+import safetensors
 import safetensors.torch
 import torch
 
 from edm_ray.errors import IntegrityError
+from edm_ray.storage.documents import shortened_error
 
 
 def weights_bytes(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -29,10 +31,10 @@ def weights_bytes(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 def tensors_of(content: bytes, what: str) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file. Raises IntegrityError, which begins with ``what``, for anything else."""
     try:
-        found: dict[str, torch.Tensor] = safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise IntegrityError(f"{what}: not a safetensors file ({error})") from error
-    return found
+        tensors: dict[str, torch.Tensor] = safetensors.torch.load(content)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise IntegrityError(f"{what}: not a file of tensors (safetensors): {shortened_error(error)}") from error
+    return tensors
 
 
 def misfit(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str | None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 from edm_ray.config.load import validate
-from edm_ray.errors import InputError, IntegrityError
+from edm_ray.errors import InputError, IntegrityError, shortened
 from edm_ray.report.html import Context, render_report
 from edm_ray.search.result import REWRITE, SweepResult
 from edm_ray.storage import uris
+from edm_ray.storage.documents import MAX_BYTES, load_json
 from edm_ray.storage.versioned import read_json, write_json
 
 RESULT, CONTEXT, PAGE, PROGRESS = "sweep.json", "report.json", "report.html", "progress.json"
+MAX_GRID_BYTES = 64 << 20
+_GRID = re.compile(r"samples-\d{1,4}\.png")
 
 
 def save_report(out: str, result: SweepResult, context: Context) -> str:
@@ -60,15 +64,30 @@ def load_report(out: str) -> tuple[SweepResult, Context]:
     if not uris.exists(uris.join(out, CONTEXT)):
         raise InputError(f"{out}: {CONTEXT} is missing; run the sweep's command again, it generates nothing twice")
     about = read_json(uris.join(out, CONTEXT), REWRITE)
-    grids = {title: uris.read_bytes(uris.join(out, str(name))) for title, name in about.get("grids", {}).items()}
+    grids = _grids(out, about.get("grids", {}))
     return result, validate(Context, {**about, "grids": grids}, uris.join(out, CONTEXT))
+
+
+def _grids(out: str, names: object) -> dict[str, bytes]:
+    """The pictures that a sweep wrote, by title. Raises IntegrityError for the name of any other file."""
+    path, grids = uris.join(out, CONTEXT), {}
+    if not isinstance(names, dict):
+        raise IntegrityError(f"{path}: grids={shortened(names)} is not allowed: a mapping of titles to files")
+    for title, name in names.items():
+        if not isinstance(name, str) or not _GRID.fullmatch(name):
+            raise IntegrityError(f"{path}: the grid {shortened(name)} is no file of a sweep; nothing else is read")
+        uris.refuse_link_out(out, name)
+        grids[title] = uris.read_bytes(uris.join(out, name), MAX_GRID_BYTES)
+    return grids
 
 
 def _json(path: str) -> dict[str, Any]:
     try:
-        content = json.loads(uris.read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path}: not JSON ({error}); run the sweep's command again to rewrite it") from error
+        content = load_json(uris.read_bytes(path, MAX_BYTES), path)
+    except uris.NotFound:
+        raise
+    except InputError as error:
+        raise IntegrityError(f"{error}; run the sweep's command again to rewrite it") from error
     if not isinstance(content, dict):
         raise IntegrityError(f"{path}: not what a sweep writes; run the sweep's command again to rewrite it")
     return content

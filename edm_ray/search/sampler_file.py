@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from edm_ray.config.load import parse_yaml
+from edm_ray.config.text import parse_yaml
 from edm_ray.diffusion.samplers import Sampler, read_sampler
 from edm_ray.errors import InputError
 from edm_ray.search.result import REWRITE, Confirmed, SweepResult
@@ -59,7 +59,7 @@ def _about(entry: Confirmed) -> dict[str, Any]:
     }
 
 
-def settings_from_yaml(text: str, source: str = "sampler file") -> Sampler:
+def settings_from_yaml(text: str | bytes, source: str = "sampler file") -> Sampler:
     """The sampler of a best-sampler.yaml. Raises InputError naming what is wrong.
 
     A file without ``format`` is one that a person wrote.

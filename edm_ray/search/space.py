@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edm_ray.config.load import parse_yaml, validate
+from edm_ray.config.load import validate
+from edm_ray.config.text import read_yaml
 from edm_ray.diffusion.samplers import SOLVERS, Euler, Heun, Sampler, with_changes
 from edm_ray.diffusion.samplers.base import settings as settings_of
 from edm_ray.diffusion.samplers.base import type_name
 from edm_ray.diffusion.samplers.heun import GAMMA_MAX
-from edm_ray.errors import InputError, nearest
+from edm_ray.errors import PLAIN_NAME, InputError, nearest, plain_name, shortened
 from edm_ray.search.dimensions import Choice, Grid, Range
 from edm_ray.search.sampler_field import SamplerField
 
@@ -166,7 +167,7 @@ def load_space(path: str) -> Space:
     """Read a tune space. Raises InputError naming the file, the key, what was got and what is allowed."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such tune space; the repository has some in tune_spaces/")
-    return space_of(parse_yaml(Path(path).read_text(), path), path)
+    return space_of(read_yaml(path), path)
 
 
 def space_of(given: Mapping[str, Any], path: str) -> Space:
@@ -177,6 +178,8 @@ def space_of(given: Mapping[str, Any], path: str) -> Space:
             raise InputError(f"{path}: unknown key {key!r}{nearest(str(key), known)}; known here: {', '.join(known)}")
     if not given.get("name"):
         raise InputError(f"{path}: key 'name' is missing")
+    if not isinstance(given["name"], str) or not plain_name(given["name"]):
+        raise InputError(f"{path}: name={shortened(given['name'])} is not allowed: {PLAIN_NAME}")
     sampler = with_changes(Heun(), given.get("sampler") or {}, f"{path}: sampler")
     if isinstance(sampler, Euler) and (sampler.s_churn or any(churn for _, _, churn in sampler.churn_bins)):
         raise InputError(f"{path}: sampler.s_churn={sampler.s_churn} is not allowed: 0, it is what is searched")

@@ -8,7 +8,6 @@ Files are safetensors with identity and sha256 in their header; they appear whol
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import safetensors.numpy
 from edm_ray.errors import IntegrityError
 from edm_ray.storage import uris
 from edm_ray.storage.commit import canonical_json, sha256
+from edm_ray.storage.documents import load_json
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -87,8 +87,8 @@ def read(store: str, artifact: Artifact) -> Content:
     fix = "delete it and run again"
     try:
         arrays: dict[str, np.ndarray] = safetensors.numpy.load(content)
-        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        header = json.loads(metadata[HEADER])
+        metadata = load_json(content[8 : 8 + int.from_bytes(content[:8], "little")], path)["__metadata__"]
+        header = load_json(metadata[HEADER], path)
         form, identity, digest = header["format"], canonical_json(header["identity"]), header["sha256"]
         notes: dict[str, str] = header["notes"]
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:

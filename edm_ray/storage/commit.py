@@ -13,15 +13,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from edm_ray.errors import InputError, IntegrityError
+from edm_ray.errors import InputError, IntegrityError, nearest, shortened
 from edm_ray.storage import uris
+from edm_ray.storage.documents import MAX_BYTES, load_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 """Of directories with a manifest. Another one is refused in words."""
+SEAL = "sha256"
+"""Key of a manifest's own hash, over all of its other keys."""
+NEWER = "a newer version of edm_ray may have written it"
+_NAME = re.compile(r"[^/\\\x00-\x1f:]{1,255}")
 logger = logging.getLogger(__name__)
 
 
@@ -78,33 +84,83 @@ def write_files(uri: str, files: Iterable[tuple[str, bytes]]) -> dict[str, dict[
 def publish(uri: str, entries: Mapping[str, Mapping[str, Any]], replace: bool = False, **facts: Any) -> dict[str, Any]:
     """Write the manifest: from here on the directory exists. Raises InputError when another one is there."""
     manifest = {**facts, "format": FORMAT, "files": {name: dict(entry) for name, entry in entries.items()}}
-    text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
+    content = sealed(manifest)
     path = uris.join(uri, MANIFEST)
     if replace:
-        uris.write_bytes(path, text.encode())
-    elif not uris.create_bytes(path, text.encode()):
-        there, new = _committed(uri), json.loads(text)
+        uris.write_bytes(path, content)
+    elif not uris.create_bytes(path, content):
+        there, new = _committed(uri), json.loads(json.dumps(manifest))
         if there is None:
-            uris.write_bytes(path, text.encode())
+            uris.write_bytes(path, content)
         elif there != new:
             raise _taken(uri, ", ".join(key for key in sorted({*there, *new}) if there.get(key) != new.get(key)))
     return manifest
 
 
+def sealed(manifest: Mapping[str, Any]) -> bytes:
+    """Text of a manifest, with its own hash: a byte of it that changes is damage, not content."""
+    whole = {**manifest, SEAL: manifest_hash(manifest)}
+    return json.dumps(whole, indent=1, sort_keys=True, allow_nan=False).encode()
+
+
 def read_manifest(uri: str) -> dict[str, Any] | None:
-    """The manifest, or None when the directory does not exist (nothing there, or half-written)."""
+    """The manifest, or None when the directory does not exist (nothing there, or half-written).
+
+    Raises IntegrityError when a byte of it was changed, InputError for another format, or names that lead outside.
+    """
     path = uris.join(uri, MANIFEST)
     try:
-        manifest = json.loads(uris.read_bytes(path))
+        content = uris.read_bytes(path, MAX_BYTES)
     except uris.NotFound:
         return None
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path}: not JSON ({error}); the directory is damaged, write it again") from error
+    try:
+        manifest = load_json(content, path)
+    except InputError as error:
+        raise IntegrityError(f"{error}; the directory is damaged, write it again") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise IntegrityError(f"{path}: not a manifest of edm_ray (no 'files' table)")
     if manifest.get("format") != FORMAT:
-        raise InputError(f"{path}: format {manifest.get('format')!r}; this version of edm_ray reads format {FORMAT}")
+        got = shortened(manifest.get("format"))
+        raise InputError(f"{path}: format {got}; this version of edm_ray reads format {FORMAT}")
+    if manifest.pop(SEAL, None) is None:
+        raise IntegrityError(f"{path}: lacks its own hash ({SEAL!r}): damaged, or of an older edm_ray; write it again")
+    if sealed(manifest) != content:
+        raise IntegrityError(f"{path}: was changed after it was written; the directory is damaged, write it again")
+    for name, entry in manifest["files"].items():
+        _check_entry(path, name, entry)
     return manifest
+
+
+def _check_entry(path: str, name: str, entry: object) -> None:
+    if not all(_NAME.fullmatch(part) and part not in (".", "..") for part in name.split("/")) or name == MANIFEST:
+        raise InputError(f"{path}: lists the file {shortened(name)}, which is no file inside of the directory; refused")
+    fits = isinstance(entry, dict) and set(entry) == {"bytes", "sha256"}
+    if not isinstance(entry, dict) or not fits or type(entry["bytes"]) is not int or entry["bytes"] < 0:
+        raise InputError(f"{path}: size and sha256 are needed of {name}, got {shortened(entry)}")
+
+
+def open_manifest(uri: str, kind: str, keys: Iterable[str], files: Iterable[str]) -> dict[str, Any] | None:
+    """`read_manifest` of a directory of this kind, with these keys at most and no files but these.
+
+    Raises InputError for another kind, and for a key or file that this version does not know.
+    """
+    manifest, path = read_manifest(uri), uris.join(uri, MANIFEST)
+    if manifest is None:
+        return None
+    if manifest.get("kind") != kind:
+        what = kind.removeprefix("edm_ray ")
+        raise InputError(f"{uri}: holds {shortened(manifest.get('kind', 'something else'))}, not a {what}")
+    check_keys(manifest, path, keys)
+    if others := sorted(set(manifest["files"]) - set(files)):
+        raise InputError(f"{path}: lists the file {shortened(others[0])}, which is no part of a {kind}; refused")
+    return manifest
+
+
+def check_keys(manifest: Mapping[str, Any], path: str, known: Iterable[str]) -> None:
+    """Refuse what this version does not know: it would be left out without a word."""
+    known = {*known, "kind", "format", "files"}
+    if unknown := sorted(set(manifest) - known):
+        raise InputError(f"{path}: unknown key {shortened(unknown[0])}{nearest(unknown[0], known)}; {NEWER}")
 
 
 def read_file(uri: str, name: str, manifest: Mapping[str, Any]) -> bytes:
@@ -113,7 +169,8 @@ def read_file(uri: str, name: str, manifest: Mapping[str, Any]) -> bytes:
     entry = manifest["files"].get(name)
     if entry is None:
         raise IntegrityError(f"{path}: not listed in {uris.join(uri, MANIFEST)}")
-    content = uris.read_bytes(path)
+    uris.refuse_link_out(uri, name)
+    content = uris.read_bytes(path, entry["bytes"])
     if len(content) != entry["bytes"]:
         raise IntegrityError(f"{path}: {len(content)} bytes, the manifest says {entry['bytes']}: truncated or replaced")
     if sha256(content) != entry["sha256"]:

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +23,9 @@ from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
 from typing import IO, Any, TypeVar
+from urllib.parse import urlsplit
 
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, IntegrityError
 
 logger = logging.getLogger(__name__)
 TRIES, FIRST_WAIT_S, LONGEST_WAIT_S = 8, 0.2, 20.0
@@ -34,7 +36,7 @@ OUTLIVE_S = 600.0
 """How long storage that has answered before may be away."""
 PATIENCE = "EDM_RAY_STORAGE_PATIENCE_S"
 """Environment variable: seconds in place of that."""
-CONNECT_S, READ_S = 10.0, 30.0
+CONNECT_S, READ_S, FIRST_CONTACT_S = 10.0, 30.0, 5.0
 """How long a connection may take to open, and to bring the next bytes."""
 MULTIPART_BYTES = 64 << 20
 """Larger objects are uploaded in parts; what fails is aborted, so no parts stay behind to be paid for."""
@@ -56,7 +58,6 @@ class StorageError(OSError):
 
 
 _guard = threading.Lock()
-_reached: set[str] = set()
 """Endpoints that have answered this process."""
 _impatient: ContextVar[bool] = ContextVar("impatient", default=False)
 
@@ -86,8 +87,48 @@ def client() -> Any:
         "AWS_PROFILE",
     )
     names += ("AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
+    if (endpoint := _endpoint()) is not None:
+        _host_and_port(endpoint)
     with _guard:  # making a client is not thread-safe, using one is
         return _client(os.getpid(), tuple(os.environ.get(name) for name in names))
+
+
+def check_endpoint(uri: str) -> None:
+    """Whether the endpoint that the environment names is a URL at which something listens. Raises InputError, and
+    StorageError when nothing does.
+
+    Without one it is AWS, which is not asked: credentials and network may be there only later.
+    """
+    endpoint = _endpoint()
+    if endpoint is None:
+        return
+    host, port = _host_and_port(endpoint)
+    if any(os.environ.get(name) for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")):
+        return  # it may be reached by way of the proxy only
+    try:
+        socket.create_connection((host, port), FIRST_CONTACT_S).close()
+    except OSError as error:
+        raise StorageError(f"{uri}: nothing answers at endpoint {endpoint} ({error.strerror or error})") from error
+
+
+def _host_and_port(endpoint: str) -> tuple[str, int]:
+    """Raises InputError for what is no URL."""
+    address = urlsplit(endpoint)
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+    except ValueError:
+        port = 0
+    if address.scheme not in ("http", "https") or not address.hostname or not port:
+        raise InputError(f"endpoint {endpoint!r} is not a URL; give it as http://HOST:PORT or https://HOST")
+    return address.hostname, port
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+_answered: set[str | None] = set()
+"""Endpoints that have answered this process: only then is it worth to wait for them when they are away."""
 
 
 @lru_cache(maxsize=8)
@@ -103,7 +144,10 @@ def _client(pid: int, settings: tuple[str | None, ...]) -> Any:
         max_pool_connections=64,
         tcp_keepalive=True,
     )
-    return boto3.session.Session(region_name=region).client("s3", config=config)
+    try:
+        return boto3.session.Session(region_name=region).client("s3", config=config)
+    except ValueError as error:  # "Invalid endpoint", a profile that is not there
+        raise InputError(f"S3: {error}; give an endpoint as http://HOST:PORT or https://HOST") from error
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -112,17 +156,18 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def read(uri: str) -> bytes:
+def read(uri: str, limit: int | None = None) -> bytes:
     """A whole object, as `download`."""
     sink = io.BytesIO()
-    download(uri, sink)
+    download(uri, sink, limit)
     return sink.getvalue()
 
 
-def download(uri: str, sink: IO[bytes]) -> None:
+def download(uri: str, sink: IO[bytes], limit: int | None = None) -> None:
     """A whole object into a file. A cut or slow connection is taken up where it broke, if the object is still the same.
 
-    Raises NotFound, InputError (no permission, no bucket, replaced while it was read), StorageError; what writing to
+    Raises NotFound, InputError (no permission, no bucket, replaced while it was read), IntegrityError (more than
+    ``limit`` bytes), StorageError; what writing to
     ``sink`` raises goes through.
     """
     bucket, key = split(uri)
@@ -135,6 +180,9 @@ def download(uri: str, sink: IO[bytes]) -> None:
         answer = client().get_object(Bucket=bucket, Key=key, **more)
         if not got:
             tag, size = answer["ETag"], answer["ContentLength"]
+            if limit is not None and size > limit:
+                answer["Body"].close()
+                raise IntegrityError(f"{uri}: {size:,} bytes, at most {limit:,} are expected")
         elif answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
             got = 0  # a store that does not know ranges sends all of it again
             sink.seek(0)
@@ -297,25 +345,38 @@ def _persist(
 ) -> Value:
     """Call until it works. Tries and time count from the last one that brought ``progress``, so long reads may break
     often. What it waits for is said once a minute."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        EndpointConnectionError,
+        NoCredentialsError,
+        ParamValidationError,
+        PartialCredentialsError,
+    )
     from urllib3.exceptions import HTTPError
 
     failed, reached, began, said = 0, 0, time.monotonic(), -math.inf
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
     few = FEW if _impatient.get() else tries
-    patience = outlive_s() if endpoint in _reached and tries == TRIES and not _impatient.get() else 0.0
+    patience = outlive_s() if _endpoint() in _answered and tries == TRIES and not _impatient.get() else 0.0
     while True:
         try:
             value = call()
-            _reached.add(endpoint)
+            _answered.add(_endpoint())
             return value
+        except EndpointConnectionError as error:
+            if _endpoint() not in _answered:
+                check_endpoint(uri)  # refuses it in words; where it listens after all, this was a moment's failure
+            why: Exception = error
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise InputError(
                 f"{uri}: no AWS credentials ({error}); set AWS_PROFILE, the AWS_ variables or an instance role"
             ) from error
+        except ParamValidationError as error:
+            raise InputError(f"{uri}: {' '.join(str(error).split())}") from error
         except ClientError as error:
+            _answered.add(_endpoint())
             _stop_at_once(error, uri, permission)
-            why: Exception = error
+            why = error
         except (BotoCoreError, HTTPError, OSError) as error:
             why = error
         if (now := progress()) > reached:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
@@ -13,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage import s3
 from edm_ray.storage.s3 import NotFound, StorageError
 
@@ -30,8 +31,10 @@ __all__ = [
     "file_size",
 ]
 __all__ += ["is_folder", "is_remote", "join", "list_names", "list_tree", "may_write", "modified"]
-__all__ += ["read_bytes", "resolve", "touch", "write_bytes"]
+__all__ += ["read_bytes", "refuse_link_out", "resolve", "touch", "write_bytes"]
 logger = logging.getLogger(__name__)
+_ALMOST = re.compile(r"(?:s3|gs|gcs|abfss?|az|hdfs|https?|file):(?!//)", re.IGNORECASE)
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")
 PART_AGE_S = 60.0
 """Younger parts of local files may still be written."""
 guards: dict[str, Callable[[], None]] = {}
@@ -51,7 +54,12 @@ def is_remote(uri: str) -> bool:
 
 
 def resolve(uri: str) -> str:
-    """URI or local path -> absolute local path, or ``s3://bucket/key``. Raises InputError for other schemes."""
+    """URI or local path -> absolute local path, or ``s3://bucket/key``. Raises InputError for other schemes, and for
+    what is nearly one."""
+    if "\0" in uri or not uri:
+        raise InputError(f"{uri!r}: not a path; give a local path or s3://bucket/key")
+    if (almost := _ALMOST.match(uri)) and not uri.startswith(("s3://", "file://")):
+        raise InputError(f"{uri}: {almost[0]!r} is no path and no URI; give s3://bucket/key, or ./{uri} for a path")
     if not is_remote(uri):
         return str(Path(uri.removeprefix("file://")).expanduser().absolute())
     scheme, rest = uri.split("://", 1)
@@ -59,8 +67,10 @@ def resolve(uri: str) -> str:
         raise InputError(f"{uri}: scheme {scheme!r} is not supported; give a local path or s3://bucket/key")
     if "@" in rest.split("/", 1)[0]:
         raise InputError("an s3:// URI with credentials in it is refused; use AWS_PROFILE or an instance role instead")
-    if not rest.split("/", 1)[0]:
+    if not (bucket := rest.split("/", 1)[0]):
         raise InputError(f"{uri}: the bucket is missing; give s3://bucket/key")
+    if not _BUCKET.fullmatch(bucket):
+        raise InputError(f"{uri}: {bucket!r} is no name of a bucket: 3 to 255 letters, digits, dots, dashes and _")
     return f"s3://{rest.rstrip('/')}"
 
 
@@ -70,7 +80,30 @@ def join(uri: str, *parts: str) -> str:
 
 def absolute(uri: str) -> str:
     """The same place, whatever the working directory (Ray workers have another one)."""
-    return uri if is_remote(uri) else resolve(uri)
+    return uri if is_remote(uri) and resolve(uri) else resolve(uri)
+
+
+def check_writable(uri: str) -> None:
+    """Raises InputError where nothing can be written, before there is anything to write: no permission, a file in the
+    way of a folder, an S3 endpoint that is none or does not answer."""
+    path = resolve(uri)
+    if is_remote(uri):
+        s3.check_endpoint(uri)
+        return
+    place = Path(path)
+    try:
+        there = place.exists()
+        while not place.exists():
+            place = place.parent
+    except OSError as error:
+        raise InputError(f"{uri}: cannot be written: {error.strerror}") from error
+    if not there and not place.is_dir():
+        raise InputError(f"{uri}: cannot be written: {place} is a file, not a folder")
+    effective = os.access in os.supports_effective_ids
+    if not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0), effective_ids=effective):
+        raise InputError(f"{uri}: cannot be written: {place} may not be written to by this user")
+    if any(len(os.fsencode(part)) > 255 for part in Path(path).parts) or len(os.fsencode(path)) > 4000:
+        raise InputError(f"{path[:100]}...: cannot be written: the name is too long")
 
 
 def exists(uri: str) -> bool:
@@ -94,15 +127,28 @@ def file_size(uri: str) -> int | None:
     return Path(path).stat().st_size if Path(path).is_file() else None
 
 
-def read_bytes(uri: str) -> bytes:
-    """Whole file. Raises NotFound (an InputError) naming the path when it is not there."""
+def read_bytes(uri: str, limit: int | None = None) -> bytes:
+    """Whole file. Raises NotFound (an InputError) naming the path when it is not there, IntegrityError when it is
+    larger than ``limit`` bytes: then no more of it is read."""
     path = resolve(uri)
     if is_remote(uri):
-        return s3.read(path)
+        return s3.read(path, limit)
     try:
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as handle:
+            content = handle.read(-1 if limit is None else limit + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise NotFound(f"{uri}: no such file") from error
+    if limit is not None and len(content) > limit:
+        raise IntegrityError(f"{uri}: {Path(path).stat().st_size:,} bytes, at most {limit:,} are expected")
+    return content
+
+
+def refuse_link_out(uri: str, name: str) -> None:
+    """Raises InputError for a file of a local directory that is a link to another place."""
+    if not is_remote(uri):
+        folder = Path(resolve(uri))
+        if (folder / name).is_symlink() and (folder / name).resolve().parent != folder.resolve():
+            raise InputError(f"{join(uri, name)}: a link that leads out of the directory; put the file itself there")
 
 
 def download(uri: str, sink: IO[bytes]) -> None:

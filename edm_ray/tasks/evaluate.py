@@ -31,7 +31,7 @@ from edm_ray.tasks.given import OpenedReference, model_of, references_of
 from edm_ray.tasks.options import read_options
 from edm_ray.training.run import snapshots
 
-FEWEST = 100
+FEWEST, MOST = 100, 100_000_000
 RESULT = "evaluation.json"
 
 
@@ -221,6 +221,8 @@ def plan_evaluation(
     """Open and check everything. Raises InputError for what cannot be evaluated, or compared."""
     if num < FEWEST:
         raise InputError(f"--num {num}: give {FEWEST} or more; FID of fewer images says nothing")
+    if num > MOST:
+        raise InputError(f"--num {num}: give at most {MOST:,}")
     if options.precision not in PRECISIONS:
         raise InputError(f"--precision {options.precision}: give {', '.join(PRECISIONS)}")
     metrics = parse_metrics(options.metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
 from edm_ray.storage import uris
 from edm_ray.tasks.given import model_of
+
+MOST_SEEDS = 1 << 62
+"""Seeds are numbers of 63 bits wherever they are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,9 @@ class GenerateTask:
         with Writing(output) as writing:
             for seeds, images in self.parts(on, on_chunk):
                 numbers = torch.from_numpy(seeds)
-                labels = labels_of(numbers, classes, self.options.labels) if classes else torch.zeros_like(numbers)
+                labels = torch.zeros_like(numbers)
+                if classes:
+                    labels = labels_of(numbers, classes, self.options.labels, self.model.empty_classes)
                 writing.add(seeds, labels.numpy(), images)
 
     def output(self, out: str, form: Literal["png", "parquet"]) -> Output:
@@ -102,6 +108,23 @@ class GenerateTask:
         names = self.model.about.get("class_names") or []
         names = names if len(names) == classes else [str(i) for i in range(classes)]
         return ParquetSet(out, self.num, names, self.about)
+
+    def check_space(self, out: str) -> None:
+        """Raises InputError when the images cannot fit on the local disk they are to go to."""
+        folder = Path(uris.resolve(out))
+        if uris.is_remote(out):
+            return
+        while not folder.is_dir():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        network = self.model.config.network
+        needed = self.num * network.img_channels * network.img_resolution**2
+        # Chunks of raw pixels, and then the output; noise is no smaller as PNG.
+        if needed > free:
+            raise InputError(
+                f"--num {self.num}: {needed / 2**30:,.1f} GiB of pixels, {folder} has {free / 2**30:,.1f} GiB free; "
+                "give fewer, or another place"
+            )
 
     def forget(self) -> None:
         """Delete the chunks: the output is whole."""
@@ -119,6 +142,8 @@ def plan_generate(
     """Open and check everything. Raises InputError for what cannot be sampled."""
     if num < 1 or options.first_seed < 0:
         raise InputError(f"--num {num}, --first-seed {options.first_seed}: give 1 or more, and 0 or more")
+    if options.first_seed + num > MOST_SEEDS:
+        raise InputError(f"--num {num}, --first-seed {options.first_seed}: seeds end at {MOST_SEEDS - 1:,}")
     if options.precision not in PRECISIONS:
         raise InputError(f"--precision {options.precision}: give {', '.join(PRECISIONS)}")
     opened = model_of(model, options.guide)

@@ -13,6 +13,7 @@ from edm_ray.data.importers.pictures import PictureOptions
 from edm_ray.data.importers.source import SourceSpec
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.plan import Plan, PlanOptions, make_plan
+from edm_ray.errors import InputError
 from edm_ray.execution.executor import Executor, OnProgress, no_progress
 from edm_ray.execution.local import Local
 from edm_ray.storage import uris
@@ -91,11 +92,21 @@ class PrepareTask:
 
 def plan_prepare(source: str, dest: str, options: PrepareOptions) -> list[PrepareTask]:
     """Look at the source; one task a data set (`digits` has two). Raises InputError for what cannot be read."""
+    _refuse_inside(source, dest)
     kind = options.kind or ("latents" if options.codec == "latents" else detect_kind(source))
     if kind == "digits":
         splits = [(split, uris.join(dest, split), f"digits {split}") for split in ("train", "heldout")]
         return [_plan(source, kind, split, place, name, options) for split, place, name in splits]
     return [_plan(source, kind, options.split, dest, None, options)]
+
+
+def _refuse_inside(source: str, dest: str) -> None:
+    """Written below its source, a data set would be part of the source the next time."""
+    if source in BUILT_IN or not uris.exists(source) or not uris.is_folder(source):
+        return
+    inside, outside = f"{uris.resolve(dest)}/", f"{uris.resolve(source)}/"
+    if inside.startswith(outside):
+        raise InputError(f"{dest}: lies inside of the source {source}; choose a place outside of it")
 
 
 def _plan(source: str, kind: str, split: str, dest: str, name: str | None, options: PrepareOptions) -> PrepareTask:

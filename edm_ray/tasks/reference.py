@@ -14,7 +14,7 @@ from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
 from edm_ray.evaluation.extractors.base import Extractor
-from edm_ray.evaluation.extractors.digits import save_digits_classifier, train_digits_classifier
+from edm_ray.evaluation.extractors.digits import CLASSES, save_digits_classifier, train_digits_classifier
 from edm_ray.evaluation.extractors.registry import load_extractor
 from edm_ray.evaluation.parts import FOLDER, ReferenceParts, ranges_of, require_pictures
 from edm_ray.evaluation.reference import ExtractorSpec, commit_reference, open_reference, reference_key
@@ -26,6 +26,8 @@ from edm_ray.storage.commit import read_manifest
 from edm_ray.storage.lease import hold
 from edm_ray.tasks.given import OpenedReference, reference_of
 from edm_ray.tasks.options import read_options
+
+FEWEST = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +138,17 @@ def _holds(out: str, dataset: DataSet, extractor: str) -> bool:
     return True
 
 
+def _require_digits(dataset: DataSet) -> None:
+    """The digits extractor is a classifier that is trained on the data set itself."""
+    found, classes = (dataset.channels, dataset.resolution), len(dataset.class_names)
+    if found != (1, 8) or not 2 <= classes <= CLASSES:
+        what = f"{found[1]}x{found[1]}x{found[0]} with {classes} classes"
+        raise InputError(
+            f"--extractor digits: {dataset.uri} holds images of {what}; it takes images of 8x8x1 with 2 to {CLASSES} "
+            "classes; give another --extractor"
+        )
+
+
 def plan_reference(data: str | DataSet, out: str | None, options: ReferenceOptions) -> ReferenceTask:
     """Open and check everything. Raises InputError for what cannot be measured."""
     if (out is None) == (options.store is None):
@@ -146,6 +159,10 @@ def plan_reference(data: str | DataSet, out: str | None, options: ReferenceOptio
         raise InputError(f"--weights {options.weights}: no such file")
     dataset = data if isinstance(data, DataSet) else open_dataset(uris.absolute(data))
     require_pictures(dataset)
+    if dataset.rows < FEWEST:
+        raise InputError(f"{dataset.uri}: {dataset.rows} images; a reference needs {FEWEST} or more (their covariance)")
+    if options.extractor == "digits" and options.weights is None:
+        _require_digits(dataset)
     store = None if options.store is None else uris.absolute(options.store)
     options = dataclasses.replace(options, store=store)
     return ReferenceTask(dataset=dataset, out=None if out is None else uris.absolute(out), options=options)

@@ -184,13 +184,15 @@ def plan_train(
     check_fit(chosen, dataset)
     if network is not None:
         build_denoiser(chosen.denoiser, network=copy.deepcopy(network))  # a module that does not fit is refused here
-    about = {
+    about: dict[str, Any] = {
         "preset": config if isinstance(config, str) else "",
         "dataset": dataset.name,
         "dataset_hash": dataset.hash,
         "seed": chosen.seed,
         "class_names": list(dataset.class_names),
     }
+    if dataset.empty_classes:
+        about["empty_classes"] = list(dataset.empty_classes)
     job = TrainingJob(
         config=chosen,
         dataset=dataset,

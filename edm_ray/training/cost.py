@@ -8,21 +8,26 @@ compute does not hide, plus the host; or reading, when that cannot keep up.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from edm_ray.config.network import OwnNetwork
 from edm_ray.config.published import PAPER_IMAGES, V100_HOURS, Quantity, Range, gpu_price, scaling_costs
 from edm_ray.config.recipes import CIFAR10, config_f
 from edm_ray.config.shape import DataShape
 from edm_ray.config.training import TrainingConfig
+from edm_ray.errors import InputError
 from edm_ray.networks.cost import NetworkCost, network_cost
 from edm_ray.training.device import Place
 
 STATE_BYTES = 4 * 5
 """A parameter in fp32: itself, its gradient, Adam's two moments, its average."""
 GIB = 1 << 30
+MOST_GIB = 4096.0
+"""More than a worker has anywhere."""
 GPUS_A_NODE = 8
 
 
@@ -39,6 +44,28 @@ def memory_gib(cost: NetworkCost, images: int, precision: str) -> Quantity:
         source=f"{state} bytes a parameter and {saved / 2**20:,.1f} MiB of activations an image "
         f"x {images} images, {f'in {precision} half of those in fp32' if low else 'fp32'}, without the library's own "
         "workspace",
+    )
+
+
+def check_memory(config: TrainingConfig, workers: int, device: str, here: bool) -> None:
+    """Refuse a step that no worker can hold, before anything of its size is made. here: on this machine's CPUs, whose
+    memory is known; else only what no machine has is refused. Raises InputError with the micro_batch that fits."""
+    if isinstance(config.denoiser.network, OwnNetwork):
+        return  # its activations are not known
+    share = math.ceil(config.batch_size / workers)
+    at_once = min(config.micro_batch or share, share)
+    known = here and device == "cpu"
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB if known else MOST_GIB
+    cost = network_cost(config.denoiser, device)
+    if (needed := memory_gib(cost, at_once, config.precision).value) <= most:
+        return
+    fits = at_once
+    while fits > 1 and memory_gib(cost, fits, config.precision).value > 0.5 * most:
+        fits //= 2
+    whose = "this machine has" if known else "no machine has more than"
+    raise InputError(
+        f"batch_size={config.batch_size}: {at_once:,} images at once take about {needed:,.0f} GiB, {whose} "
+        f"{most:,.0f} GiB; give --set micro_batch={1 << (fits.bit_length() - 1)}, or a smaller batch"
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,8 +39,8 @@ class TooSlow(Exception):
 class GridDrawer:
     """Draws RUN/snapshots/NIMG/grid.png."""
 
-    def __init__(self, run_uri: str, network: NetworkConfig, codec: Codec) -> None:
-        self.run_uri, self.network, self.codec = run_uri, network, codec
+    def __init__(self, run_uri: str, network: NetworkConfig, codec: Codec, empty_classes: Sequence[int] = ()) -> None:
+        self.run_uri, self.network, self.codec, self.empty_classes = run_uri, network, codec, empty_classes
         self.last = time.monotonic()
 
     def draw(self, average: Preconditioned, images_seen: int) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class GridDrawer:
         return {"grid_s": seconds} if skipped is None else {"grid_s": seconds, "grid_skipped": skipped}
 
     def _draw(self, average: Preconditioned, images_seen: int, budget: float) -> None:
-        denoiser = ModelDenoiser(average, self.network, self.codec)
+        denoiser = ModelDenoiser(average, self.network, self.codec, empty_classes=self.empty_classes)
         sampler = SAMPLER.effective(denoiser)
         count = COLUMNS * (SMALL_ROWS if math.prod(denoiser.shape) <= SMALL else LARGE_ROWS)
         with _time_limit(average, sampler.nfe, budget):

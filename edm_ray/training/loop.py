@@ -17,9 +17,10 @@ from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions, shares
 from edm_ray.data.reader import Served, open_reader
 from edm_ray.diffusion.preconditioning import Preconditioned
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, IntegrityError
 from edm_ray.models import save_model
 from edm_ray.models.checkpoints import CheckpointStore
+from edm_ray.storage.documents import shortened_error
 from edm_ray.training.checkpoints import Saver, agreed_checkpoint
 from edm_ray.training.device import Place, cpu_threads
 from edm_ray.training.metrics import MetricsLog
@@ -131,8 +132,15 @@ def _resumed(job: TrainingJob, place: Place, store: CheckpointStore) -> Training
     state = TrainingState(job.config, torch.device(place.device), job.network)
     step = TrainingStep(job.config, place, state, job.dataset.codec)
     if (checkpoint := agreed_checkpoint(store, place)) is not None:
-        state.restore(checkpoint)
-        step.tally.restore(checkpoint.tensors["tally"]["sums"], place.rank, place.world_size)
+        try:
+            state.restore(checkpoint)
+            step.tally.restore(checkpoint.tensors["tally"]["sums"], place.rank, place.world_size)
+        except (KeyError, ValueError, AttributeError, RuntimeError) as error:
+            reason = shortened_error(error)
+            raise IntegrityError(
+                f"{store.uri}: the checkpoint at {checkpoint.images_seen:,} images does not fit this run: {reason}; "
+                "use --fresh to start over"
+            ) from error
     if place.world_size > 1:
         step.rehearse()
     return step
@@ -161,7 +169,8 @@ def _cached(job: TrainingJob) -> Served:
 def _grid_drawer(job: TrainingJob) -> Callable[[Preconditioned, int], Row]:
     from edm_ray.training.grid import GridDrawer  # scipy and PIL: a second that every worker would wait for
 
-    return GridDrawer(job.run_uri, job.config.denoiser.network, job.dataset.codec).draw
+    dataset = job.dataset
+    return GridDrawer(job.run_uri, job.config.denoiser.network, dataset.codec, dataset.empty_classes).draw
 
 
 def _metrics(log: MetricsLog) -> dict[str, float]:

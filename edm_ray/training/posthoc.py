@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, IntegrityError
 from edm_ray.models.weights import tensors_of, weights_bytes
 from edm_ray.storage import uris
-from edm_ray.storage.commit import commit, read_file, read_manifest
+from edm_ray.storage.commit import MANIFEST, commit, read_file, read_manifest
 from edm_ray.storage.numbered import numbers
 from edm_ray.training.ema import gamma_of
 from edm_ray.training.run import identity_of, refuse_other_run
@@ -97,7 +97,10 @@ def synthesise(run_uri: str, sigma_rel: float, images_seen: int | None = None) -
         manifest = read_manifest(uri)
         if manifest is not None and manifest.get("kind") == KIND:
             refuse_other_run(uri, str(manifest.get("run", "")), run)
-            found += [(uri, manifest, manifest["images_seen"], width) for width in manifest["sigma_rels"]]
+            moment, widths = manifest.get("images_seen"), manifest.get("sigma_rels")
+            if type(moment) is not int or not isinstance(widths, list) or not all(type(w) is float for w in widths):
+                raise IntegrityError(f"{uris.join(uri, MANIFEST)}: damaged: moment and widths of a snapshot are needed")
+            found += [(uri, manifest, moment, width) for width in widths]
     if not found:
         raise InputError(
             f"{run_uri}: no snapshots of power-function averages; train with --set ema.sigma_rels='[0.05, 0.10]'"
@@ -115,8 +118,8 @@ def synthesise(run_uri: str, sigma_rel: float, images_seen: int | None = None) -
     kept: dict[str, torch.Tensor] = {}
     changes: set[str] = set()
     for (uri, manifest, _, width), weight in zip(found, weights.tolist(), strict=True):
-        name = f"sigma_rel-{width:g}.safetensors"
-        state = tensors_of(read_file(uri, name, manifest), uris.join(uri, name))
+        file = f"sigma_rel-{width:g}.safetensors"
+        state = tensors_of(read_file(uri, file, manifest), uris.join(uri, file))
         for name, stored in state.items():
             tensor = stored.float() if stored.dtype == torch.float16 else stored
             total[name] = total.get(name, torch.zeros_like(tensor, dtype=torch.float64)) + weight * tensor.double()

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from edm_ray.config.identity import differences, identity, identity_fields
-from edm_ray.config.load import configure, parse_yaml, to_yaml
+from edm_ray.config.load import configure, to_yaml
 from edm_ray.config.presets import PRESETS, DataShape, preset
+from edm_ray.config.text import parse_yaml
 from edm_ray.errors import InputError
 
 SHAPE = DataShape(resolution=8, channels=1, num_classes=10)

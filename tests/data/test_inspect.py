@@ -12,9 +12,16 @@ from edm_ray.data.manifest import open_dataset
 from edm_ray.data.verify import pooled_std
 from edm_ray.data.write import write_dataset
 from edm_ray.evaluation.grids import GAP_LEVEL
+from edm_ray.storage.commit import SEAL, sealed
 from tests.data.readers import make_dataset
 
 COLOURS = [(200, 10, 10), (10, 200, 10), (10, 10, 200)]
+
+
+def resealed(manifest):
+    """As a writer of these bytes would have sealed them."""
+    del manifest[SEAL]
+    return sealed(manifest)
 
 
 def _write(path, labels, names=("red", "green", "blue"), **kw):
@@ -74,7 +81,7 @@ def test_damaged_shards_are_named_and_the_exit_code_is_2(tmp_path, capsys, damag
     if damage == "rows":
         for index in (0, 2):
             manifest["shards"][index]["rows"] = 3
-    (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "d" / "manifest.json").write_bytes(resealed(manifest))
     assert main(["inspect", str(tmp_path / "d")]) == 2
     out, err = capsys.readouterr()
     assert f"{len(bad)} of 3 shards are damaged: {', '.join(bad)}" in err
@@ -118,7 +125,7 @@ def test_a_manifest_of_an_older_version_is_still_described(tmp_path, capsys):
         del manifest[key]
     for shard in manifest["shards"]:
         del shard["row_groups"]
-    path.write_text(json.dumps(manifest))
+    path.write_bytes(resealed(manifest))
     assert main(["inspect", str(tmp_path / "d"), "--out", str(tmp_path / "g.png")]) == 0
     assert "3: red, green, blue" in capsys.readouterr().out
 

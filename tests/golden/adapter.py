@@ -13,9 +13,10 @@ import safetensors.torch
 import torch
 
 from edm_ray import seeding
-from edm_ray.config.load import configure, parse_yaml
+from edm_ray.config.load import configure
 from edm_ray.config.presets import tiny
 from edm_ray.config.shape import DataShape
+from edm_ray.config.text import parse_yaml
 from edm_ray.data.write import write_dataset
 from edm_ray.diffusion.analysis.analytic import GaussianMixture
 from edm_ray.diffusion.analysis.inversion import invert, reconstruct

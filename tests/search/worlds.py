@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from edm_ray.config.load import parse_yaml
+from edm_ray.config.text import parse_yaml
 from edm_ray.diffusion.samplers import Sampler
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.driver import Driver

@@ -15,7 +15,15 @@ import numpy as np
 
 from edm_ray.data.format import Pixels
 from edm_ray.data.importers.files import is_folder, list_tree, open_unpacked
-from edm_ray.data.importers.source import Record, SourceSpec, check_names, fingerprint, label_table
+from edm_ray.data.importers.source import (
+    Record,
+    SourceSpec,
+    check_class_names,
+    check_names,
+    fingerprint,
+    label_table,
+)
+from edm_ray.data.importers.splits import canonical
 from edm_ray.data.importers.unpickle import load_plain
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
@@ -32,10 +40,11 @@ class Cifar:
 
     def __init__(self, spec: SourceSpec) -> None:
         self.spec = spec
-        if spec.split not in BATCHES:
+        split = canonical(spec.split)
+        if split not in BATCHES:
             raise InputError(f"--split {spec.split}: CIFAR has train and test")
         self._files: dict[str, Any] = self._list()
-        self.batches = sorted(name for name in self._files if re.fullmatch(BATCHES[spec.split], name))
+        self.batches = sorted(name for name in self._files if re.fullmatch(BATCHES[split], name))
         if not self.batches:
             raise InputError(
                 f"{spec.uri}: no batches of CIFAR in it (data_batch_1..5 and test_batch, or train and test); "
@@ -63,7 +72,7 @@ class Cifar:
         try:
             with tarfile.open(fileobj=self.handle, mode="r:") as archive:
                 members = archive.getmembers()
-        except tarfile.TarError as error:
+        except (tarfile.TarError, ValueError, EOFError) as error:
             raise InputError(f"{self.spec.uri}: damaged or not a tar: {error}") from error
         check_names([member.name for member in members], self.spec.uri)
         return {m.name.rsplit("/", 1)[-1]: m for m in members if m.isreg()}
@@ -113,7 +122,13 @@ class Cifar:
         if meta is None:
             return ()
         names = self._load(meta, self._read(meta)).get(TABLES[self.table], ())
-        return tuple(_text(name) for name in names)
+        where = f"{self.spec.uri}: {meta}"
+        plain = (
+            [_text(name) if isinstance(name, bytes) else name for name in names]
+            if isinstance(names, (list, tuple))
+            else names
+        )
+        return check_class_names(plain, where)
 
     def __len__(self) -> int:
         return self.first[-1]
@@ -123,7 +138,8 @@ class Cifar:
         batch, row = self.batches[number], index - self.first[number]
         if self._cached is None or self._cached[0] != batch:
             table = self._load(batch, self._read(batch))
-            files = [_text(name) for name in table.get("filenames", ())]
+            names = table.get("filenames")
+            files = [_text(name) for name in names] if isinstance(names, (list, tuple)) else []
             self._cached = (batch, table["data"].reshape(-1, 3, SIDE, SIDE), files)
         _, pixels, files = self._cached
         name = f"{batch}/{files[row] if row < len(files) else f'{row:05d}.png'}"

@@ -16,6 +16,7 @@ from edm_ray.data.importers.npz import Npz
 from edm_ray.data.importers.parquet import Parquet
 from edm_ray.data.importers.photographs import Photographs
 from edm_ray.data.importers.source import PICTURE_SUFFIXES, Source, SourceSpec
+from edm_ray.data.importers.splits import says_split
 from edm_ray.data.importers.zipped import Zip
 from edm_ray.errors import InputError, nearest
 from edm_ray.storage import uris
@@ -46,7 +47,10 @@ _LOOKED_FOR = (
 def open_source(spec: SourceSpec) -> Source:
     if spec.kind not in KINDS:
         raise InputError(f"--kind {spec.kind}: unknown{nearest(spec.kind, KINDS)}; there are: {', '.join(KINDS)}")
-    return KINDS[spec.kind](spec)
+    try:
+        return KINDS[spec.kind](spec)
+    except UnicodeError as error:  # names of columns, arrays and members that libraries decode
+        raise InputError(f"{spec.uri}: holds names or labels that are not UTF-8: {error}; it is damaged") from error
 
 
 def detect_kind(uri: str) -> str:
@@ -76,7 +80,7 @@ def _of_file(path: str) -> str | None:
     name = path.rsplit("/", 1)[-1].lower()
     if IMAGES.search(name):
         return "idx"
-    if name in _CIFAR_PARTS or (name.startswith("cifar") and name.endswith(tar.SUFFIXES)):
+    if name in _CIFAR_PARTS or (name.startswith("cifar") and name.endswith(tar.SUFFIXES) and not says_split(name)):
         return "cifar"
     if name.endswith(tar.SUFFIXES):
         return "tar"

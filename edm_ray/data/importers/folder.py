@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edm_ray.data.importers.files import list_tree
-from edm_ray.data.importers.listing import DATASET_JSON, list_pictures
-from edm_ray.data.importers.source import Record, SourceSpec, fingerprint
+from edm_ray.data.importers.files import empty_folders, list_tree, readable
+from edm_ray.data.importers.listing import list_pictures
+from edm_ray.data.importers.source import Record, RecordError, SourceSpec, fingerprint
 from edm_ray.storage import uris
 
 READ_AHEAD = 16
@@ -16,15 +16,20 @@ class Folder:
         self.uri = spec.uri
         self.concurrent = READ_AHEAD if uris.is_remote(spec.uri) else 1
         sizes = list_tree(spec.uri)
-        table = uris.read_bytes(uris.join(spec.uri, DATASET_JSON)) if DATASET_JSON in sizes else None
-        listing = list_pictures(sizes, spec.uri, table, unlabelled=spec.unlabelled)
+        listing = list_pictures(sizes, spec, lambda name: uris.read_bytes(uris.join(spec.uri, name)))
         self.names, self.labels, self.class_names = listing.names, listing.labels, listing.class_names
         self.notes = listing.notes
-        self.fingerprint = fingerprint("folder", [(name, sizes[name]) for name in self.names], table)
+        if empty := empty_folders(spec.uri):
+            self.notes += (f"{len(empty):,} folders are empty and are no classes (the first: {readable(empty[0])})",)
+        self.fingerprint = fingerprint("folder", [(name, sizes[name]) for name in self.names], listing.table)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def record(self, index: int) -> Record:
         name = self.names[index]
-        return Record(name, int(self.labels[index]), uris.read_bytes(uris.join(self.uri, name)))
+        try:
+            content = uris.read_bytes(uris.join(self.uri, name))
+        except PermissionError as error:
+            raise RecordError(f"{readable(name)}: may not be read: {error.strerror}") from error
+        return Record(readable(name), int(self.labels[index]), content)

@@ -11,28 +11,28 @@ from typing import IO
 
 import numpy as np
 
-from edm_ray.data.importers.files import is_folder, list_tree, open_unpacked
-from edm_ray.data.importers.source import Record, SourceSpec, fingerprint, label_table
+from edm_ray.data.importers.files import is_folder, list_tree, open_unpacked, readable
+from edm_ray.data.importers.source import Record, SourceSpec, fingerprint, label_table, shortened_list
+from edm_ray.data.importers.splits import choose_files, note_of_file
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
 
-IMAGES = re.compile(r"images[-.]idx3-ubyte(\.gz)?$")
-SPLITS = {"train": ("train",), "test": ("t10k", "test"), "t10k": ("t10k",)}
+IMAGES = re.compile(r"images[-.]idx3-ubyte(\.gz)?$", re.IGNORECASE)
 UINT8 = 8
 
 
 class Idx:
     def __init__(self, spec: SourceSpec) -> None:
-        images, labels = _find(spec)
+        self.notes: tuple[str, ...]
+        images, labels, self.notes = _find(spec)
         self.handle = open_unpacked(images)
         self.shape, self.start = _header(self.handle, images, 3)
         self.name = images.rsplit("/", 1)[-1]
-        self.notes: tuple[str, ...] = ()
         self.class_names: tuple[str, ...] = ()
         values: list[int | str | None] = [0] * self.shape[0]
         content = b""
         if not spec.unlabelled and labels is None:
-            self.notes = (f"no labels beside {self.name}: no classes",)
+            self.notes += (f"no labels beside {self.name}: no classes",)
         elif not spec.unlabelled and labels is not None:
             with open_unpacked(labels) as handle:
                 shape, _ = _header(handle, labels, 1)
@@ -66,24 +66,40 @@ def _digest(handle: IO[bytes]) -> int:
     return crc
 
 
-def _find(spec: SourceSpec) -> tuple[str, str | None]:
-    """Images and labels, either of which may be gzipped whatever the other is."""
+def _find(spec: SourceSpec) -> tuple[str, str | None, tuple[str, ...]]:
+    """Images and labels, either of which may be gzipped whatever the other is, and notes."""
     folder, _, single = spec.uri.rpartition("/")
     if is_folder(spec.uri):
         names = list(list_tree(spec.uri))
         folder = spec.uri
         found = [name for name in names if IMAGES.search(name)]
-        wanted = [n for n in found if n.rsplit("/", 1)[-1].startswith(SPLITS.get(spec.split, (spec.split,)))] or found
-        if len(wanted) != 1:
-            raise InputError(f"{spec.uri}: {len(wanted)} files of idx images for --split {spec.split}; give one file")
-        single = wanted[0]
+        chosen = choose_files(found, spec.split, spec.uri)
+        if len(chosen.names) != 1:
+            have = shortened_list(map(readable, chosen.names))
+            raise InputError(
+                f"{spec.uri}: {len(chosen.names)} files of idx images for --split {spec.split}: {have}; give one"
+            )
+        single, notes = chosen.names[0], chosen.notes
     else:
-        names = [single.replace("images", "labels").replace("idx3", "idx1")]
-        names = [names[0], f"{names[0]}.gz", names[0].removesuffix(".gz")]
+        notes = note_of_file(spec.uri, spec.split)
+        names = [_labels_of(single)]
+        names = [names[0], f"{names[0]}.gz", _without_gz(names[0])]
         names = [name for name in dict.fromkeys(names) if uris.exists(uris.join(folder, name))]
-    stem = single.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
-    labels = [name for name in names if name.removesuffix(".gz") == stem]
-    return uris.join(folder, single), uris.join(folder, labels[0]) if labels else None
+    stem = _without_gz(_labels_of(single)).lower()
+    labels = [name for name in names if _without_gz(name).lower() == stem]
+    return uris.join(folder, single), uris.join(folder, labels[0]) if labels else None, notes
+
+
+def _labels_of(images: str) -> str:
+    """``train-images-idx3-ubyte`` -> ``train-labels-idx1-ubyte``, in the letters' case."""
+    folder, slash, base = images.rpartition("/")
+    for old, new in (("images", "labels"), ("IMAGES", "LABELS"), ("idx3", "idx1"), ("IDX3", "IDX1")):
+        base = base.replace(old, new)
+    return folder + slash + base
+
+
+def _without_gz(name: str) -> str:
+    return name[:-3] if name.lower().endswith(".gz") else name
 
 
 def _header(handle: IO[bytes], where: str, dimensions: int) -> tuple[tuple[int, ...], int]:

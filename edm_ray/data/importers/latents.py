@@ -39,6 +39,7 @@ class LatentsNpy:
         handle = open_local(spec.uri)
         self.latents = array_rows(handle, spec.uri)
         check_layout(self.latents, spec.uri)
+        self.labels = np.zeros(len(self.latents), np.int64)
         # There is no checksum in the file, and all of it is not read for one: its form, its first row and its last.
         ends = [sha256(self.latents[index].tobytes()) for index in (0, len(self.latents) - 1)]
         self.fingerprint = fingerprint("npy", self.latents.shape, str(self.latents.dtype), ends)

@@ -6,16 +6,19 @@ picture, so memory does not hold them. Arrays of objects are refused.
 
 from __future__ import annotations
 
+import errno
 import math
 import zipfile
-import zlib
 from typing import IO, Any
 
 import numpy as np
 
-from edm_ray.data.importers.files import open_local, to_temporary
+from edm_ray.data.importers.files import lfs_hint, open_local, to_temporary
 from edm_ray.data.importers.source import Record, SourceSpec, check_names, fingerprint, label_table
+from edm_ray.data.importers.splits import note_of_file
+from edm_ray.data.importers.zipped import DAMAGED
 from edm_ray.errors import InputError
+from edm_ray.storage.documents import shortened_error
 
 IMAGES = ("images", "image", "x", "x_{split}", "{split}_images", "data", "arr_0")
 LABELS = ("labels", "label", "y", "y_{split}", "{split}_labels", "arr_1")
@@ -76,30 +79,37 @@ class Npz:
 
     def __init__(self, spec: SourceSpec) -> None:
         self.where = spec.uri
+        handle = open_local(spec.uri)
         try:
-            self.archive = zipfile.ZipFile(open_local(spec.uri))
-        except zipfile.BadZipFile as error:
-            raise InputError(f"{spec.uri}: not a readable .npz: {error}") from error
+            self.archive = zipfile.ZipFile(handle)
+        except DAMAGED as error:
+            reason = shortened_error(error)
+            raise InputError(f"{spec.uri}: not a readable .npz: {reason}{lfs_hint(spec.uri)}") from error
         infos = {i.filename.removesuffix(".npy"): i for i in self.archive.infolist() if i.filename.endswith(".npy")}
         check_names([info.filename for info in self.archive.infolist()], spec.uri)
         image_name = self._choose(infos, self.names, spec.image_column, spec.split, "--image-column")
+        if image_name is None and {"mu", "sigma"} <= set(infos):
+            raise InputError(
+                f"{spec.uri}: holds a mean and a covariance, an FID reference and no pictures; make it a reference: "
+                f"edm-ray import {spec.uri} OUT --extractor inception --weights WEIGHTS"
+            )
         if image_name is None:
             raise InputError(f"{spec.uri}: which array holds pictures? It has {', '.join(infos)}; give --image-column")
         self.images = self._rows(infos[image_name])
         self.axes = self._layout(self.images, image_name)
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = note_of_file(spec.uri, spec.split)
         self.class_names: tuple[str, ...] = ()
         label_name = self._choose(infos, LABELS, spec.label_column, spec.split, "--label-column")
         values: list[int | str | None] = [0] * len(self.images)
         crc = 0
         if not spec.unlabelled and label_name is None:
-            self.notes = (f"no labels among the arrays {', '.join(infos)}: no classes",)
+            self.notes += (f"no labels among the arrays {', '.join(infos)}: no classes",)
         elif not spec.unlabelled and label_name is not None:
             labels = self._rows(infos[label_name]).all()
             if labels.size != len(self.images) or labels.dtype.kind not in "iu":
                 raise InputError(
                     f"{spec.uri}: {label_name} is {labels.dtype} {labels.shape}; needed are "
-                    f"{len(self.images):,} whole numbers"
+                    f"{len(self.images):,} whole numbers: cast them, give another --label-column, or --unlabelled"
                 )
             values, crc = labels.ravel().tolist(), infos[label_name].CRC
         self.labels, classes = label_table(values, spec.uri)
@@ -129,8 +139,12 @@ class Npz:
                     raise InputError(f"{what}: {info.file_size:,} bytes unpacked, its header says {told:,}; refused")
             with self.archive.open(info) as member:
                 unpacked = to_temporary(member, what)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise InputError(f"{what}: damaged: {error}") from error
+        except InputError:
+            raise
+        except DAMAGED as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise  # a disk's, not the archive's
+            raise InputError(f"{what}: damaged: {shortened_error(error)}") from error
         return array_rows(unpacked, what)
 
     def _layout(self, images: Any, name: str) -> tuple[int, int, int] | None:

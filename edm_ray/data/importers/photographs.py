@@ -19,6 +19,7 @@ LARGEST = 213
 """Half of the height of most: a crop shows at most half of it, and a third of the width."""
 MORE = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png", "rocket.jpg")
 """Colour photographs in scikit-image's package, 300x451 to 1000x872 (others it downloads)."""
+MOST_CROPS = 10_000_000
 
 
 class Photographs:
@@ -32,8 +33,8 @@ class Photographs:
             raise InputError(
                 f"{spec.kind}: give --resolution 4 to {LARGEST} (the size of a crop), got {spec.resolution}"
             )
-        if spec.crops < 1:
-            raise InputError(f"--crops {spec.crops}: give 1 or more")
+        if not 1 <= spec.crops <= MOST_CROPS:
+            raise InputError(f"--crops {spec.crops}: give 1 to {MOST_CROPS:,}")
         self.spec, self.resolution = spec, spec.resolution
         shipped = from_scikit_learn()
         parts: tuple[object, ...] = (spec.kind, spec.split, spec.resolution, spec.crops)
@@ -43,6 +44,9 @@ class Photographs:
             parts += tuple(hashlib.sha256(picture.tobytes()).hexdigest() for picture in shipped.values())
         self.photographs = list(shipped.values())
         self.class_names: tuple[str, ...] = () if spec.unlabelled else tuple(shipped)
+        self.labels = (
+            np.arange(spec.crops) % len(self.photographs) if self.class_names else np.zeros(spec.crops, np.int64)
+        )
         self.fingerprint = fingerprint(*parts)
         self.notes: tuple[str, ...] = (f"crops of {len(shipped)} photographs only: for trying things out",)
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edm_ray.data.format import Pixels
+from edm_ray.data.importers.files import LFS_ADVICE, LFS_POINTER
 from edm_ray.data.importers.source import Record, RecordError
 from edm_ray.errors import InputError
 
@@ -22,7 +23,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 PILLOW_LIMIT = 178_956_970
 """Pillow itself refuses more pixels than this."""
 _ORIENTATION = 0x0112
-_BITS_PER_SAMPLE = 258
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _UNSIGNED = 258, 339, 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ def to_pixels(record: Record, options: PictureOptions) -> Pixels:
             return _finish(_plain_mode(_from_pixels(record.picture), options), options)
         if not record.picture:
             raise RecordError("the file is empty")
+        if record.picture.startswith(LFS_POINTER):
+            raise RecordError(LFS_ADVICE)
         return _finish(_decode(record.picture, options), options)
     except RecordError as error:
         raise RecordError(f"{record.name}: {error}") from error
@@ -71,7 +74,7 @@ def to_pixels(record: Record, options: PictureOptions) -> Pixels:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return f"none of {', '.join(FORMATS)}"
+        return f"none of {', '.join(FORMATS)}; convert it to PNG"
     return f"{error}" or type(error).__name__
 
 
@@ -79,37 +82,61 @@ def _from_pixels(pixels: Pixels) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def _decode(content: bytes, options: PictureOptions) -> Image.Image:
+def _open(content: bytes, max_pixels: int) -> Image.Image:
     with warnings.catch_warnings():
         # The limit below is ours; Pillow's own warning would only be a second voice.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(io.BytesIO(content), formats=FORMATS)
-    with image:
-        if image.width * image.height > options.max_pixels:
-            raise RecordError(
-                f"{image.width}x{image.height} is more than {options.max_pixels:,} pixels: refused as a decompression "
-                "bomb; give --max-pixels N if it is meant"
-            )
-        if getattr(image, "n_frames", 1) > 1 and options.animated == "refuse":
+    if image.width * image.height > max_pixels:
+        image.close()
+        raise RecordError(
+            f"{image.width}x{image.height} is more than {max_pixels:,} pixels: refused as a decompression "
+            "bomb; give --max-pixels N if it is meant"
+        )
+    return image
+
+
+def _decode(content: bytes, options: PictureOptions) -> Image.Image:
+    with _open(content, options.max_pixels) as image:
+        # MPO: the JPEG of a camera with a preview behind it; the first picture is the picture.
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1 and options.animated == "refuse":
             raise RecordError(f"holds {getattr(image, 'n_frames', 0)} frames; give --animated first to take the first")
-        deep = _is_deep(content, image)
+        bits = _bits(content, image)
         image.load()
         upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image.copy()
-    if deep and options.mode == "keep":
-        raise RecordError("picture of 16 bits a channel; give --mode rgb or grey to keep the high byte of each value")
-    return _plain_mode(upright, options)
+    if bits > 16:
+        raise RecordError(f"picture of {bits} bits a channel has no known range; convert it to 8 bits first")
+    if bits > 8 and options.mode == "keep":
+        kept = "to keep the high byte of each value" if bits == 16 else "to keep the 8 high bits of each value"
+        raise RecordError(f"picture of {bits} bits a channel; give --mode rgb or grey {kept}")
+    return _plain_mode(upright, options, bits)
 
 
-def _is_deep(content: bytes, image: Image.Image) -> bool:
-    """More than 8 bits a channel; Pillow opens 16-bit colour as plain RGB without a word."""
+def _bits(content: bytes, image: Image.Image) -> int:
+    """Of a channel; 32 where the range of the values is not known. Pillow opens 16-bit colour as plain RGB without a
+    word."""
     if image.format == "PNG":
-        return content[24] == 16
-    tags = getattr(image, "tag_v2", None)
-    bits = tags.get(_BITS_PER_SAMPLE, 8) if tags is not None else 8
-    return image.mode.startswith("I;16") or max(bits if isinstance(bits, tuple) else (bits,)) > 8
+        return max(8, content[24])
+    if (tags := getattr(image, "tag_v2", None)) is not None:
+        bits, signs = (tags.get(tag, default) for tag, default in ((_BITS_PER_SAMPLE, 8), (_SAMPLE_FORMAT, _UNSIGNED)))
+        known = all(sign == _UNSIGNED for sign in (signs if isinstance(signs, tuple) else (signs,)))
+        return max(8, *(bits if isinstance(bits, tuple) else (bits,))) if known else 32
+    return {"F": 32, "I": 16}.get(image.mode, 16 if image.mode.startswith("I;16") else 8)
 
 
-def _plain_mode(image: Image.Image, options: PictureOptions) -> Image.Image:
+def deep_range(record: Record, options: PictureOptions) -> tuple[int, int, int] | None:
+    """Bits, least and greatest value of greyscale of more than 8 bits; None for every other picture."""
+    if isinstance(record.picture, np.ndarray):
+        return None
+    with _open(record.picture, options.max_pixels) as image:
+        bits = _bits(record.picture, image)
+        if bits <= 8 or not (image.mode == "I" or image.mode.startswith("I;16")):
+            return None
+        low, high = image.getextrema()
+    return bits, int(low), int(high)  # type: ignore[arg-type]
+
+
+def _plain_mode(image: Image.Image, options: PictureOptions, bits: int = 8) -> Image.Image:
     """Mode L or RGB, as asked."""
     image = _without_alpha(image, options)
     if options.mode == "keep":
@@ -119,14 +146,11 @@ def _plain_mode(image: Image.Image, options: PictureOptions) -> Image.Image:
                 "--mode rgb or --mode grey"
             )
         return image
-    if image.mode in ("I", "F"):
-        # 16-bit greyscale PNGs of older Pillow versions come as I; real 32-bit pictures have no known range.
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+        if image.mode == "F" or values.min() < 0 or values.max() >= 1 << bits:
             raise RecordError(f"picture of mode {image.mode} (32 bits) has no known range; convert it to 8 bits first")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    elif image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        image = Image.fromarray((values.astype(np.int64) >> (bits - 8)).astype(np.uint8))
     target = "RGB" if options.mode == "rgb" else "L"
     return image if image.mode == target else image.convert(target)
 
@@ -134,6 +158,8 @@ def _plain_mode(image: Image.Image, options: PictureOptions) -> Image.Image:
 def _without_alpha(image: Image.Image, options: PictureOptions) -> Image.Image:
     if not image.has_transparency_data:
         return image
+    if image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema() == (255, 255):
+        return image.convert(image.mode.removesuffix("A"))  # opaque everywhere: nothing is lost
     if options.alpha == "refuse":
         raise RecordError(
             f"picture of mode {image.mode} with transparency; say what becomes of it: --alpha white, black or drop"

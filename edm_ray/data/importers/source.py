@@ -14,16 +14,21 @@ from typing import Protocol
 import numpy as np
 
 from edm_ray.data.format import Labels
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, shortened
 
 NO_LABEL = int(np.iinfo(np.int64).min)
 """A label that is null; refused when its record is read."""
 MAX_CLASSES = 100_000
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
+PICTURE_SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURE_SUFFIXES += (".pgm", ".ppm", ".pnm")
 
 
 class RecordError(InputError):
     """One record cannot be used; the message names its file (and row) and the reason. `skip` leaves the record out."""
+
+
+class LabelError(RecordError):
+    """It is the record's label that cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,8 @@ class Record:
 class Source(Protocol):
     class_names: tuple[str, ...]
     """Empty: no classes."""
+    labels: Labels
+    """int64 [N]; NO_LABEL where it is null. All 0 without classes."""
     fingerprint: str
     """Hash of the listing: tells whether a source is still the one that was planned with."""
     notes: tuple[str, ...]
@@ -79,10 +86,36 @@ def check_names(names: Iterable[str], where: str) -> None:
     for name in names:
         parts = name.replace("\\", "/").split("/")
         if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or (len(name) > 1 and name[1] == ":"):
-            raise InputError(f"{where}: holds the name {name!r}, which points outside of it; the archive is refused")
+            raise InputError(
+                f"{where}: holds the name {shortened(name)}, which points outside of it; the archive is refused"
+            )
         if name in seen:
-            raise InputError(f"{where}: holds the name {name!r} twice; remove one of the two")
+            raise InputError(f"{where}: holds the name {shortened(name)} twice; remove one of the two")
         seen.add(name)
+
+
+def shortened_list(names: Iterable[object], most: int = 12) -> str:
+    """The first names of a list for a message."""
+    texts = [str(name) if len(str(name)) <= 120 else f"{str(name)[:117]}..." for name in names]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most:,} more" if len(texts) > most else "")
+
+
+def check_class_names(names: object, where: str) -> tuple[str, ...]:
+    """Names of classes as a source says them. Raises InputError when they are no list of different texts."""
+    if not isinstance(names, (list, tuple)):
+        raise InputError(f"{where}: the names of its classes are a {type(names).__name__}; a list of texts is needed")
+    seen: set[str] = set()
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(
+                f"{where}: class name {shortened(name)} is no text; give --unlabelled, or fix the metadata"
+            )
+        if name in seen:
+            raise InputError(
+                f"{where}: two classes are named {shortened(name)}; give --unlabelled, or fix the metadata"
+            )
+        seen.add(name)
+    return tuple(names)
 
 
 def label_table(
@@ -94,28 +127,31 @@ def label_table(
     if values and not known:
         raise InputError(f"{where}: every label is null; give --unlabelled to leave labels out")
     if any(isinstance(value, str) for value in known):
-        names = tuple(class_names) or tuple(sorted({str(value) for value in known}))
+        different = {str(value) for value in known}
+        names = tuple(class_names) or tuple(sorted(different))
+        if len(names) > MAX_CLASSES:
+            raise InputError(f"{where}: {len(names):,} different labels; is this a class? {_OTHER_LABELS}")
         number = {name: index for index, name in enumerate(names)}
-        unknown = [value for value in known if str(value) not in number]
-        if unknown:
-            raise InputError(f"{where}: label {unknown[0]!r} is not one of the classes {', '.join(names[:10])}")
-        result = np.array([NO_LABEL if value is None else number[str(value)] for value in values], np.int64)
-    else:
-        result = np.array([NO_LABEL if value is None else value for value in values], np.int64)
-        names = tuple(class_names) or tuple(str(i) for i in range(_classes(result, where)))
+        if unknown := sorted(different - number.keys()):
+            raise InputError(
+                f"{where}: label {shortened(unknown[0])} is not one of the classes {shortened_list(names)}"
+            )
+        return np.array([NO_LABEL if value is None else number[str(value)] for value in values], np.int64), names
+    numbers = [int(value) for value in known]
+    if numbers and all(number == -1 for number in numbers):
+        raise InputError(f"{where}: every label is -1 (none is known); give --unlabelled to leave labels out")
+    if numbers and max(numbers) >= MAX_CLASSES:
+        raise InputError(f"{where}: labels go up to {shortened(max(numbers))}; is this a class? {_OTHER_LABELS}")
+    if numbers and min(numbers) <= -MAX_CLASSES:
+        raise InputError(f"{where}: labels go down to {shortened(min(numbers))}; is this a class? {_OTHER_LABELS}")
+    result = np.array([NO_LABEL if value is None else int(value) for value in values], np.int64)
+    names = tuple(class_names) or tuple(str(i) for i in range(max(numbers, default=0) + 1))
     if len(names) > MAX_CLASSES:
-        raise InputError(f"{where}: {len(names):,} different labels; is this a class? {_OTHER_LABELS}")
+        raise InputError(f"{where}: {len(names):,} classes; is this a class? {_OTHER_LABELS}")
     return result, names
 
 
 _OTHER_LABELS = "give --label-column NAME, or --unlabelled to leave labels out"
-
-
-def _classes(labels: Labels, where: str) -> int:
-    top = int(labels.max(initial=0))
-    if top >= MAX_CLASSES:
-        raise InputError(f"{where}: labels go up to {top:,}; is this a class? {_OTHER_LABELS}")
-    return top + 1
 
 
 def check_label(label: int, class_names: Sequence[str], name: str) -> int:
@@ -123,7 +159,7 @@ def check_label(label: int, class_names: Sequence[str], name: str) -> int:
     if not class_names:
         return 0
     if label == NO_LABEL:
-        raise RecordError(f"{name}: the label is null; give --unlabelled to leave labels out, or --on-error skip")
+        raise LabelError(f"{name}: the label is null; give --unlabelled to leave labels out, or --on-error skip")
     if not 0 <= label < len(class_names):
-        raise RecordError(f"{name}: label {label} is outside 0..{len(class_names) - 1}")
+        raise LabelError(f"{name}: label {label} is outside 0..{len(class_names) - 1}")
     return label

@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 
-from edm_ray.data.importers.files import open_local
-from edm_ray.data.importers.listing import DATASET_JSON, list_pictures
+from edm_ray.data.importers.files import lfs_hint, open_local, readable
+from edm_ray.data.importers.listing import list_pictures
 from edm_ray.data.importers.source import Record, RecordError, SourceSpec, check_names, fingerprint
 from edm_ray.errors import InputError
+from edm_ray.storage.documents import shortened_error
 
 MAX_MEMBER_BYTES = 1 << 30
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    struct.error,
+)
+"""What Python's zipfile raises for damaged archives: a place before the file's start is an OSError."""
 
 
 class Zip:
     def __init__(self, spec: SourceSpec) -> None:
         self.uri = spec.uri
+        handle = open_local(spec.uri)
         try:
-            self.archive = zipfile.ZipFile(open_local(spec.uri))
-        except zipfile.BadZipFile as error:
-            raise InputError(f"{spec.uri}: not a readable zip: {error}") from error
+            self.archive = zipfile.ZipFile(handle)
+        except DAMAGED as error:
+            reason = shortened_error(error)
+            raise InputError(f"{spec.uri}: not a readable zip: {reason}{lfs_hint(spec.uri)}") from error
         self.members = {info.filename: info for info in self.archive.infolist() if not info.is_dir()}
         check_names([info.filename for info in self.archive.infolist()], spec.uri)
-        tables = [name for name in self.members if name.rsplit("/", 1)[-1] == DATASET_JSON and name.count("/") == 0]
-        table = self._read(DATASET_JSON) if tables else None
-        listing = list_pictures(self.members, spec.uri, table, unlabelled=spec.unlabelled, unwrap=True)
+        listing = list_pictures(self.members, spec, self._read, unwrap=True)
         self.names, self.labels, self.class_names = listing.names, listing.labels, listing.class_names
         self.notes = listing.notes
         # Size and CRC of every member: the content itself, without reading it.
         contents = [(name, self.members[name].file_size, self.members[name].CRC) for name in self.names]
-        self.fingerprint = fingerprint("zip", contents, table)
+        self.fingerprint = fingerprint("zip", contents, listing.table)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def record(self, index: int) -> Record:
-        return Record(self.names[index], int(self.labels[index]), self._read(self.names[index]))
+        return Record(readable(self.names[index]), int(self.labels[index]), self._read(self.names[index]))
 
     def _read(self, name: str) -> bytes:
         info = self.members[name]
         if info.file_size > MAX_MEMBER_BYTES:
-            raise RecordError(f"{name}: {info.file_size:,} bytes, at most {MAX_MEMBER_BYTES:,} are read")
+            raise RecordError(f"{readable(name)}: {info.file_size:,} bytes, at most {MAX_MEMBER_BYTES:,} are read")
         try:
             return self.archive.read(info)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise RecordError(f"{name}: damaged or not readable in the zip: {error}") from error
+        except DAMAGED as error:
+            raise RecordError(
+                f"{readable(name)}: damaged or not readable in the zip: {shortened_error(error)}"
+            ) from error

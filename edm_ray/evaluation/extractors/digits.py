@@ -15,6 +15,7 @@ from torch import nn
 from edm_ray.seeding import stream_key, uniform
 
 DIM = 64
+CLASSES = 10
 _EPOCHS, _BATCH = 12, 64
 
 
@@ -26,7 +27,7 @@ class DigitsClassifier(nn.Module):
         self.conv0 = nn.Conv2d(1, 32, 3, padding=1)
         self.conv1 = nn.Conv2d(32, 64, 3, padding=1)
         self.hidden = nn.Linear(64 * 16, DIM)
-        self.logits = nn.Linear(DIM, 10)
+        self.logits = nn.Linear(DIM, CLASSES)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         x = pixels.to(torch.float32) / 127.5 - 1.0

@@ -17,6 +17,12 @@ from edm_ray.models.interop.pickles import MAX_STEPS, Budget, read_pickle, shown
 MAX_DIRECTORY_BYTES = 4 * 2**20
 """Size of a zip archive's list of files: 50 times that of a training state."""
 MAX_OLD_STEPS = 100_000
+ARRAYS = (
+    "; a network holds no NumPy arrays: if it is a reference of FID, save its two as .npz, "
+    "np.savez(OUT, mu=..., sigma=...), and import that with --extractor inception --weights WEIGHTS"
+)
+OLD_TORCH = 0x1950A86A20F9469CFC6C
+"""The number with which torch.save began its files before it wrote zip archives."""
 _OTHER = {
     b"\x1f\x8b": "gzip-compressed",
     b"BZh": "bzip2-compressed",
@@ -40,11 +46,17 @@ def read_network_file(content: bytes, where: str) -> Any:
             raise InputError(_what_it_is(content))
         stream = io.BytesIO(content)
         value = read_pickle(stream, allowed_globals(budget), budget)
+        if value == OLD_TORCH:
+            raise InputError(
+                "a file of torch.save before torch 1.6; where you trust it, load it with torch and save it again: "
+                "torch.save(torch.load(FILE, map_location='cpu'), OUT), or give the .pkl snapshot of that moment"
+            )
         if rest := len(content) - stream.tell():
             raise InputError(f"{rest:,} bytes follow the end of the pickle")
         return value
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        arrays = "" if "multiarray._reconstruct" not in str(error) else ARRAYS
+        raise InputError(f"{where}: {error}{arrays}") from None
 
 
 def _what_it_is(content: bytes) -> str:

@@ -44,6 +44,7 @@ def read_fid_npz(content: bytes, where: str) -> tuple[Array, Array]:
         OSError,
         NotImplementedError,
         RuntimeError,
+        EOFError,
     ) as error:
         reason = shown(str(error).splitlines()[0]) if str(error) else type(error).__name__
         raise InputError(f"{where}: not an .npz file with mu and sigma: {reason}") from None

@@ -23,6 +23,9 @@ from edm_ray.networks import build_denoiser
 MAX_MODULES = 20_000
 MAX_DEPTH = 16
 
+EDM2_CLASSES = ("Precond", "UNet")
+"""Of EDM2's training/networks_edm2.py."""
+
 
 def from_official(class_name: str, kwargs: Mapping[str, Any]) -> torch.nn.Module:
     """A preconditioned denoiser with fresh weights from an official class name and its constructor arguments.
@@ -82,6 +85,8 @@ def chosen_network(content: object, key: str) -> Holder:
     """The network under ``key`` of the file's dictionary."""
     if not isinstance(content, dict):
         raise InputError(f"holds a {_kind(content)}, not a dictionary with 'ema' or 'net'")
+    if other := what_else_it_is(content, key):
+        raise InputError(other)
     networks = [name for name, value in content.items() if isinstance(value, Holder) and value.class_name in WRAPPERS]
     if key not in content:
         held = ", ".join(shown(name) for name in content if isinstance(name, str)) or "nothing"
@@ -91,6 +96,21 @@ def chosen_network(content: object, key: str) -> Holder:
     if not isinstance(network, Holder) or network.class_name not in WRAPPERS:
         raise InputError(f"{key!r} is a {_kind(network)}; networks of {', '.join(WRAPPERS)} can be imported")
     return network
+
+
+def what_else_it_is(content: dict[Any, Any], key: str) -> str:
+    """Known files that are no network of EDM, with what to do; empty for others."""
+    if isinstance(content.get(key), Holder) and content[key].class_name in EDM2_CLASSES:
+        return (
+            f"{key!r} is a network of EDM2 (class {content[key].class_name}, Karras et al. 2024): another U-Net, which "
+            "is not built here; import a network of EDM (2022)"
+        )
+    if content and all(isinstance(value, TensorRecord) for value in content.values()):
+        return (
+            "holds tensors alone (a state dict), which do not say what network they are of; give the .pkl snapshot, "
+            "or build the network in Python and keep it with edm.save_model"
+        )
+    return ""
 
 
 def _kind(value: object) -> str:
@@ -171,7 +191,10 @@ def check_tensors(config: DenoiserConfig, state: Mapping[str, torch.Tensor]) -> 
     with torch.device("meta"):
         expected = build_denoiser(config).state_dict()
     if wrong := misfit(expected, state):
-        raise InputError(wrong)
+        others = {tensor.dtype for tensor in state.values() if tensor.dtype.is_floating_point} - {torch.float32}
+        form = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
+        fix = f"; it has {form} weights: save it again as float32 (net.float()), from which nothing is lost here"
+        raise InputError(wrong + (fix if others else ""))
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"tensor {name!r} has values that are not finite")

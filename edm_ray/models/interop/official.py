@@ -9,7 +9,7 @@ from typing import Any
 
 from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.config.load import validate
-from edm_ray.config.network import DDPMpp, NCSNpp, SongNetwork, UNetConfig
+from edm_ray.config.network import LARGEST, DDPMpp, NCSNpp, SongNetwork, UNetConfig
 from edm_ray.diffusion.noise import SIGMA_DATA, VE, VP, IDDPMGrid
 from edm_ray.errors import InputError, nearest
 
@@ -45,11 +45,7 @@ _FORM = [entry.name for entry in fields(SongNetwork) if entry.name not in {part.
 _DDPMPP, _NCSNPP = ({name: getattr(kind, name) for name in _FORM} for kind in (DDPMpp, NCSNpp))
 _KINDS = {"VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm", "EDMPrecond": "edm"}
 _RENAMED = {"M": "num_train_steps", "C_1": "c_1", "C_2": "c_2"}
-# Sizes beyond these are no network but a way to keep the reader busy.
-_LARGEST = {
-    "img_resolution": 4096, "img_channels": 1024, "label_dim": 1_000_000, "augment_dim": 4096, "model_channels": 8192,
-    "channel_mult_emb": 64, "num_blocks": 64, "channel_mult_noise": 64, "M": 20_000,
-}  # fmt: skip
+_LARGEST = {**LARGEST, "M": 20_000}
 
 
 def official_arguments(class_name: str, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

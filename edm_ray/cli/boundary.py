@@ -1,0 +1,65 @@
+"""Where errors become one line for people: everything that the machine refuses, with the path, and no traceback."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from edm_ray.errors import InputError
+from edm_ray.storage import uris
+
+PLACES = ("out", "dest", "store")
+"""Options of commands that name a place to write to."""
+MOST_CHARACTERS = 2000
+_LONG_WORD = re.compile(r"\S{201,}")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def machine_errors() -> Iterator[None]:
+    """What the file system, the memory and text encodings refuse, as InputError."""
+    try:
+        yield
+    except (OSError, UnicodeError, MemoryError) as error:
+        logger.debug("the error behind the line", exc_info=True)
+        raise InputError(described(error)) from error
+
+
+def described(error: OSError | UnicodeError | MemoryError) -> str:
+    """One line: the path, what happened, what to do."""
+    if isinstance(error, MemoryError):
+        return "out of memory; give smaller sizes (batches, pictures, workers), or a machine with more"
+    if isinstance(error, UnicodeError):
+        return f"text that is not UTF-8 or cannot be shown: {error}; rename the file, or set PYTHONUTF8=1"
+    if not error.strerror:
+        return str(error) or type(error).__name__  # StorageError says it all
+    paths = " and ".join(str(path) for path in (error.filename, error.filename2) if path is not None)
+    where = f"{paths}: " if paths else ""
+    if error.errno in _FULL:
+        return f"{where}no space left on the disk; free some and run the same command again"
+    fix = "; this user may not: give another place, or allow it" if isinstance(error, PermissionError) else ""
+    return f"{where}{error.strerror}{fix}"
+
+
+def one_line(message: str) -> str:
+    """A message without line ends, long values and terminal codes."""
+    printable = "".join(char if char.isprintable() else " " for char in message)
+    text = _LONG_WORD.sub(lambda word: f"{word[0][:150]}...", " ".join(printable.split()))
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 400]} ... {text[-390:]}"
+
+
+def check_places(args: Any) -> None:
+    """Before any work, also of ``--dry-run``: the places to write to can be written to, at the S3 endpoint that
+    is asked for. Raises InputError."""
+    if endpoint := getattr(args, "endpoint_url", None):
+        os.environ["AWS_ENDPOINT_URL"] = endpoint
+    for name in PLACES:
+        place = getattr(args, name, None)
+        if isinstance(place, str) and place:
+            uris.check_writable(place)
