@@ -38,8 +38,8 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 something given is wrong (one line on stderr says what), or
-    the command's own (`submit`: the job's; `doctor`: 1 when something is wrong)."""
+    """Run one command; returns the exit code: 0 done, 2 something given is wrong, 1 storage is away (one line on
+    stderr says what), or the command's own (`submit`: the job's; `doctor`: 1 when something is wrong)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage())
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"edm-ray: {one_line(str(error))}\n")
         return 2
     except StorageError as error:
-        sys.stderr.write(f"edm-ray: {error}; what was written is kept, and the same command resumes\n")
+        sys.stderr.write(f"edm-ray: {one_line(str(error))}; what was written is kept, and the same command resumes\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("edm-ray: interrupted; the same command resumes where it stopped\n")

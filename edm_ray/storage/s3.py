@@ -58,7 +58,6 @@ class StorageError(OSError):
 
 
 _guard = threading.Lock()
-"""Endpoints that have answered this process."""
 _impatient: ContextVar[bool] = ContextVar("impatient", default=False)
 
 

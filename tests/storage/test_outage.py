@@ -70,7 +70,7 @@ def test_an_endpoint_that_never_answered_is_given_up_after_a_few_tries(monkeypat
     monkeypatch.setenv(s3.PATIENCE, "600")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     began = time.monotonic()
-    with pytest.raises(StorageError, match="failed 8 times"):
+    with pytest.raises(StorageError, match="nothing answers at endpoint"):
         uris.read_bytes("s3://bucket/x")
     assert time.monotonic() - began < 30
 
