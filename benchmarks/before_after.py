@@ -54,7 +54,7 @@ class Side:
 
     def environment(self) -> dict[str, str]:
         own = {"PYTHONPATH": str(self.checkout), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-        return {**os.environ, "RAY_AUTH_MODE": "disabled", "EDM_RAY_LOCAL_CPUS": "2", **own}
+        return {**os.environ, "EDM_RAY_LOCAL_CPUS": "2", **own}
 
     def python(self, code: str, *arguments: str) -> float:
         """Wall seconds. Raises SystemExit with the end of what it said when it failed."""

@@ -24,6 +24,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -213,11 +214,12 @@ def main() -> None:
     results: dict[str, list[list[dict[str, float]]]] = {}
     loads = []
     server = start_s3(folder)
+    ends = ExitStack()
     if "ray" not in args.skip:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        import ray
+        from edm_ray.distributed.session import session
 
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        os.environ.setdefault("EDM_RAY_LOCAL_CPUS", "4")
+        ends.enter_context(session())
     try:
         for number in range(args.rounds):
             for world in (1, 2):
@@ -230,8 +232,7 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
-        if "ray" not in args.skip:
-            ray.shutdown()
+        ends.close()
     tenfold = [] if "memory" in args.skip else memory(folder, args.images)
     print(f"{os.cpu_count()} CPUs, load {min(loads):.1f} to {max(loads):.1f}, {args.rounds} rounds")
     print("| case | consumers | images/s each | images/s of CPU time | first batch, s | peak MiB |")

@@ -103,7 +103,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     table, numbers = measure(args.chunks, args.repeats)
     print(table)
     record("pool", numbers, vars(args))

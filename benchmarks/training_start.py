@@ -146,7 +146,6 @@ def main() -> None:
     parser.add_argument("--manager", action="store_true")
     parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("EDM_RAY_LOCAL_CPUS", "2")
     if args.drive:
         drive(*args.drive[:3], manager=args.drive[3] == "1")

@@ -212,7 +212,6 @@ def main() -> None:
     if args.torchrun_worker:
         torchrun_worker(*args.torchrun_worker)
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("EDM_RAY_LOCAL_CPUS", "4")
     if args.ray_driver:
         ray_driver(args.ray_driver[0], args.ray_driver[1], int(args.ray_driver[2]))

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ.pop("RAY_ADDRESS", None)
+os.environ["EDM_RAY_STORAGE_PATIENCE_S"] = "0"  # storage that fails is given up after a few tries
+for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+    os.environ.pop(name, None)
 torch.set_num_threads(1)
 
 

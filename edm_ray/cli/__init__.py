@@ -9,6 +9,7 @@ from typing import Any
 
 from edm_ray.cli.boundary import check_places, machine_errors, one_line
 from edm_ray.errors import InputError, nearest
+from edm_ray.storage.s3 import StorageError
 
 # Command -> what it is for. Modules are imported when asked for: torch and Ray take seconds.
 COMMANDS = {
@@ -37,8 +38,8 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 something given is wrong (one line on stderr says what), or
-    the command's own (`submit`: the job's; `doctor`: 1 when something is wrong)."""
+    """Run one command; returns the exit code: 0 done, 2 something given is wrong, 1 storage is away (one line on
+    stderr says what), or the command's own (`submit`: the job's; `doctor`: 1 when something is wrong)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage())
@@ -59,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         sys.stderr.write(f"edm-ray: {one_line(str(error))}\n")
         return 2
+    except StorageError as error:
+        sys.stderr.write(f"edm-ray: {one_line(str(error))}; what was written is kept, and the same command resumes\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("edm-ray: interrupted; the same command resumes where it stopped\n")
         return 130

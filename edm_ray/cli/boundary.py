@@ -12,6 +12,7 @@ from typing import Any
 
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
+from edm_ray.storage.s3 import StorageError
 
 PLACES = ("out", "dest", "store")
 """Options of commands that name a place to write to."""
@@ -26,6 +27,8 @@ def machine_errors() -> Iterator[None]:
     """What the file system, the memory and text encodings refuse, as InputError."""
     try:
         yield
+    except StorageError:
+        raise  # an end in good order, which has a line of its own
     except (OSError, UnicodeError, MemoryError) as error:
         logger.debug("the error behind the line", exc_info=True)
         raise InputError(described(error)) from error

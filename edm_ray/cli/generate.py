@@ -26,10 +26,12 @@ from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.grids import save_grid
 from edm_ray.evaluation.neighbours import pixel_rows
 from edm_ray.evaluation.reference import open_reference
+from edm_ray.execution.executor import Executor
 from edm_ray.generation.figures import Figure, interpolation_figure, inversion_figure, neighbour_figure
 from edm_ray.generation.generate import BALANCED_RUN, MICRO_BATCH, generate
 from edm_ray.models.directory import Model
 from edm_ray.storage import uris
+from edm_ray.storage.lease import hold
 from edm_ray.tasks.generate import GenerateOptions, GenerateTask, plan_generate
 
 GAP = 6
@@ -102,6 +104,13 @@ def run(args: Args) -> None:
         _save_figure(args, _figure(args, task))
         say(f"{figures[0]} in {duration(time.monotonic() - started)}: {args.out}")
         return
+    is_file = is_grid or Path(args.out).suffix.lower() == ".zip"
+    with hold(store if is_file else uris.absolute(args.out), "generate"):
+        _write(args, task, is_grid, executor)
+    say(f"{num} images in {duration(time.monotonic() - started)}: {args.out}")
+
+
+def _write(args: Args, task: GenerateTask, is_grid: bool, executor: Executor) -> None:
     progress = Progress("chunks of images")
     if is_grid:
         images = np.concatenate([part for _, part in task.parts(executor, progress.update)])
@@ -110,7 +119,6 @@ def run(args: Args) -> None:
     else:
         task.write(task.output(args.out, args.format), executor, progress.update)
     task.forget()
-    say(f"{num} images in {duration(time.monotonic() - started)}: {args.out}")
 
 
 def _check(args: Args, figures: list[str], is_grid: bool) -> None:

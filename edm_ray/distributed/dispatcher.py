@@ -24,6 +24,7 @@ from edm_ray.distributed.worker import Worker
 from edm_ray.errors import InputError
 from edm_ray.execution.executor import Item, Recipe, is_made
 from edm_ray.storage.artifacts import key_of
+from edm_ray.storage.lease import Lease
 
 logger = logging.getLogger(__name__)
 MAX_RAISES = 3
@@ -105,6 +106,8 @@ class PoolSpec:
     """Items that one worker has at once."""
     light: bool = False
     """They work now and then: spread over the nodes, and more than one where items wait."""
+    leases: tuple[Lease, ...] = ()
+    """Of the folders that the pool's owner writes to; workers look at them before they write."""
 
 
 class Dispatcher:
@@ -207,7 +210,7 @@ class Dispatcher:
             runtime_env=spec.environment or None,
             scheduling_strategy="SPREAD" if spec.light else "DEFAULT",
         )
-        return actor.remote(ray.cloudpickle.loads(self.reference), spec.device)
+        return actor.remote(ray.cloudpickle.loads(self.reference), spec.device, spec.leases)
 
     def _bad_start(self, error: RayError) -> None:
         """A worker ended before it was ready. Wrong input, or failing for ever, ends the pool."""

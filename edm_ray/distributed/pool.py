@@ -29,6 +29,7 @@ from edm_ray.errors import InputError
 from edm_ray.evaluation.reference import ExtractorSpec
 from edm_ray.execution.executor import Item, Recipe
 from edm_ray.models.directory import Model
+from edm_ray.storage.lease import held
 
 DISPATCHER_RESTARTS = 10
 MOST_CALLS = 1_000_000
@@ -183,6 +184,7 @@ def _spec(on: ClusterShare, recipe: Recipe, patience: float, in_hand: int | None
         environment=env,
         in_hand=in_hand or (2 if needs.overlap and ask.gpus else 1),
         light=needs.light,
+        leases=held(),
     )
 
 

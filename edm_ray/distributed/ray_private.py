@@ -52,6 +52,10 @@ LOCAL = {
     "RAY_num_workers_soft_limit": "32",
     # The one node is this machine: where it is too busy to answer (30 s by default) it is slow, and not lost.
     "RAY_health_check_failure_threshold": "120",
+    # Prometheus' ports, which ask for no token: Ray takes a port that cannot be for none, and writes so to its log.
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
 }
 
 
@@ -223,6 +227,25 @@ def run_in_actor(actor: Any, function: Callable[..., Any]) -> Any:
     For fault tests, which need process ids from actors that offer no such method.
     """
     return actor.__ray_call__.remote(function)
+
+
+def private_session(folder: str) -> dict[str, str]:
+    """For `ray.init`: what it keeps goes below ``folder``, with sockets, logs and spilled objects. Without: TypeError,
+    and no local Ray."""
+    return {"_temp_dir": folder}
+
+
+def read_authentication_again() -> None:
+    """RAY_AUTH_MODE and RAY_AUTH_TOKEN are read now; Ray reads them once, at its import or the first connection.
+
+    Without: what was read first holds. `session` looks whether a local Ray sends a token, and ends it otherwise.
+    """
+    without = "authentication is as it was when Ray was imported"
+    config = _private("ray._raylet", "Config", without)
+    loader = _private("ray._raylet", "AuthenticationTokenLoader", without)
+    if config is not None and loader is not None:
+        config.initialize("")
+        loader.instance().reset_cache()
 
 
 def session_folder() -> str:

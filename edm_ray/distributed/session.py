@@ -1,20 +1,27 @@
-"""Connect to Ray for the length of a command: a cluster, by its address or RAY_ADDRESS, else a local Ray of its own."""
+"""Connect to Ray for the length of a command: a cluster, by its address or RAY_ADDRESS, else a local Ray of its own.
+
+A local Ray listens on every address of the machine, so it asks for a token: a random one of its own, whatever the
+user's RAY_AUTH_MODE says. A cluster that is attached to keeps the user's settings.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError
 
-from edm_ray.distributed.ray_private import set_defaults
+from edm_ray.distributed.ray_private import private_session, read_authentication_again, sends_token, set_defaults
+from edm_ray.distributed.session_folder import private_folder
 from edm_ray.errors import InputError
 
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -40,25 +47,55 @@ def session(address: str | None = None) -> Iterator[None]:
     local = not (address or os.environ.get("RAY_ADDRESS"))
     set_defaults(local=local)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    with _own_sigterm():
-        if local:
-            _start_local()
-        else:
-            _connect(address)
-    for name in ("ray.train", "ray.tune", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    _own_local = local
-    try:
-        yield
-    finally:
-        _own_local = False
-        ray.shutdown()
+    with ExitStack() as ends:
+        with _own_sigterm():
+            if local:
+                _start_local(ends)
+            else:
+                _connect(address)
+                ends.callback(ray.shutdown)
+        for name in ("ray.train", "ray.tune", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        _own_local = local
+        try:
+            yield
+        finally:
+            _own_local = False
 
 
-def _start_local() -> None:
+def _start_local(ends: ExitStack) -> None:
+    """Start a Ray of this machine; ``ends`` stops it, then removes its folder."""
+    folder = ends.enter_context(private_folder())
+    ends.callback(read_authentication_again)  # after the end: what the user has set holds again
     # Logical CPUs of a local Ray: the demo and the tests need 2 or more on any machine.
     cpus = os.environ.get("EDM_RAY_LOCAL_CPUS")
-    ray.init("local", include_dashboard=False, num_cpus=int(cpus) if cpus else None, **_QUIET)
+    if "lo" in (name for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # workers of a training talk over loopback, without a token
+    with _token_mode():
+        ray.init(
+            "local", include_dashboard=False, num_cpus=int(cpus) if cpus else None, **private_session(folder), **_QUIET
+        )
+    ends.callback(ray.shutdown)
+    if not sends_token():
+        raise InputError(f"Ray {ray.__version__} was started without a token, so anyone could use it; it was ended")
+
+
+@contextmanager
+def _token_mode() -> Iterator[None]:
+    """Ray's processes that start meanwhile ask for a token that only they and this process know. Other programs that
+    this process starts later do not get it."""
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        read_authentication_again()
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _connect(address: str | None) -> None:

@@ -18,6 +18,7 @@ from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.denoiser import DenoiserConfig
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model, network_with
+from edm_ray.storage.s3 import PATIENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,7 @@ def _read_only(content: np.ndarray) -> torch.Tensor:
 
 
 def environment() -> dict[str, Any]:
-    """The S3 endpoint goes with actors and tasks; credentials never do (nodes have their own)."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
-    return {"env_vars": {"AWS_ENDPOINT_URL": endpoint}} if endpoint else {}
+    """The S3 endpoint, and how long storage may be away, go with actors and tasks; credentials never do (nodes have
+    their own)."""
+    said = {name: os.environ[name] for name in ("AWS_ENDPOINT_URL", PATIENCE) if os.environ.get(name)}
+    return {"env_vars": said} if said else {}

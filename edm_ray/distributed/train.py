@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from edm_ray.distributed.session import session
 from edm_ray.distributed.shipping import environment
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
+from edm_ray.storage.lease import Lease, LeaseLost, held
 from edm_ray.training.device import Place
 from edm_ray.training.loop import Row, Stopped, TrainingJob, train
 from edm_ray.training.metrics import read_metrics
@@ -38,6 +40,8 @@ from edm_ray.training.run import checkpoint_store
 from edm_ray.training.step import Diverged
 
 POLL_SECONDS = 1.0
+LOG = "log"
+"""Of a run: where Ray Train's workers look whether they share storage, and where it keeps its state meanwhile."""
 Trainer = trainer_without_idle_process()
 logger = logging.getLogger(__name__)
 
@@ -53,6 +57,8 @@ class WorkerTask:
     patience_s: float = 0.0
     """For how long it does not look for room for a larger group."""
     stop_key: str = ""
+    leases: tuple[Lease, ...] = ()
+    """Of the run; workers look at it before they write."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +98,25 @@ def train_on_ray(
         shorten_group_start()
     with session():
         _require_cluster(job, group)
-        task = WorkerTask(job=job, group=group, variables=environment().get("env_vars", {}) | (variables or {}))
-        with _metrics_followed(job.run_uri, on_tick):
+        variables = environment().get("env_vars", {}) | (variables or {})
+        task = WorkerTask(job=job, group=group, variables=variables, leases=held())
+        with _metrics_followed(job.run_uri, on_tick), _ray_train_s_files_removed(job.run_uri):
             ended = _fit_groups(task, max_failures, must_stop)
         if ended.stopped:
             raise Stopped(ended.stopped)
         if ended.refused:
             raise InputError(ended.refused)
+
+
+@contextlib.contextmanager
+def _ray_train_s_files_removed(run_uri: str) -> Iterator[None]:
+    """Before, where a killed command has left them, and after."""
+    uris.delete_directory(uris.join(run_uri, LOG))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, InputError):
+            uris.delete_directory(uris.join(run_uri, LOG))
 
 
 def _require_cluster(job: TrainingJob, group: Group) -> None:
@@ -138,8 +156,9 @@ def _fit_group(task: WorkerTask, max_failures: int) -> Ended:
         datasets=shards,
         scaling_config=task.group.scaling(),
         run_config=RunConfig(
-            name="ray_train",
-            storage_path=uris.join(job.run_uri, "log"),
+            # Never the same twice, and gone at the end: nothing that Ray Train keeps of itself is read back.
+            name=f"ray_train-{secrets.token_hex(4)}",
+            storage_path=uris.join(job.run_uri, LOG),
             failure_config=FailureConfig(max_failures=max_failures),
             callbacks=[PlanWithLivingNodes()],
         ),
@@ -153,6 +172,8 @@ def _worker(told: dict[str, WorkerTask]) -> Ended:
     job = task.job
     logging.basicConfig(level=logging.INFO)
     os.environ.update(task.variables)
+    for lease in task.leases:
+        lease.guard_process()
     device = str(ray.train.torch.get_device())
     place = Place(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
     room = room_watcher(task.group, place.world_size, task.patience_s)
@@ -166,7 +187,7 @@ def _worker(told: dict[str, WorkerTask]) -> Ended:
         )
     except Stopped as stopped:
         return Ended(workers=place.world_size, stopped=str(stopped))
-    except Diverged as error:
+    except (Diverged, LeaseLost) as error:
         return Ended(workers=place.world_size, refused=str(error))
     return Ended()
 

@@ -60,6 +60,7 @@ class PngFolder:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
 
     def add(self, seeds: Labels, labels: Labels, images: Pixels) -> None:
+        uris.may_write(self.folder)
         for seed, image in zip(seeds.tolist(), images, strict=True):
             name, content = f"seed{seed:08d}.png", png(image, {**self.about, "seed": str(seed)})
             if uris.is_remote(self.folder):

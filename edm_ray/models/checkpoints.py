@@ -1,7 +1,8 @@
 """Checkpoints of one run, named by images seen. One exists only when its manifest does.
 
 Retention deletes what is older than the newest ``keep`` whole ones; damaged ones, or those that lack a file, do not
-count. A damaged checkpoint is named, and the one before it is used.
+count. A damaged checkpoint is named, and the one before it is used. One of another run is refused, never resumed. What
+else lies there (a copy by hand, ``nimg-000000000600.bak``) is named and left alone.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from edm_ray.errors import IntegrityError, shortened
+from edm_ray.errors import InputError, IntegrityError, shortened
 from edm_ray.models.weights import tensors_of
 from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST, check_keys, commit, read_file, read_manifest
 from edm_ray.storage.documents import SMALL_BYTES, load_json
+from edm_ray.storage.numbered import numbers
 
 logger = logging.getLogger(__name__)
 KIND = "edm_ray checkpoint"
+NAME = "nimg-{:012d}"
 STATE = "state.json"
 Tensors = dict[str, torch.Tensor]
 
@@ -36,21 +39,21 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints under one URI."""
+    """The checkpoints under one URI. run: identity of the run that writes and resumes here; '' only looks."""
 
-    def __init__(self, uri: str, keep: int = 2) -> None:
+    def __init__(self, uri: str, keep: int = 2, run: str = "") -> None:
         assert keep >= 2
-        self.uri, self.keep = uri, keep
+        self.uri, self.keep, self.run = uri, keep, run
         self._whole: set[int] = set()
         """Known to be so: written or read by this store."""
 
     def _path(self, images_seen: int) -> str:
-        return uris.join(self.uri, f"nimg-{images_seen:012d}")
+        return uris.join(self.uri, NAME.format(images_seen))
 
     def committed(self) -> list[int]:
         """Images seen of every checkpoint that has its manifest, ascending."""
-        names = [name for name in uris.list_names(self.uri) if name.startswith("nimg-")]
-        return [int(name[5:]) for name in names if uris.exists(uris.join(self.uri, name, MANIFEST))]
+        found = numbers(self.uri, NAME)
+        return [number for number in found if uris.exists(uris.join(self._path(number), MANIFEST))]
 
     def save(self, images_seen: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
         """Commit a checkpoint, then let go of those older than the newest ``keep`` whole ones."""
@@ -59,7 +62,8 @@ class CheckpointStore:
             for stem, part in tensors.items()
         ]
         files.append((STATE, json.dumps(dict(state), sort_keys=True, allow_nan=False).encode()))
-        commit(self._path(images_seen), files, self._is_damaged(images_seen), kind=KIND, images_seen=images_seen)
+        facts = {"kind": KIND, "images_seen": images_seen, "run": self.run}
+        commit(self._path(images_seen), files, self._is_damaged(images_seen), **facts)
         self._whole.add(images_seen)
         for old in self._superseded():
             try:
@@ -95,7 +99,7 @@ class CheckpointStore:
         return False
 
     def load(self, images_seen: int) -> Checkpoint:
-        """One checkpoint, every file checked. Raises IntegrityError."""
+        """One checkpoint, every file checked. Raises IntegrityError, and InputError for one of another run."""
         uri = self._path(images_seen)
         try:
             checkpoint = self._load(uri, images_seen)
@@ -104,16 +108,23 @@ class CheckpointStore:
         self._whole.add(images_seen)
         return checkpoint
 
-    @staticmethod
-    def _load(uri: str, images_seen: int) -> Checkpoint:
+    def _load(self, uri: str, images_seen: int) -> Checkpoint:
         manifest = read_manifest(uri)
         if manifest is None or manifest.get("kind") != KIND:
             raise IntegrityError(f"{uri}: no checkpoint")
+        if self.run and manifest.get("run") != self.run:
+            raise InputError(
+                f"{uri}: a checkpoint of run {manifest.get('run') or 'unknown'}, this run is {self.run} (run.json); it "
+                "is not resumed: delete that checkpoint, or give --fresh to delete the run and start over"
+            )
         check_keys(manifest, uris.join(uri, MANIFEST), ["images_seen", "run"])
         others = [name for name in manifest["files"] if name != STATE and not name.endswith(".safetensors")]
-        if others or manifest.get("images_seen") != images_seen:
-            what = f"lists {shortened(others[0])}" if others else "is of another moment of the run"
-            raise IntegrityError(f"{uris.join(uri, MANIFEST)}: {what}; not a checkpoint of this version")
+        if others:
+            raise IntegrityError(
+                f"{uris.join(uri, MANIFEST)}: lists {shortened(others[0])}; not a checkpoint of this version"
+            )
+        if manifest.get("images_seen") != images_seen:
+            raise IntegrityError(f"{uri}: holds the checkpoint at {manifest.get('images_seen')} images")
         tensors = {
             name.removesuffix(".safetensors"): tensors_of(read_file(uri, name, manifest), uris.join(uri, name))
             for name in manifest["files"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import time
 
+from edm_ray.errors import IntegrityError
 from edm_ray.evaluation.chunks import Chunk, Generator, chunks_of
 from edm_ray.execution.executor import Maker, make_all
 from edm_ray.search.driver import AskTell
 from edm_ray.storage import uris
 from edm_ray.storage.artifacts import is_stored
 from edm_ray.storage.versioned import read_json, write_json
+
+FIX = "delete it and run again: the speed is measured again"
 
 
 def limit_hours(
@@ -22,7 +25,9 @@ def limit_hours(
     """
     path = uris.join(out, "speed.json")
     if uris.exists(path):
-        speed = read_json(path, "delete it and run again: the speed is measured again")["evaluations_per_worker_hour"]
+        speed = read_json(path, FIX).get("evaluations_per_worker_hour")
+        if not isinstance(speed, (int, float)):
+            raise IntegrityError(f"{path}: no number of evaluations_per_worker_hour; {FIX}")
     else:
         speed = _measure(driver, sampling, workers, generator, store)
         write_json(path, {"evaluations_per_worker_hour": speed})

@@ -2,13 +2,15 @@
 
 Credentials, region and endpoint come from the standard AWS variables and files. Every call is tried again by the one
 loop here (botocore's own is off): throttling, server errors, slow and cut connections, with waits that grow and jitter.
-What another try cannot fix stops at once: no permission, no bucket, no key.
+An endpoint that has answered before is outlived for ten minutes; one that never did is given up after a few tries.
+What another try cannot fix stops at once: no permission, expired credentials, no bucket, no key.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import random
 import socket
@@ -16,7 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
@@ -25,6 +29,13 @@ from edm_ray.errors import InputError, IntegrityError
 
 logger = logging.getLogger(__name__)
 TRIES, FIRST_WAIT_S, LONGEST_WAIT_S = 8, 0.2, 20.0
+FEW = 3
+"""Tries of a caller that can do without."""
+SAY_S = 60.0
+OUTLIVE_S = 600.0
+"""How long storage that has answered before may be away."""
+PATIENCE = "EDM_RAY_STORAGE_PATIENCE_S"
+"""Environment variable: seconds in place of that."""
 CONNECT_S, READ_S, FIRST_CONTACT_S = 10.0, 30.0, 5.0
 """How long a connection may take to open, and to bring the next bytes."""
 MULTIPART_BYTES = 64 << 20
@@ -33,6 +44,7 @@ PART_BYTES, MOST_PARTS, PART_THREADS = 16 << 20, 10_000, 4
 _BLOCK = 1 << 20
 _AGAIN = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError", "ServiceUnavailable"}
 _AGAIN |= {"ConditionalRequestConflict", "OperationAborted", "RequestLimitExceeded", "TooManyRequestsException"}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "RequestExpired"}
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 Value = TypeVar("Value")
 
@@ -46,6 +58,22 @@ class StorageError(OSError):
 
 
 _guard = threading.Lock()
+_impatient: ContextVar[bool] = ContextVar("impatient", default=False)
+
+
+def outlive_s() -> float:
+    """How long storage may be away before what it is asked for fails."""
+    return float(os.environ.get(PATIENCE, OUTLIVE_S))
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Meanwhile calls of this thread fail after a few tries: the caller can do without, for now."""
+    token = _impatient.set(True)
+    try:
+        yield
+    finally:
+        _impatient.reset(token)
 
 
 def client() -> Any:
@@ -183,6 +211,15 @@ def size(uri: str) -> int | None:
     return int(answer["ContentLength"])
 
 
+def modified(uri: str) -> tuple[float, float]:
+    """(when an object was put, now), in seconds by the store's clock."""
+    bucket, key = split(uri)
+    answer = _persist(lambda: client().head_object(Bucket=bucket, Key=key), uri, "s3:GetObject")
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    now = time.time() if date is None else parsedate_to_datetime(date).timestamp()
+    return answer["LastModified"].timestamp(), now
+
+
 def write(uri: str, content: bytes, only_new: bool = False) -> bool:
     """Put an object, whole or not at all. only_new: not over another one, even if both are put at the same moment;
     False when there is one."""
@@ -305,7 +342,8 @@ def _persist(
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[], int] = lambda: 0,
 ) -> Value:
-    """Call until it works. Tries count from the last one that brought ``progress``, so long reads may break often."""
+    """Call until it works. Tries and time count from the last one that brought ``progress``, so long reads may break
+    often. What it waits for is said once a minute."""
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
@@ -316,12 +354,14 @@ def _persist(
     )
     from urllib3.exceptions import HTTPError
 
-    failed, reached = 0, 0
+    failed, reached, began, said = 0, 0, time.monotonic(), -math.inf
+    few = FEW if _impatient.get() else tries
+    patience = outlive_s() if _endpoint() in _answered and tries == TRIES and not _impatient.get() else 0.0
     while True:
         try:
-            result = call()
+            value = call()
             _answered.add(_endpoint())
-            return result
+            return value
         except EndpointConnectionError as error:
             if _endpoint() not in _answered:
                 check_endpoint(uri)  # refuses it in words; where it listens after all, this was a moment's failure
@@ -339,12 +379,16 @@ def _persist(
         except (BotoCoreError, HTTPError, OSError) as error:
             why = error
         if (now := progress()) > reached:
-            failed, reached = 0, now
+            failed, reached, began = 0, now, time.monotonic()
         failed += 1
-        if failed >= tries or stop():
-            raise StorageError(f"{uri}: failed {failed} times: {why}") from why
-        wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (failed - 1)) * random.uniform(0.5, 1.0)
-        logger.warning("%s: %s; trying again in %.1f s", uri, why, wait)
+        away = time.monotonic() - began
+        if (failed >= few and away >= patience) or stop():
+            raise StorageError(f"{uri}: failed {failed} times{f' in {away:.0f} s' if patience else ''}: {why}") from why
+        wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(failed - 1, 20)) * random.uniform(0.5, 1.0)
+        if time.monotonic() - said > SAY_S:
+            said = time.monotonic()
+            until = f", for up to {patience - away:.0f} s more" if patience > away else ""
+            logger.warning("%s: %s; trying again%s", uri, why, until)
         time.sleep(wait)
 
 
@@ -365,6 +409,11 @@ def _stop_at_once(error: Any, uri: str, permission: str) -> None:
         raise NotFound(f"{uri}: its upload was aborted by another process; run the same command again") from error
     if code in _MISSING or status == 404:
         raise NotFound(f"{uri}: no such file") from error
+    if code in _EXPIRED:
+        raise InputError(
+            f"{uri}: the credentials have expired ({code}); renew them (aws sso login, a new session token, or a "
+            "role that renews itself), and run the same command again"
+        ) from error
     if status == 412 and permission == "s3:PutObject":
         raise _Exists(uri) from error
     if status == 412:

@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -24,18 +24,29 @@ __all__ = [
     "absolute",
     "clear_unfinished",
     "create_bytes",
+    "delete",
     "delete_directory",
     "download",
     "exists",
     "file_size",
 ]
-__all__ += ["is_folder", "is_remote", "join", "list_names", "list_tree", "read_bytes", "refuse_link_out", "resolve"]
-__all__ += ["write_bytes"]
+__all__ += ["is_folder", "is_remote", "join", "list_names", "list_tree", "may_write", "modified"]
+__all__ += ["read_bytes", "refuse_link_out", "resolve", "touch", "write_bytes"]
 logger = logging.getLogger(__name__)
 _ALMOST = re.compile(r"(?:s3|gs|gcs|abfss?|az|hdfs|https?|file):(?!//)", re.IGNORECASE)
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,255}")
 PART_AGE_S = 60.0
 """Younger parts of local files may still be written."""
+guards: dict[str, Callable[[], None]] = {}
+"""Folder -> what is asked before each write or deletion below it; it raises where this process may write there no more
+(`edm_ray.storage.lease`)."""
+
+
+def may_write(path: str) -> None:
+    """Ask the guards of the folders that a resolved path lies in; what they raise goes through."""
+    for folder, guard in list(guards.items()):
+        if path == folder or path.startswith(f"{folder}/"):
+            guard()
 
 
 def is_remote(uri: str) -> bool:
@@ -148,6 +159,7 @@ def download(uri: str, sink: IO[bytes]) -> None:
 def write_bytes(uri: str, content: bytes) -> None:
     """Write a file so that a reader sees the old bytes or the new ones, never a part (S3 puts are so by themselves)."""
     path = resolve(uri)
+    may_write(path)
     if is_remote(uri):
         s3.write(path, content)
         return
@@ -158,6 +170,7 @@ def write_bytes(uri: str, content: bytes) -> None:
 def create_bytes(uri: str, content: bytes) -> bool:
     """As `write_bytes`, but only where there is no file: of several writers one wins. False: there is one already."""
     path = resolve(uri)
+    may_write(path)
     if is_remote(uri):
         return s3.write(path, content, only_new=True)
     with _part(Path(path), content) as part:
@@ -197,6 +210,39 @@ class _part:
         self.path.unlink(missing_ok=True)
 
 
+def touch(uri: str) -> None:
+    """Make a file that is there as new as if it were written now. Raises NotFound, and never makes one locally."""
+    path = resolve(uri)
+    if is_remote(uri):
+        s3.write(path, s3.read(path))
+        return
+    try:
+        os.utime(path)
+    except FileNotFoundError as error:
+        raise NotFound(f"{uri}: no such file") from error
+
+
+def modified(uri: str) -> tuple[float, float]:
+    """(when a file was last written, now), both in seconds by the store's clock. Raises NotFound."""
+    path = resolve(uri)
+    if is_remote(uri):
+        return s3.modified(path)
+    try:
+        return Path(path).stat().st_mtime, time.time()
+    except FileNotFoundError as error:
+        raise NotFound(f"{uri}: no such file") from error
+
+
+def delete(uri: str) -> None:
+    """Delete a file; one that is not there is no error."""
+    path = resolve(uri)
+    may_write(path)
+    if is_remote(uri):
+        s3.delete(path)
+    else:
+        Path(path).unlink(missing_ok=True)
+
+
 def list_names(uri: str) -> list[str]:
     """Names directly under a directory, sorted; empty when there is none. Parts of interrupted writes are left out."""
     path = resolve(uri)
@@ -216,6 +262,7 @@ def clear_unfinished(uri: str) -> None:
     """Remove what dead writers have left below a directory whose writer is this process: unfinished uploads, parts of
     files. It is housekeeping: what cannot be removed is logged."""
     path = resolve(uri)
+    may_write(path)
     if is_remote(uri):
         try:
             if count := s3.abort_uploads(path):
@@ -231,6 +278,7 @@ def clear_unfinished(uri: str) -> None:
 
 def delete_directory(uri: str) -> None:
     path = resolve(uri)
+    may_write(path)
     if is_remote(uri):
         s3.delete_below(path)
         clear_unfinished(uri)

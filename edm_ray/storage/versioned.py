@@ -25,14 +25,20 @@ def to_text(content: Mapping[str, Any], indent: int | None = None) -> str:
     return json.dumps({"format": FORMAT, **content}, indent=indent)
 
 
-def from_text(text: bytes | str, source: str, fix: str = "") -> dict[str, Any]:
-    """What `to_text` got. Raises IntegrityError for what is no JSON object, InputError for another format."""
+def parse_object(text: bytes | str, source: str, fix: str = "") -> dict[str, Any]:
+    """A JSON object, of whatever format. Raises IntegrityError for anything else."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{source}: not JSON ({error}){fix and '; '}{fix}") from error
     if not isinstance(content, dict):
         raise IntegrityError(f"{source}: not a JSON object{fix and '; '}{fix}")
+    return content
+
+
+def from_text(text: bytes | str, source: str, fix: str = "") -> dict[str, Any]:
+    """What `to_text` got. Raises IntegrityError for what is no JSON object, InputError for another format."""
+    content = parse_object(text, source, fix)
     check_format(content.pop("format", None), source, fix)
     return content
 

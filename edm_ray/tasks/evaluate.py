@@ -25,6 +25,7 @@ from edm_ray.generation.generate import PRECISIONS, check_labels
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
 from edm_ray.storage import uris
+from edm_ray.storage.lease import hold
 from edm_ray.storage.versioned import FORMAT
 from edm_ray.tasks.given import OpenedReference, model_of, references_of
 from edm_ray.tasks.options import read_options
@@ -155,6 +156,10 @@ class EvaluationPlan:
         return lines + [f"  and measure {', '.join(p.metrics)} against {p.reference.describe()}" for p in self.plans]
 
     def run(self, on: Executor, on_chunk: OnProgress = no_progress) -> Evaluation:
+        with hold(self.out, "evaluate"):
+            return self._run(on, on_chunk)
+
+    def _run(self, on: Executor, on_chunk: OnProgress) -> Evaluation:
         with self.open_spec() as spec:
             sets, real = self._measure(spec, on, on_chunk)
         result = Evaluation(
@@ -284,5 +289,7 @@ def follow(
     if not models:
         raise InputError(f"{run}: holds no snapshots; train with --snapshot-kimg N")
     plan = plan_evaluation(models[-1][1], reference, sampler, num, read_options(EvaluateOptions, options), out or run)
-    with plan.open_spec() as spec:
+    # Not the run's own lease: a training may be writing there.
+    own = None if plan.options.store is not None else uris.join(uris.absolute(out or run), "chunks")
+    with plan.open_spec() as spec, hold(own, "evaluate --follow"):
         yield from evaluate_models(models, spec, sampler, num, plan.plans[0], on)

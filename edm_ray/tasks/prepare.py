@@ -17,6 +17,7 @@ from edm_ray.errors import InputError
 from edm_ray.execution.executor import Executor, OnProgress, no_progress
 from edm_ray.execution.local import Local
 from edm_ray.storage import uris
+from edm_ray.storage.lease import hold
 from edm_ray.tasks.options import read_options
 
 CROPPED = ("photographs", "more-photographs")
@@ -84,8 +85,9 @@ class PrepareTask:
         """Shards that are written are kept: the same call resumes."""
         if self.is_there:
             return open_dataset(self.dest)
-        claim(self.dest, self.plan)
-        return data_plan.prepare(self.dest, self.plan, on, on_shard)
+        with hold(self.dest, "prepare"):
+            claim(self.dest, self.plan)
+            return data_plan.prepare(self.dest, self.plan, on, on_shard)
 
 
 def plan_prepare(source: str, dest: str, options: PrepareOptions) -> list[PrepareTask]:

@@ -13,6 +13,7 @@ import torch
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
+from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.extractors.digits import CLASSES, save_digits_classifier, train_digits_classifier
 from edm_ray.evaluation.extractors.registry import load_extractor
 from edm_ray.evaluation.parts import FOLDER, ReferenceParts, ranges_of, require_pictures
@@ -22,6 +23,7 @@ from edm_ray.execution.executor import Executor, OnProgress, make_all, no_progre
 from edm_ray.execution.local import Local
 from edm_ray.storage import uris
 from edm_ray.storage.commit import read_manifest
+from edm_ray.storage.lease import hold
 from edm_ray.tasks.given import OpenedReference, reference_of
 from edm_ray.tasks.options import read_options
 
@@ -71,6 +73,10 @@ class ReferenceTask:
         if self.is_there:
             assert self.out is not None
             return reference_of(self.out)
+        with hold(self.out, "reference"):
+            return self._run(on, on_part)
+
+    def _run(self, on: Executor, on_part: OnProgress) -> OpenedReference:
         with tempfile.TemporaryDirectory() as folder:
             path = self._weights(Path(folder))
             # On Ray it is loaded here only to be checked and named, which needs no GPU.
@@ -84,6 +90,11 @@ class ReferenceTask:
             out = uris.join(str(self.options.store), f"{self.dataset.name}-{self.options.extractor}-{key[:16]}")
             if _holds(out, self.dataset, self.options.extractor):
                 return reference_of(out)
+        with hold(out, "reference"):
+            self._make(out, extractor, weights, on, on_part)
+        return reference_of(out)
+
+    def _make(self, out: str, extractor: Extractor, weights: bytes, on: Executor, on_part: OnProgress) -> None:
         recipe = ReferenceParts(
             dataset=self.dataset,
             extractor=ExtractorSpec(name=extractor.name, weights=weights, sha256=extractor.weights_sha256),
@@ -96,7 +107,6 @@ class ReferenceTask:
         moments, kept = recipe.collect(parts, extractor.scale_bits)
         commit_reference(out, moments, self.dataset, extractor, weights, kept)
         uris.delete_directory(recipe.store)
-        return reference_of(out)
 
     def _weights(self, folder: Path) -> Path | None:
         """A local file with the extractor's weights; the digits extractor is trained when none are given."""

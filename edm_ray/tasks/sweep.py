@@ -43,6 +43,7 @@ from edm_ray.search.statistics import Difference
 from edm_ray.search.time_budget import limit_hours
 from edm_ray.search.trials import Evaluation, TrialResult
 from edm_ray.storage import uris
+from edm_ray.storage.lease import hold
 from edm_ray.tasks.given import OpenedReference, model_of, reference_of
 from edm_ray.tasks.options import read_options
 
@@ -195,6 +196,10 @@ class SweepTask:
         """commands: what the report says was typed, and may be typed next."""
         if isinstance(on, Ray):
             self._refuse_own_samplers()
+        with hold(self.out, "sweep"):
+            return self._run(on, on_trial, commands)
+
+    def _run(self, on: Executor, on_trial: OnTrial, commands: Sequence[str]) -> Sweep:
         started = time.monotonic()
         spec = EvaluationSpec(
             model=self.model,

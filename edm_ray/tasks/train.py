@@ -29,6 +29,7 @@ from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import load_model
 from edm_ray.networks.build import build_denoiser
 from edm_ray.storage import uris
+from edm_ray.storage.lease import hold
 from edm_ray.tasks.options import read_options
 from edm_ray.training.device import Place
 from edm_ray.training.loop import Row, TrainingJob
@@ -100,8 +101,15 @@ class TrainTask:
         return done[-1] if done else 0
 
     def run(self, on: Executor, on_tick: OnTick = lambda row: None, on_note: Callable[[str], None] = print) -> None:
-        """To the end, or to the checkpoint that SIGTERM asks for (raises `Stopped`). on_note: what trackers say."""
+        """To the end, or to the checkpoint that SIGTERM asks for (raises `Stopped`). on_note: what trackers say.
+
+        Raises InputError within ten seconds when another process writes to the run's directory.
+        """
         os.environ.update(self.options.cache_variables)
+        with hold(self.run_uri, "train"):
+            self._run(on, on_tick, on_note)
+
+    def _run(self, on: Executor, on_tick: OnTick, on_note: Callable[[str], None]) -> None:
         trackers = parse_trackers(list(self.options.track), self.run_uri)
         claim_run(self.run_uri, self.config, self.job.dataset, self.options.fresh)
         fields = identity_fields(self.config, self.job.dataset.hash)

@@ -19,7 +19,9 @@ from edm_ray.config.codec import Codec
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.models import save_model
 from edm_ray.models.checkpoints import Checkpoint, CheckpointStore
+from edm_ray.storage.s3 import StorageError
 from edm_ray.training.device import Place
+from edm_ray.training.metrics import MetricsLog
 from edm_ray.training.posthoc import save_snapshot
 from edm_ray.training.run import snapshot_model_uri
 from edm_ray.training.schedule import Due
@@ -37,16 +39,25 @@ def agreed_checkpoint(store: CheckpointStore, place: Place) -> Checkpoint | None
     checkpoint = store.latest() if place.rank == 0 else None
     if place.world_size == 1:
         return checkpoint
-    choice = [checkpoint.images_seen if checkpoint else None]
-    dist.broadcast_object_list(choice, src=0)
-    return checkpoint if place.rank == 0 or choice[0] is None else store.load(choice[0])
+    # A number, not `broadcast_object_list`, which unpickles what comes over the network.
+    choice = torch.tensor(checkpoint.images_seen if checkpoint else -1, device=place.device)
+    dist.broadcast(choice, src=0)
+    return checkpoint if place.rank == 0 or choice < 0 else store.load(int(choice))
 
 
 class Saver:
     """Copies what is due of a run's state to the host now, and has it written in the background."""
 
-    def __init__(self, run_uri: str, store: CheckpointStore, about: Mapping[str, Any], codec: Codec) -> None:
-        self.run_uri, self.store, self.about, self.codec = run_uri, store, about, codec
+    def __init__(
+        self,
+        run_uri: str,
+        store: CheckpointStore,
+        about: Mapping[str, Any],
+        codec: Codec,
+        log: MetricsLog | None = None,
+    ) -> None:
+        """log: its rows are written before the checkpoint that follows them."""
+        self.run_uri, self.store, self.about, self.codec, self.log = run_uri, store, about, codec, log
         self.writer = BackgroundWriter()
 
     def save(self, due: Due, state: TrainingState, tallies: list[torch.Tensor]) -> None:
@@ -68,13 +79,19 @@ class Saver:
         tensors = {stem: _copy(part) for stem, part in state.tensors().items()}
         tensors["tally"] = {"sums": torch.stack(tallies)}
         facts = {"images_seen": images_seen, "seed": state.config.seed}
-        return lambda: self.store.save(images_seen, tensors, facts)
+
+        def write() -> None:
+            if self.log is not None:
+                self.log.flush()
+            self.store.save(images_seen, tensors, facts)
+
+        return write
 
     def _averages(self, state: TrainingState) -> Write:
         images_seen = state.images_seen
         powers = {width: _copy(average.state_dict()) for width, average in state.powers.items()}
         dtype = getattr(torch, state.config.ema.snapshot_dtype)
-        return lambda: save_snapshot(self.run_uri, images_seen, powers, dtype)
+        return lambda: save_snapshot(self.run_uri, images_seen, powers, dtype, self.store.run)
 
     def _snapshot(self, state: TrainingState) -> Write:
         """The average as a model directory; what is returned does not raise."""
@@ -140,7 +157,7 @@ def _persist(write: Write) -> None:
         try:
             write()
             return
-        except (InputError, IntegrityError):
+        except (InputError, IntegrityError, StorageError):  # storage was asked for long enough already
             raise
         except OSError as error:
             if attempt == TRIES:

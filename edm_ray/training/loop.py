@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from edm_ray.config.identity import identity, identity_fields
 from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions, shares
@@ -54,6 +55,11 @@ class TrainingJob:
     """At the first tick at or after every so many thousand images, and at the end, the average becomes a model
     directory below RUN/snapshots and a grid is drawn from it; what cannot be made is named, and training continues."""
 
+    @property
+    def identity(self) -> str:
+        """Of the run: what decides its result. Every checkpoint, snapshot and row of metrics carries it."""
+        return identity(identity_fields(self.config, self.dataset.hash))
+
 
 def train(
     job: TrainingJob,
@@ -80,16 +86,16 @@ def _train(
     job: TrainingJob, place: Place, on_tick: Callable[[Row], None], ask: Callable[[], Signal], images: Served
 ) -> None:
     run_uri, first = job.run_uri, place.rank == 0
-    store = checkpoint_store(run_uri, job.config.keep_checkpoints)
+    store = checkpoint_store(run_uri, job.config.keep_checkpoints, job.identity)
     step = _resumed(job, place, store)
     state = step.state
     schedule = Schedule(job.config, job.snapshot_kimg, state.images_seen)
     images.follow(_shares_to_come(job.config, place, state.images_seen, schedule.total), job.config.seed)
-    log = MetricsLog(run_uri, state.images_seen) if first else None
+    log = MetricsLog(run_uri, state.images_seen, job.identity) if first else None
     draw = _grid_drawer(job) if first and job.snapshot_kimg else None
     signals, skipped = Signals(ask, place.world_size), SkippedLog(run_uri, images.skipped)
     step.watch.start(state.images_seen)
-    with contextlib.closing(Saver(run_uri, store, job.about, job.dataset.codec)) as saver:
+    with contextlib.closing(Saver(run_uri, store, {**job.about, "run": job.identity}, job.dataset.codec, log)) as saver:
         while state.images_seen < schedule.total:
             step.take(images)
             due = schedule.after_step(state.images_seen, signals.after_step())
@@ -114,7 +120,8 @@ def _train(
                 raise Stopped(f"{run_uri}: stopped at {state.images_seen:,} images, checkpoint written")
         signals.close()
     if log is not None:
-        about = {**job.about, "images_seen": state.images_seen, "metrics": _metrics(log)}
+        log.flush()
+        about = {**job.about, "run": job.identity, "images_seen": state.images_seen, "metrics": _metrics(log)}
         save_model(model_uri(run_uri), job.config.denoiser, state.average.state_dict(), about, job.dataset.codec)
     if place.world_size > 1:
         dist.barrier()

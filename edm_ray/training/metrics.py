@@ -4,8 +4,10 @@ wait for it), how fast it went, and the rows of ``metrics.jsonl``."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,9 +15,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage import uris
+from edm_ray.storage.s3 import impatient
 from edm_ray.storage.versioned import from_text, to_text
 
+logger = logging.getLogger(__name__)
+DAMAGED = "delete that file, or give --fresh to delete the run and start over"
 SIGMA_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Noise levels that part the bins of the per-sigma loss."""
 
@@ -133,7 +139,9 @@ def read_metrics(run_uri: str, up_to: int | None = None) -> list[dict[str, Any]]
     path = uris.join(run_uri, "metrics.jsonl")
     if not uris.exists(path):
         return []
-    rows = [from_text(line, path) for line in uris.read_bytes(path).splitlines()]
+    rows = [from_text(line, path, DAMAGED) for line in uris.read_bytes(path).splitlines()]
+    if not all(isinstance(row.get("nimg"), int) for row in rows):
+        raise IntegrityError(f"{path}: damaged, a row without nimg; {DAMAGED}")
     return [row for row in rows if up_to is None or row["nimg"] <= up_to]
 
 
@@ -144,11 +152,47 @@ def write_metrics(run_uri: str, rows: list[dict[str, Any]]) -> None:
 
 
 class MetricsLog:
-    """Rank 0's rows. The file is rewritten whole, so it is never half a line and works on object stores."""
+    """Rank 0's rows. The file is rewritten whole, so it is never half a line and works on object stores.
 
-    def __init__(self, run_uri: str, images_seen: int) -> None:
-        self.run_uri, self.rows = run_uri, read_metrics(run_uri, images_seen)
+    Each row carries the run's identity. Raises InputError where rows of another run are there. While storage is away
+    rows wait in memory; a checkpoint is written after them.
+    """
+
+    def __init__(self, run_uri: str, images_seen: int, run: str) -> None:
+        self.behind = False
+        """Whether rows wait to be written."""
+        self.writing = threading.Lock()
+        self.run_uri, self.run, self.rows = run_uri, run, read_metrics(run_uri, images_seen)
+        if others := sorted({str(row.get("run")) for row in self.rows} - {run}):
+            raise InputError(
+                f"{uris.join(run_uri, 'metrics.jsonl')}: has rows of run {', '.join(others)}, this run is {run} "
+                "(run.json); delete that file, or give --fresh to delete the run and start over"
+            )
 
     def append(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        write_metrics(self.run_uri, self.rows)
+        self.rows.append({**row, "run": self.run})
+        was_behind, self.behind = self.behind, True
+        if not self.writing.acquire(blocking=False):
+            return  # a checkpoint's thread is at it
+        try:
+            with impatient():
+                self._write()
+        except OSError as error:
+            if not was_behind:
+                logger.warning("%s; rows of metrics wait until storage is back, and training continues", error)
+        finally:
+            self.writing.release()
+
+    def flush(self) -> None:
+        """Write what waits, as patiently as a checkpoint is written. Raises what storage raises."""
+        with self.writing:
+            while self.behind:
+                self._write()
+
+    def _write(self) -> None:
+        self.behind = False
+        try:
+            write_metrics(self.run_uri, list(self.rows))
+        except BaseException:
+            self.behind = True
+            raise

@@ -19,9 +19,12 @@ from edm_ray.errors import InputError, IntegrityError
 from edm_ray.models.weights import tensors_of, weights_bytes
 from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST, commit, read_file, read_manifest
+from edm_ray.storage.numbered import numbers
 from edm_ray.training.ema import gamma_of
+from edm_ray.training.run import identity_of, refuse_other_run
 
 KIND = "edm_ray ema snapshot"
+NAME = "nimg-{:012d}"
 Array = npt.NDArray[np.float64]
 Profile = tuple[float, float]
 """(time t, exponent gamma)."""
@@ -45,7 +48,7 @@ def combination(have: Sequence[Profile], want: Profile) -> Array:
 
 def snapshot_uri(run_uri: str, images_seen: int | None = None) -> str:
     folder = uris.join(run_uri, "ema-snapshots")
-    return folder if images_seen is None else uris.join(folder, f"nimg-{images_seen:012d}")
+    return folder if images_seen is None else uris.join(folder, NAME.format(images_seen))
 
 
 def save_snapshot(
@@ -53,8 +56,10 @@ def save_snapshot(
     images_seen: int,
     averages: Mapping[float, Mapping[str, torch.Tensor]],
     dtype: torch.dtype = torch.float32,
+    run: str = "",
 ) -> None:
-    """Commit the power-function averages (sigma_rel -> named tensors) of this moment: one file a width.
+    """Commit the power-function averages (sigma_rel -> named tensors) of this moment: one file a width. run: identity
+    of the run.
 
     float32 tensors are stored in ``dtype``, but where float16 cannot hold them. The same call gives the same bytes.
     """
@@ -69,7 +74,7 @@ def save_snapshot(
     ]
     facts: dict[str, Any] = {"images_seen": images_seen, "sigma_rels": list(averages)}
     files.append(("about.json", json.dumps(facts).encode()))
-    commit(snapshot_uri(run_uri, images_seen), files, replace=True, kind=KIND, **facts)
+    commit(snapshot_uri(run_uri, images_seen), files, replace=True, kind=KIND, run=run, **facts)
 
 
 def _narrow(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -86,10 +91,12 @@ def synthesise(run_uri: str, sigma_rel: float, images_seen: int | None = None) -
     outside of those that were kept (least squares does not extrapolate well).
     """
     found = []
-    for name in uris.list_names(snapshot_uri(run_uri)):
-        uri = uris.join(snapshot_uri(run_uri), name)
+    run = identity_of(run_uri)
+    for number in numbers(snapshot_uri(run_uri), NAME):
+        uri = snapshot_uri(run_uri, number)
         manifest = read_manifest(uri)
         if manifest is not None and manifest.get("kind") == KIND:
+            refuse_other_run(uri, str(manifest.get("run", "")), run)
             moment, widths = manifest.get("images_seen"), manifest.get("sigma_rels")
             if type(moment) is not int or not isinstance(widths, list) or not all(type(w) is float for w in widths):
                 raise IntegrityError(f"{uris.join(uri, MANIFEST)}: damaged: moment and widths of a snapshot are needed")

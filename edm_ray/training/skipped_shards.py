@@ -34,7 +34,7 @@ class SkippedLog:
 def read_skipped(run_uri: str) -> list[dict[str, Any]]:
     """``shard``, ``reason``, ``rows`` of every shard that the run has skipped, by name."""
     folder = uris.join(run_uri, FOLDER)
-    return [read_json(uris.join(folder, name)) for name in uris.list_names(folder)]
+    return [read_json(uris.join(folder, name), "delete that file") for name in uris.list_names(folder)]
 
 
 def skipped_lines(run_uri: str, most: int = 5) -> list[str]:

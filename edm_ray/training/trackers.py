@@ -200,7 +200,9 @@ class Tracking:
         self.state_uri = uris.join(run_uri, STATE_FILE)
         self.ids: dict[str, str] = {}
         if chosen and uris.exists(self.state_uri):
-            self.ids = read_json(self.state_uri)["ids"]
+            self.ids = read_json(self.state_uri, "delete that file, and the trackers begin runs of their own").get(
+                "ids", {}
+            )
         self.last = rows[-1]["nimg"] if rows else -1
         self.lines = []
         for name, where in chosen.items():

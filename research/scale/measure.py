@@ -119,7 +119,6 @@ def tasks() -> dict[str, list[float]]:
 
     from edm_ray.distributed.session import session
 
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     with session():
         nothing = ray.remote(num_cpus=0.1)(lambda: None)
         ray.get([nothing.remote() for _ in range(20)])

@@ -210,7 +210,7 @@ def test_a_preset_is_shown_with_what_it_changes_and_the_source_of_every_number(c
     assert "V100 hours (assumed:" in text and "GiB a worker (computed:" in text and "x 64 images, fp32," in text
     assert main(["presets", "imagenet64-adm"]) == 0  # 4,096 images on 32 GPUs, in fp16
     text = capsys.readouterr().out
-    assert "59.35 GiB a worker (assumed:" in text and "x 128 images, in fp16 half" in text
+    assert "50.47 GiB a worker (assumed:" in text and "x 128 images, in fp16 half" in text
     assert "A100 hours (published:" in text and "27,356 USD (assumed:" in text
     assert "did you mean 'cifar10-cond-vp-d'" in _error(capsys, "presets", "cifar10-cond-vpd")
 

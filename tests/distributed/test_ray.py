@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ from edm_ray.errors import InputError, IntegrityError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.evaluation.reference import open_reference
 from edm_ray.models import open_model
+from edm_ray.storage import lease
+from edm_ray.storage.lease import Holder
 from edm_ray.training.loop import TrainingJob, train
 from edm_ray.training.metrics import read_metrics
 from edm_ray.training.run import checkpoint_store, claim_run, model_uri
@@ -108,6 +111,7 @@ def test_training_resumes_from_its_checkpoint_when_a_worker_is_killed(root, digi
     arguments = ["train", "--data", dataset.uri, "--out", uri, "--preset", "tiny", "--workers", "2", "--set"]
     assert main([*arguments, *overrides]) == 0
     assert run_together(2, dataset.uri, str(root / "calm"), overrides) == [0, 0]
+    assert not (root / "struck" / "log").exists(), "what Ray Train keeps of itself goes with the command"
     assert killed, "no worker was found to kill"
     assert open_model(model_uri(str(root / "struck"))).weights == open_model(model_uri(str(root / "calm"))).weights
     clocks = {"images_per_s", "data_wait", "checkpoint_stall_s", "memory_mib"}
@@ -116,6 +120,30 @@ def test_training_resumes_from_its_checkpoint_when_a_worker_is_killed(root, digi
         for name in ("struck", "calm")
     )
     assert struck == calm
+
+
+def test_workers_whose_command_has_lost_the_folder_write_no_more_and_are_not_started_again(root, digits_dir, capsys):
+    """Another writer takes the lease over, as it may when this command gave no sign of life for a while."""
+    uri = str(root / "lost")
+
+    def take_over() -> None:
+        while not checkpoint_store(uri).committed():
+            time.sleep(0.05)
+        holder = dataclasses.replace(Holder.this("sweep"), host="node-7", place="elsewhere")
+        content = json.dumps({"format": lease.FORMAT, **dataclasses.asdict(holder)})
+        Path(uri, lease.FOLDER, "000002.json").write_text(content)
+
+    other = threading.Thread(target=take_over, daemon=True)
+    other.start()
+    arguments = ["train", "--data", str(digits_dir / "train"), "--out", uri, "--preset", "tiny", "--workers", "1"]
+    assert main([*arguments, "--set", "total_kimg=4800", "tick_kimg=0.24", "checkpoint_kimg=0.24"]) == 2
+    other.join()
+    said = capsys.readouterr().err
+    assert "`edm-ray sweep` on node-7" in said and "writes no more" in said and "Traceback" not in said
+    time.sleep(1)
+    there = sorted(path.stat().st_mtime_ns for path in Path(uri).rglob("*") if path.is_file())
+    time.sleep(2)
+    assert there == sorted(path.stat().st_mtime_ns for path in Path(uri).rglob("*") if path.is_file())
 
 
 def test_evaluation_does_not_depend_on_the_number_of_actors_and_reuses_its_chunks(root, bench_dirs):

@@ -135,17 +135,44 @@ def test_defaults_leave_what_the_user_has_set(monkeypatch):
     assert all(name in os.environ for name in names)
 
 
-@pytest.mark.parametrize("name", [*ray_private.QUIET, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"])
+@pytest.mark.parametrize(
+    "name",
+    [*ray_private.QUIET, "AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"],
+)
 def test_ray_still_reads_a_variable_that_is_set(name):
     root = Path(ray.__file__).parent
-    folders = (root / "train", root / "tune", root / "_private", root / "_common")
+    folders = (
+        root / "train",
+        root / "tune",
+        root / "_private",
+        root / "_common",
+        root / "autoscaler",
+        root / "dashboard",
+    )
     assert any(name in path.read_text() for folder in folders for path in folder.rglob("*.py")), name
 
 
 def test_ray_s_native_part_still_knows_what_is_set_for_a_local_ray():
     """The effects are the time of a sweep (`benchmarks/sweep_overhead.py`), and tests that pass on a busy machine."""
     native = next(Path(ray.__file__).parent.glob("_raylet*.so")).read_bytes()
-    assert all(name.removeprefix("RAY_").encode() in native for name in ray_private.LOCAL)
+    assert all(name.removeprefix("RAY_").encode() in native for name in ray_private.LOCAL if name.startswith("RAY_"))
+
+
+def test_authentication_is_read_again_when_it_was_changed(monkeypatch):
+    """In a process of its own: what is read holds for all of it."""
+    code = (
+        "import os, ray\n"
+        "from ray._raylet import AuthenticationTokenLoader\n"
+        "from edm_ray.distributed.ray_private import read_authentication_again, sends_token\n"
+        "loader, said = AuthenticationTokenLoader.instance(), []\n"
+        "for mode, token in (('token', 'a'), ('token', 'b'), ('disabled', 'b')):\n"
+        "    os.environ |= {'RAY_AUTH_MODE': mode, 'RAY_AUTH_TOKEN': token * 64}\n"
+        "    read_authentication_again()\n"
+        "    said.append(loader.get_raw_token()[:1] if sends_token() else '-')\n"
+        "print(*said)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["a", "b", "-"], done.stderr
 
 
 # --- Ray Train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -18,7 +19,9 @@ def connected(monkeypatch):
     monkeypatch.setattr(ray, "init", lambda *address, **options: calls.append((*address, options)))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(session, "set_defaults", lambda local: calls.append({"local": local}))
-    for name in ("RAY_ADDRESS", "EDM_RAY_LOCAL_CPUS"):
+    monkeypatch.setattr(session, "read_authentication_again", lambda: None)
+    monkeypatch.setattr(session, "sends_token", lambda: True)
+    for name in ("RAY_ADDRESS", "EDM_RAY_LOCAL_CPUS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     return calls
 
@@ -79,3 +82,35 @@ def test_what_the_command_does_on_sigterm_stays(connected, monkeypatch):
             assert signal.getsignal(signal.SIGTERM) is own
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_local_ray_has_a_random_token_whatever_the_user_has_set_and_the_user_s_is_left(connected, monkeypatch):
+    seen = []
+    monkeypatch.setattr(session.ray, "init", lambda *_, **__: seen.append(dict(os.environ)))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    for own in ("the user's", None):
+        if own is None:
+            monkeypatch.delenv("RAY_AUTH_TOKEN")
+        else:
+            monkeypatch.setenv("RAY_AUTH_TOKEN", own)
+        with session.session():
+            assert os.environ.get("RAY_AUTH_TOKEN") == own and os.environ["RAY_AUTH_MODE"] == "disabled"
+    tokens = [each["RAY_AUTH_TOKEN"] for each in seen]
+    assert [each["RAY_AUTH_MODE"] for each in seen] == ["token", "token"]
+    assert len(set(tokens)) == 2 and {len(token) for token in tokens} == {64}
+
+
+def test_a_ray_that_came_up_without_a_token_is_ended(connected, monkeypatch):
+    ended = []
+    monkeypatch.setattr(session, "sends_token", lambda: False)
+    monkeypatch.setattr(session.ray, "shutdown", lambda: ended.append(True))
+    with pytest.raises(InputError, match="without a token"), session.session():
+        pytest.fail("not reached")
+    assert ended == [True]
+
+
+def test_a_cluster_that_is_attached_to_keeps_the_user_s_authentication(connected, monkeypatch):
+    monkeypatch.setattr(session, "_token_mode", lambda: pytest.fail("the cluster's token is the user's"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with session.session("10.0.0.1:6379"):
+        assert os.environ["RAY_AUTH_MODE"] == "disabled"

@@ -58,10 +58,15 @@ def test_a_run_on_ray_and_a_sweep_leak_nothing(digits_dir, tmp_path):
     script = tmp_path / "all.py"
     script.write_text(
         "from edm_ray.cli import main\n"
+        "import shutil\n"
+        "from edm_ray.distributed.ray_private import session_folder\n"
         "from edm_ray.distributed.session import session\n"
         "with session():\n"
         f"    for command in {commands!r}:\n"
         "        assert main(command) == 0, command\n"
+        # The folder goes with the session; sockets cannot be copied.
+        f"    logs = {str(temp / 'logs')!r}\n"
+        "    shutil.copytree(session_folder(), logs, symlinks=True, ignore=lambda *_: ['sockets'])\n"
     )
     try:
         done = subprocess.run([sys.executable, str(script)], env=variables, capture_output=True, text=True, timeout=300)

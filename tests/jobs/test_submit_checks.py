@@ -122,6 +122,44 @@ def test_this_repository_is_small_enough_to_travel():
     assert not any(name.startswith((".git/", ".venv/", "demo/", "runs/")) for name in names)
 
 
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *(
+            "PGPASS=x",
+            "PGPASSWORD=x",
+            "PGPASSFILE=x",
+            "GITHUB_PAT=x",
+            "STRIPE_KEY=x",
+            "KEY=x",
+            "SSH_KEY_FILE=x",
+            "DB_PWD=x",
+        ),
+        *("my_apikey=x", "WANDB_API_KEY=x", "MYSQL_PASS=x", "SENTRY_DSN=x", "AWS_ACCESS_KEY_ID=x"),
+        *(
+            "URL=postgres://user:hunter2@db/x",
+            "PROXY=http://:pw@proxy:3128",
+            "A=AKIAIOSFODNN7EXAMPLE",
+            "B=ASIAIOSFODNN7EXAMPLE",
+        ),
+        *("C=ghp_0123456789abcdefghij", "D=hf_abcdefghijklmnop", "E=-----BEGIN RSA PRIVATE KEY-----"),
+        "F=eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.x",
+    ],
+)
+def test_what_looks_like_a_secret_by_name_or_value_is_refused_and_not_repeated(pair):
+    name, _, value = pair.partition("=")
+    with pytest.raises(InputError, match="looks like a secret") as caught:
+        job_checks.job_variables([pair])
+    assert name in str(caught.value) and (len(value) < 2 or value not in str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "pair", ["OMP_NUM_THREADS=1", "KEYBOARD=x", "COMPASS_X=1", "MONKEY=1", "DATA=s3://bucket/a:b/c@d", "PATH=/bin:/usr"]
+)
+def test_plain_variables_travel(pair):
+    assert job_checks.job_variables([pair]) == dict([pair.split("=", 1)])
+
+
 def test_secrets_do_not_travel_as_variables():
     from edm_ray.distributed.cluster.job_checks import job_variables
 

@@ -25,7 +25,7 @@ name: few
 sampler: {solver: deis, num_steps: 8}
 search:
   solver: {choices: [dpmpp_2m, heun, deis]}
-  rho: {low: 2, high: 12}
+  rho: {low: 3, high: 7}
   churn_fraction: {low: 0, high: 1}
 """
 BUDGETS = (5, 8, 18)

@@ -208,18 +208,15 @@ def _lost(nodes: dict[str, str]) -> str:
 
 
 def authentication(reports: list[Report], dashboard_host: str) -> Finding:
-    """Token mode everywhere, unless only this machine reaches it all. ``dashboard_host``: '' without a job API."""
+    """Token mode everywhere: without it, whoever reaches a port of any of Ray's processes can run code. They listen on
+    every address, also where the job API (``dashboard_host``, '' without one) does not."""
     if {report.auth for report in reports} == {"token"}:
         return Finding(check="authentication", ok=True, found="token on every node")
-    hosts = {report.node.split("/")[0] for report in reports}
-    local = len(hosts) <= 1 and dashboard_host in ("", "127.0.0.1", "localhost", "[::1]")
-    found = (
-        f"RAY_AUTH_MODE is {_by_node(reports, lambda report: report.auth)}; job API on {dashboard_host or 'no port'}"
-    )
+    auth = _by_node(reports, lambda report: report.auth)
     return Finding(
         check="authentication",
-        ok=local,
-        found=f"{found}: only this machine reaches it" if local else found,
+        ok=False,
+        found=f"RAY_AUTH_MODE is {auth}; job API on {dashboard_host or 'no port'}",
         fix="anyone who reaches this cluster can run code on it: start every node with RAY_AUTH_MODE=token and one "
         "token",
     )

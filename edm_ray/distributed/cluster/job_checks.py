@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,7 +25,26 @@ ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 MAX_BYTES = 50 << 20
 """Ray takes uploads up to 100 MiB; code is far smaller, so more than this is data that was left lying about."""
 EXCLUDES = (".git", ".venv", "__pycache__", "*.egg-info", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis")
-_SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "ACCESS_KEY", "API_KEY", "PRIVATE")
+_SECRET_WORDS = ("SECRET", "TOKEN", "PASSW", "PGPASS", "PASSPHRASE", "CREDENTIAL", "PRIVATE")
+_SECRET_NAMES = re.compile(r"(?:^|_)(?:PAT|KEY|APIKEY|PWD|PASS|PGPASS|AUTH|COOKIE|DSN)(?:_|$)|PASS$|KEY_?ID$")
+"""A part of a name between underscores, so that KEYBOARD and COMPASS_X are none."""
+_SECRET_VALUES = re.compile(
+    r"://[^/\s@]*:[^/\s@]+@"  # a URL with a password
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{12,}"  # AWS keys
+    r"|\b(?:gh[pousr]_|github_pat_|glpat-|hf_|sk-|xox[abprs]-)[0-9A-Za-z_-]{10,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|\beyJ[0-9A-Za-z_-]{10,}\.eyJ"  # a JSON web token
+)
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Whether a variable looks like a secret, by its name or by its value."""
+    upper = name.upper()
+    return (
+        any(word in upper for word in _SECRET_WORDS)
+        or bool(_SECRET_NAMES.search(upper))
+        or bool(_SECRET_VALUES.search(value))
+    )
 
 
 def find_address(given: str | None) -> str:
@@ -115,7 +135,7 @@ def job_variables(pairs: Sequence[str]) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise InputError(f"--env {pair.split('=')[0]}: expected NAME=VALUE")
-        if any(word in name.upper() for word in _SECRET_WORDS):
+        if looks_secret(name, value):
             raise InputError(
                 f"--env {name}: looks like a secret, and a job's variables are shown to everyone who can list jobs; "
                 "give the nodes a role or a mounted secret instead"
