@@ -101,7 +101,7 @@ def plan_prepare(source: str, dest: str, options: PrepareOptions) -> list[Prepar
 
 
 def _refuse_inside(source: str, dest: str) -> None:
-    """Written below its source, a data set would be part of the source the next time; the source itself is not empty."""
+    """Written below its source, a data set would be part of the source the next time."""
     if source in BUILT_IN or not uris.exists(source) or not uris.is_folder(source):
         return
     inside, outside = f"{uris.resolve(dest)}/", f"{uris.resolve(source)}/"
