@@ -13,7 +13,15 @@ def How(*what: Any) -> tuple[Any, ...]:
     return what
 
 
-class Normalise(torch.autograd.Function):
+class Sketch(torch.autograd.Function):
+    """Has no numbers, so no gradient: a plan makes a forward pass only."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise AssertionError("a sketch is not differentiated")
+
+
+class Normalise(Sketch):
     """As `kernels.Normalise`: keeps x."""
 
     @staticmethod
@@ -21,31 +29,19 @@ class Normalise(torch.autograd.Function):
         ctx.save_for_backward(x, *(each for each in rest if isinstance(each, torch.Tensor)))
         return torch.empty_like(x)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        raise NotImplementedError
 
-
-class AddScaled(torch.autograd.Function):
+class AddScaled(Sketch):
     """As `kernels.AddScaled`: keeps nothing."""
 
     @staticmethod
     def forward(ctx: Any, h: torch.Tensor, *rest: Any) -> torch.Tensor:
         return torch.empty_like(h)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        raise NotImplementedError
 
-
-class Resample(torch.autograd.Function):
+class Resample(Sketch):
     """As `kernels.Resample`: keeps nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, up: bool) -> torch.Tensor:
         height, width = (2 * side if up else side // 2 for side in x.shape[2:])
         return x.new_empty(*x.shape[:2], height, width)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        raise NotImplementedError

@@ -9,13 +9,7 @@ import torch
 from edm_ray.errors import InputError
 from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.storage import s3
-from tests.storage.proxies import proxied, s3_server
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as endpoint:
-        yield endpoint
+from tests.storage.proxies import proxied
 
 
 @pytest.fixture

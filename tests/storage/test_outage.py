@@ -15,13 +15,7 @@ from edm_ray.storage import s3, uris
 from edm_ray.storage.s3 import StorageError
 from edm_ray.training import metrics
 from edm_ray.training.metrics import MetricsLog, read_metrics
-from tests.storage.proxies import proxied, s3_server
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as endpoint:
-        yield endpoint
+from tests.storage.proxies import proxied
 
 
 @pytest.fixture

@@ -13,15 +13,9 @@ from edm_ray.errors import InputError
 from edm_ray.storage import s3, uris
 from edm_ray.storage.commit import commit, read_file, read_manifest
 from edm_ray.storage.uris import NotFound, StorageError
-from tests.storage.proxies import proxied, s3_server
+from tests.storage.proxies import proxied
 
 BIG = bytes(range(256)) * 4096 * 3  # 3 MiB
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as endpoint:
-        yield endpoint
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 
 from edm_ray.diffusion.denoiser import AtLevel
 from edm_ray.diffusion.samplers import Evaluation, Sampler
-from edm_ray.diffusion.samplers.base import edm_levels
+from edm_ray.diffusion.samplers.levels import edm_levels
 from edm_ray.errors import InputError
 
 

@@ -14,7 +14,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import torch
@@ -22,6 +21,8 @@ import torch
 from edm_ray.diffusion.denoiser import AtLevel, Denoiser, Guided, as_denoiser
 from edm_ray.diffusion.noise import VE, VP, IDDPMGrid, Linear, Path, iddpm_grid, make_path
 from edm_ray.diffusion.samplers.evaluation import Evaluation
+from edm_ray.diffusion.samplers.levels import distinct, edm_levels, known_range, rounded
+from edm_ray.diffusion.samplers.values import brief, is_real, is_whole, plain, require
 from edm_ray.errors import InputError
 
 Noise = Callable[..., torch.Tensor]
@@ -102,14 +103,14 @@ class Sampler(ABC):
         values = {each.name: (getattr(self, each.name), each.default) for each in settings(type(self))}
         shown = {name: value for name, (value, default) in values.items() if name == "num_steps" or value != default}
         return " ".join(
-            [self.solver or type(self).__name__, *(f"{name}={_brief(value)}" for name, value in shown.items())]
+            [self.solver or type(self).__name__, *(f"{name}={brief(value)}" for name, value in shown.items())]
         )
 
     # -- noise levels ------------------------------------------------------------------------------------------------
 
     def sigma_range(self, denoiser: Any = None) -> tuple[float, float]:
         """(sigma_min, sigma_max) within what the denoiser knows. Raises InputError when nothing is left."""
-        known = _known_range(denoiser)
+        known = known_range(denoiser)
         if self.sigmas:
             for level in (self.sigmas[0], self.sigmas[-1]):
                 allowed = f"within {known}, the model's range"
@@ -218,7 +219,7 @@ class Sampler(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """The flat form that files and ``--set`` keep, all fields: plain values, lists for tuples."""
-        return {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
+        return {each.name: plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -398,60 +399,6 @@ def settings(cls: type[Sampler]) -> list[dataclasses.Field[Any]]:
 def type_name(setting: dataclasses.Field[Any]) -> str:
     """Its type as text, as files with and without postponed annotations say it: "int", "float | None"."""
     return setting.type.__name__ if isinstance(setting.type, type) else str(setting.type)
-
-
-def require(condition: bool, name: str, got: object, allowed: str) -> None:
-    """Refuse a setting: its name, what was got, what is allowed."""
-    if not condition:
-        raise InputError(f"sampler.{name}={got!r} is not allowed: {allowed}")
-
-
-def is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _brief(value: Any) -> str:
-    """As ``--set`` takes it, with six digits."""
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_brief, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _known_range(denoiser: Any) -> tuple[float, float]:
-    if denoiser is None:
-        return 0.0, math.inf
-    known = denoiser if isinstance(denoiser, AtLevel) else as_denoiser(denoiser)
-    return float(known.sigma_min), float(known.sigma_max)
-
-
-def edm_levels(low: float, high: float, count: int, rho: float) -> list[float]:
-    """``count`` >= 2 noise levels from high down to low, equation 5."""
-    inverse = 1 / rho
-    share = torch.arange(count, dtype=torch.float64) / (count - 1)
-    levels: list[float] = ((high**inverse + share * (low**inverse - high**inverse)) ** rho).tolist()
-    return levels
-
-
-def rounded(levels: list[float], denoiser: Any) -> list[float]:
-    """Noise levels that the denoiser knows, on the host."""
-    if denoiser is None:
-        return levels
-    known = denoiser if isinstance(denoiser, AtLevel) else as_denoiser(denoiser)
-    result: list[float] = known.round_sigma(torch.tensor(levels, dtype=torch.float64)).tolist()
-    return result
-
-
-def distinct(levels: list[float]) -> list[float]:
-    """Without equal neighbours, which rounding to a grid of noise levels can make."""
-    return [level for i, level in enumerate(levels) if i == 0 or level < levels[i - 1]]
 
 
 def sample(

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 
 from edm_ray.diffusion.denoiser import AtLevel
-from edm_ray.diffusion.samplers.base import Sampler, require
+from edm_ray.diffusion.samplers.base import Sampler
+from edm_ray.diffusion.samplers.values import require
 
 
 @dataclass(frozen=True, kw_only=True)

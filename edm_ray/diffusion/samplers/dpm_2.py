@@ -11,9 +11,10 @@ import torch
 
 from edm_ray.diffusion.denoiser import AtLevel
 from edm_ray.diffusion.noise import Path
-from edm_ray.diffusion.samplers.base import Noise, distinct
+from edm_ray.diffusion.samplers.base import Noise
 from edm_ray.diffusion.samplers.between_levels import BetweenLevels
 from edm_ray.diffusion.samplers.evaluation import Evaluation
+from edm_ray.diffusion.samplers.levels import distinct
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,10 @@ import torch
 
 from edm_ray.diffusion.denoiser import AtLevel
 from edm_ray.diffusion.noise import Path
-from edm_ray.diffusion.samplers.base import Noise, Sampler, edm_levels, is_real, is_whole, require, rounded
+from edm_ray.diffusion.samplers.base import Noise, Sampler
 from edm_ray.diffusion.samplers.evaluation import Evaluation
+from edm_ray.diffusion.samplers.levels import edm_levels, rounded
+from edm_ray.diffusion.samplers.values import is_real, is_whole, require
 
 GAMMA_MAX = math.sqrt(2.0) - 1.0
 BINS = "ascending (low, high, s_churn) that do not overlap, 0 <= low < high, s_churn 0 or more and finite"

@@ -12,8 +12,10 @@ import torch
 
 from edm_ray.diffusion.denoiser import AtLevel
 from edm_ray.diffusion.noise import Path
-from edm_ray.diffusion.samplers.base import Noise, Sampler, require, rounded
+from edm_ray.diffusion.samplers.base import Noise, Sampler
 from edm_ray.diffusion.samplers.heun import ode_step, slope
+from edm_ray.diffusion.samplers.levels import rounded
+from edm_ray.diffusion.samplers.values import require
 from edm_ray.errors import InputError
 
 

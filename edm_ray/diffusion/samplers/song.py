@@ -11,8 +11,9 @@ import torch
 
 from edm_ray.diffusion.denoiser import AtLevel
 from edm_ray.diffusion.noise import Path
-from edm_ray.diffusion.samplers.base import Noise, Sampler, require
+from edm_ray.diffusion.samplers.base import Noise, Sampler
 from edm_ray.diffusion.samplers.evaluation import Evaluation
+from edm_ray.diffusion.samplers.values import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edm_ray.diffusion.samplers.base import require
 from edm_ray.diffusion.samplers.multistep import Multistep
+from edm_ray.diffusion.samplers.values import require
 
 
 @dataclass(frozen=True, kw_only=True)

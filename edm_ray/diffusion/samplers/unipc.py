@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 
 from edm_ray.diffusion.samplers.adams import exponential_moments, weights
-from edm_ray.diffusion.samplers.base import require
 from edm_ray.diffusion.samplers.evaluation import Evaluation
 from edm_ray.diffusion.samplers.multistep import Multistep
+from edm_ray.diffusion.samplers.values import require
 
 
 @dataclass(frozen=True, kw_only=True)
