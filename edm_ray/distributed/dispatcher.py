@@ -247,7 +247,7 @@ class Dispatcher:
             await worker.drop(job)
 
     def _made(self, job: Job, worker: Hired) -> None:
-        """Also by one that was late: what it took is learnt, and an item counts once. Who began it earlier is outrun."""
+        """Also by one that was late: what it took is learnt, and an item counts once. Who began it before is outrun."""
         self.bound.learn(worker.took(job), job.work)
         worker.made += 1
         if job.done.done():

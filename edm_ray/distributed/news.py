@@ -7,6 +7,7 @@ how it sees, too, that the dispatchers have stopped answering.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import threading
@@ -43,10 +44,8 @@ class News:
         known = seen if life == self.life else 0
         if known == len(self.lines):
             self.changed.clear()
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), ASK_S)
-            except TimeoutError:
-                pass
         return self.life, len(self.lines), self.lines[known:]
 
 
@@ -77,7 +76,7 @@ class Listener:
                     ray.kill(self.dispatchers, no_restart=False)
                     heard, met, asked = time.monotonic(), False, None
                 continue
-            except (RayError, RuntimeError, ValueError):
+            except (RayError, RuntimeError, ValueError, SystemExit):
                 return  # gone for good, or Ray has ended: whoever waits for items is told
             heard, met, asked = time.monotonic(), True, None
             for line in lines:

@@ -5,8 +5,8 @@ What happens when something is lost:
   starts when there is room, so the pool shrinks and grows with the cluster;
 - a worker that is there and does not answer (stopped, its node hangs), or with which an item takes much longer than
   others did: it is replaced, and the item handed to another (`dispatcher`, `patience`);
-- the dispatchers (also those that do not answer): Ray starts them again with new workers, and calls that were under way are made again. Their state is
-  the store: what is there is not made again, what was under way is;
+- the dispatchers, or they do not answer: Ray starts them again with new workers, and calls that were under way are made
+  again. Their state is the store: what is there is not made again, what was under way is;
 - the driver: the pool ends with it; the same command resumes from the store.
 """
 

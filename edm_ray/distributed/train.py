@@ -24,8 +24,11 @@ from edm_ray.distributed.cluster.node_check import require_nodes
 from edm_ray.distributed.cluster.preflight import preflight
 from edm_ray.distributed.elastic import Growth, PlanWithLivingNodes, room_watcher
 from edm_ray.distributed.group import Group
+from edm_ray.distributed.group_watch import new_key, watched
+from edm_ray.distributed.heart import start_in_rank
 from edm_ray.distributed.network import NodeNetwork
 from edm_ray.distributed.notices import listener, stop_sign
+from edm_ray.distributed.patience import Patience, patience_here
 from edm_ray.distributed.ray_private import refresh_known_nodes, shorten_group_start, trainer_without_idle_process
 from edm_ray.distributed.retries import fit_with_retries
 from edm_ray.distributed.session import session
@@ -59,6 +62,10 @@ class WorkerTask:
     stop_key: str = ""
     leases: tuple[Lease, ...] = ()
     """Of the run; workers look at it before they write."""
+    watch: str = ""
+    """Key of the signs of life."""
+    stuck: Patience = Patience()  # noqa: RUF009 (frozen)
+    """With ranks that do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +106,14 @@ def train_on_ray(
     with session():
         _require_cluster(job, group)
         variables = environment().get("env_vars", {}) | (variables or {})
-        task = WorkerTask(job=job, group=group, variables=variables, leases=held())
-        with _metrics_followed(job.run_uri, on_tick), _ray_train_s_files_removed(job.run_uri):
+        task = WorkerTask(
+            job=job, group=group, variables=variables, leases=held(), watch=new_key(), stuck=patience_here()
+        )
+        with (
+            _metrics_followed(job.run_uri, on_tick),
+            _ray_train_s_files_removed(job.run_uri),
+            watched(task.watch, group.most, task.stuck),
+        ):
             ended = _fit_groups(task, max_failures, must_stop)
         if ended.stopped:
             raise Stopped(ended.stopped)
@@ -152,7 +165,7 @@ def _fit_group(task: WorkerTask, max_failures: int) -> Ended:
     trainer = Trainer(
         _worker,
         train_loop_config={"task": task},
-        torch_config=NodeNetwork(),
+        torch_config=NodeNetwork(timeout_s=round(task.stuck.collective_s), watch=task.watch),
         datasets=shards,
         scaling_config=task.group.scaling(),
         run_config=RunConfig(
@@ -184,6 +197,7 @@ def _worker(told: dict[str, WorkerTask]) -> Ended:
             on_tick=_report,
             ask=listener(task.stop_key, place.rank, room),
             served=partial(ray_data.open_in_worker, job.dataset, job.config) if _streams(job) else None,
+            pulse=start_in_rank(task.watch).pulse,
         )
     except Stopped as stopped:
         return Ended(workers=place.world_size, stopped=str(stopped))

@@ -24,7 +24,8 @@ def actor(**methods) -> SimpleNamespace:
     async def hello() -> tuple[str, int]:
         return "host", 7
 
-    return SimpleNamespace(**{name: SimpleNamespace(remote=each) for name, each in ({"hello": hello} | methods).items()})
+    given = {"hello": hello} | methods
+    return SimpleNamespace(**{name: SimpleNamespace(remote=each) for name, each in given.items()})
 
 
 class World:

@@ -1,0 +1,205 @@
+"""Who of a training does nothing: named within a minute, and ended later, so that the group starts again from its
+checkpoint.
+
+`GroupWatch` decides, from signs of life (`heart`) and this process's clock; `watched` runs it beside the training.
+
+- Silent: no sign for ``silent_s``. Named; ended after as long again. Ray Train takes that for any other death.
+- Late: signs, and no step for ``factor`` times the slowest of the last 50 (and at least ``silent_s``). Named, with the
+  line of code it is at; ended after ``restart_s``, except while a rank waits for storage, which has its own time-outs.
+  Before the first step, and where the longest pause so far was longer, all of that comes later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from edm_ray.distributed.heart import CONTROLLER, Beat, names, read_beats, started
+from edm_ray.distributed.patience import Patience, since
+from edm_ray.distributed.ray_private import delete_key
+
+logger = logging.getLogger(__name__)
+LOOK_S = 2.0
+NODE_ANSWERS_S = 10.0
+"""A look at a process on its node starts a process there."""
+Process = tuple[str, int, str]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is to be said of a process, or done with it."""
+
+    beat: Beat
+    line: str
+    end: bool = False
+    """Whether it is to be killed."""
+
+
+class GroupWatch:
+    """Decides, look by look. ``now`` is this process's monotonic clock."""
+
+    def __init__(self, patience: Patience) -> None:
+        self.patience = patience
+        self.heard: dict[Process, tuple[int, float]] = {}
+        """The number of the last sign, and when it was new."""
+        self.named: set[tuple[Process, int]] = set()
+        """Processes that were named at so many steps; -1: as silent."""
+        self.ended: set[Process] = set()
+        self.last_look: float | None = None
+
+    def look(self, beats: Sequence[Beat], now: float) -> list[Finding]:
+        """beats: the last of each. What is new to say of them, and whom to end."""
+        self._hear(beats, now)
+        there = [beat for beat in beats if beat.process not in self.ended]
+        silent = [beat for beat in there if self._silence(beat, now) >= self.patience.silent_s]
+        if silent:  # the others wait for them
+            return [finding for beat in silent for finding in self._of_silent(beat, self._silence(beat, now))]
+        return self._of_late([beat for beat in there if beat.who != CONTROLLER])
+
+    def forget(self, beat: Beat) -> None:
+        """It is dead: whoever waits for it knows."""
+        self.ended.add(beat.process)
+
+    def _hear(self, beats: Sequence[Beat], now: float) -> None:
+        # This process was stopped itself, or the head was away: nobody could be heard.
+        deaf = self.last_look is not None and now - self.last_look > self.patience.silent_s / 2
+        self.last_look = now
+        for beat in beats:
+            number, _ = self.heard.get(beat.process, (-1, now))
+            if beat.number != number or deaf:
+                self.heard[beat.process] = (beat.number, now)
+                self.named.discard((beat.process, -1))
+
+    def _silence(self, beat: Beat, now: float) -> float:
+        return now - self.heard[beat.process][1]
+
+    def _of_silent(self, beat: Beat, seconds: float) -> Iterator[Finding]:
+        left, key = 2 * self.patience.silent_s - seconds, (beat.process, -1)
+        if left <= 0:
+            self.ended.add(beat.process)
+            yield Finding(beat, f"{beat}: has not answered {since(seconds)}; it is ended", end=True)
+        elif key not in self.named:
+            self.named.add(key)
+            yield Finding(
+                beat, f"{beat}: has not answered {since(seconds)}{_last_step(beat)}; {_in_time(left, 'it is ended')}"
+            )
+
+    def _of_late(self, ranks: Sequence[Beat]) -> list[Finding]:
+        if not ranks or not (stuck := self._suspects(ranks)):
+            return []
+        found, patience = [], self.patience
+        storing = any(beat.reading.storing for beat in ranks)
+        for beat in stuck:
+            reading = beat.reading
+            least = patience.restart_s if reading.steps else patience.first_s
+            left = max(least, patience.factor * reading.slowest_s) - reading.idle_s
+            at = f"; it is at {reading.where}" if reading.where else ""
+            if left <= 0 and not storing:
+                self.ended.add(beat.process)
+                found.append(Finding(beat, f"{beat}: no step {since(reading.idle_s)}{at}; it is ended", end=True))
+            elif (key := (beat.process, reading.steps)) not in self.named:
+                self.named.add(key)
+                usual = f", the slowest of the last ones took {reading.usual_s:.1f} s" if reading.usual_s else ""
+                then = "a rank waits for storage" if storing else _in_time(left, "it is ended")
+                line = f"{beat}: no step {since(reading.idle_s)}{usual}{_last_step(beat)}{at}; {then}"
+                found.append(Finding(beat, line))
+        return found
+
+    def _suspects(self, ranks: Sequence[Beat]) -> list[Beat]:
+        """Those for whom the others wait, once it has been too long: who has made the fewest steps, and of these who
+        is not where ranks wait for each other."""
+        patience = self.patience
+        for beat in ranks:
+            reading = beat.reading
+            least = patience.silent_s if reading.steps else patience.first_s / 2
+            if reading.idle_s < max(least, patience.factor * reading.usual_s):
+                return []
+        fewest = min(beat.reading.steps for beat in ranks)
+        behind = [beat for beat in ranks if beat.reading.steps == fewest]
+        return [beat for beat in behind if not beat.reading.waits] or behind
+
+
+def _last_step(beat: Beat) -> str:
+    reading = beat.reading
+    if beat.who == CONTROLLER:
+        return ""
+    if not reading.steps:
+        return "; no step yet"
+    return f"; last step {reading.steps} of this start ({reading.images_seen:,} images)"
+
+
+def _in_time(left: float, what: str) -> str:
+    return f"{what} in {max(left, 0):.0f} s, and the group starts again from its checkpoint"
+
+
+@contextlib.contextmanager
+def watched(key: str, ranks: int, patience: Patience) -> Iterator[None]:
+    """Meanwhile a thread watches the processes whose hearts beat for ``key``."""
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(key, ranks, GroupWatch(patience), ended), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join(NODE_ANSWERS_S)
+        for name in names(key, ranks):
+            delete_key(name)
+
+
+def new_key() -> str:
+    return secrets.token_hex(8)
+
+
+def _watch(key: str, ranks: int, watch: GroupWatch, ended: threading.Event) -> None:
+    while not ended.wait(LOOK_S):
+        try:
+            beats = read_beats(key, ranks)
+        except Exception:  # the head does not answer: whoever trains is told by Ray
+            continue
+        for finding in watch.look(beats, time.monotonic()):
+            if not ended.is_set():
+                _act(finding, watch)
+
+
+def _act(finding: Finding, watch: GroupWatch) -> None:
+    beat = finding.beat
+    there = _on_its_node(beat, kill=finding.end)
+    if there is False:
+        watch.forget(beat)
+    else:
+        logger.warning("%s%s", finding.line, "" if there else " (its node has not answered either)")
+
+
+def _on_its_node(beat: Beat, kill: bool) -> bool | None:
+    """Whether the process is there; killed if so told. None: its node does not answer."""
+    node = NodeAffinitySchedulingStrategy(beat.node, soft=False)
+    task = ray.remote(_look_at).options(num_cpus=0, scheduling_strategy=node, max_retries=0)
+    asked = task.remote(beat.pid, beat.started, kill)
+    try:
+        return bool(ray.get(asked, timeout=NODE_ANSWERS_S))
+    except GetTimeoutError:
+        if not kill:
+            ray.cancel(asked)
+        return None
+    except RayError:
+        return False  # there is no such node any more
+
+
+def _look_at(pid: int, start: str, kill: bool) -> bool:
+    if not start or started(pid) != start:
+        return False
+    if kill:
+        os.kill(pid, signal.SIGKILL)
+    return True
