@@ -56,6 +56,8 @@ class GroupWatch:
         self.named: set[tuple[Process, int]] = set()
         """Processes that were named at so many steps; -1: as silent."""
         self.ended: set[Process] = set()
+        self.excused: dict[Process, float] = {}
+        """Ranks whose group was broken up, and until when they are not taken for late."""
         self.last_look: float | None = None
 
     def look(self, beats: Sequence[Beat], now: float) -> list[Finding]:
@@ -64,8 +66,13 @@ class GroupWatch:
         there = [beat for beat in beats if beat.process not in self.ended]
         silent = [beat for beat in there if self._silence(beat, now) >= self.patience.silent_s]
         if silent:  # the others wait for them
-            return [finding for beat in silent for finding in self._of_silent(beat, self._silence(beat, now))]
-        return self._of_late([beat for beat in there if beat.who != CONTROLLER])
+            found = [finding for beat in silent for finding in self._of_silent(beat, self._silence(beat, now))]
+        else:
+            ranks = [beat for beat in there if beat.who != CONTROLLER]
+            found = self._of_late([beat for beat in ranks if self.excused.get(beat.process, now) <= now])
+        if any(finding.end for finding in found):
+            self.excused |= {beat.process: now + self.patience.restart_s for beat in there}
+        return found
 
     def forget(self, beat: Beat) -> None:
         """It is dead: whoever waits for it knows."""
