@@ -1,7 +1,8 @@
 """Who of a training does nothing: named within a minute, and ended later, so that the group starts again from its
 checkpoint.
 
-`GroupWatch` decides, from signs of life (`heart`) and this process's clock; `watched` runs it beside the training.
+`GroupWatch` decides, from signs of life (`heart`) and this process's clock; `watched` runs it beside the training,
+and tells from which checkpoint a group has really resumed.
 
 - Silent: no sign for ``silent_s``. Named; ended after as long again. Ray Train takes that for any other death.
 - Late: signs, and no step for ``factor`` times the slowest of the last 50 (and at least ``silent_s``). Named, with the
@@ -18,7 +19,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -150,18 +151,31 @@ def _in_time(left: float, what: str) -> str:
     return f"{what} in {max(left, 0):.0f} s, and the group starts again from its checkpoint"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """Which processes are watched, and who is told."""
+
+    key: str
+    """Their hearts beat for it."""
+    ranks: int
+    """At most."""
+    patience: Patience
+    on_resume: Callable[[int], None]
+    """Called with the images seen by the checkpoint that a group has resumed from, once for each group."""
+
+
 @contextlib.contextmanager
-def watched(key: str, ranks: int, patience: Patience) -> Iterator[None]:
-    """Meanwhile a thread watches the processes whose hearts beat for ``key``."""
+def watched(what: Watched) -> Iterator[None]:
+    """Meanwhile a thread watches."""
     ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(key, ranks, GroupWatch(patience), ended), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(what, ended), daemon=True)
     watcher.start()
     try:
         yield
     finally:
         ended.set()
         watcher.join(NODE_ANSWERS_S)
-        for name in names(key, ranks):
+        for name in names(what.key, what.ranks):
             delete_key(name)
 
 
@@ -169,15 +183,21 @@ def new_key() -> str:
     return secrets.token_hex(8)
 
 
-def _watch(key: str, ranks: int, watch: GroupWatch, ended: threading.Event) -> None:
-    while not ended.wait(LOOK_S):
-        try:
-            beats = read_beats(key, ranks)
-        except Exception:  # the head does not answer: whoever trains is told by Ray
-            continue
-        for finding in watch.look(beats, time.monotonic()):
-            if not ended.is_set():
-                _act(finding, watch)
+def _watch(what: Watched, ended: threading.Event) -> None:
+    watch, begun = GroupWatch(what.patience), set[Process]()
+    while True:
+        over = ended.wait(LOOK_S)
+        with contextlib.suppress(Exception):  # the head does not answer: whoever trains is told by Ray
+            beats = read_beats(what.key, what.ranks)
+            for beat in beats:
+                if beat.who == "0" and beat.reading.begun_at is not None and beat.process not in begun:
+                    begun.add(beat.process)
+                    what.on_resume(beat.reading.begun_at)
+            for finding in watch.look(beats, time.monotonic()):
+                if not over:
+                    _act(finding, watch)
+        if over:
+            return
 
 
 def _act(finding: Finding, watch: GroupWatch) -> None:

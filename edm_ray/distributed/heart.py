@@ -65,8 +65,9 @@ class Heart:
 
     def __init__(self, key: str, who: str, of: int = 0) -> None:
         self.key, self.who, self.of = key, who, of
-        self.pulse = Pulse()
-        self.ended = threading.Event()
+        self.now = threading.Event()
+        """Set for a sign at once."""
+        self.pulse = Pulse(on_begin=lambda images_seen: self.now.set())
         threading.Thread(target=self._beat, daemon=True, name="heart").start()
 
     def _beat(self) -> None:
@@ -78,8 +79,8 @@ class Heart:
             beat = Beat(**facts, number=number, reading=self.pulse.read())
             with contextlib.suppress(Exception):  # a head that does not answer for a moment is told the next time
                 put_value(_name(self.key, self.who), json.dumps(asdict(beat)).encode())
-            if self.ended.wait(BEAT_S):
-                return
+            self.now.wait(BEAT_S)
+            self.now.clear()
 
 
 hearts: dict[tuple[str, str], Heart] = {}

@@ -24,7 +24,7 @@ from edm_ray.distributed.cluster.node_check import require_nodes
 from edm_ray.distributed.cluster.preflight import preflight
 from edm_ray.distributed.elastic import Growth, PlanWithLivingNodes, room_watcher
 from edm_ray.distributed.group import Group
-from edm_ray.distributed.group_watch import new_key, watched
+from edm_ray.distributed.group_watch import Watched, new_key, watched
 from edm_ray.distributed.heart import start_in_rank
 from edm_ray.distributed.network import NodeNetwork
 from edm_ray.distributed.notices import listener, stop_sign
@@ -90,11 +90,13 @@ def train_on_ray(
     on_tick: Callable[[Row], None],
     variables: dict[str, str] | None = None,
     must_stop: Callable[[], bool] = lambda: False,
+    on_resume: Callable[[int], None] = lambda images_seen: None,
 ) -> None:
     """Train with a group of DDP processes; ``on_tick`` is called here, in the driver, for each new row of metrics.
 
     ``variables`` are set in the environment of every worker. When ``must_stop`` says so, the workers make a checkpoint
-    and end, and Stopped is raised here. ``max_failures``: how often the workers may fail without a new checkpoint.
+    and end, and Stopped is raised here. ``on_resume`` is called for each group of workers that begins, with the images
+    seen by the checkpoint that it resumed from. ``max_failures``: how often the workers may fail without a new one.
     Raises InputError for what the cluster cannot hold, nodes that cannot work, and a loss that stays not finite.
 
     An elastic group starts with what the cluster has, and continues with fewer workers when a node is lost, from the
@@ -109,10 +111,11 @@ def train_on_ray(
         task = WorkerTask(
             job=job, group=group, variables=variables, leases=held(), watch=new_key(), stuck=patience_here()
         )
+        watching = Watched(key=task.watch, ranks=group.most, patience=task.stuck, on_resume=on_resume)
         with (
             _metrics_followed(job.run_uri, on_tick),
             _ray_train_s_files_removed(job.run_uri),
-            watched(task.watch, group.most, task.stuck),
+            watched(watching),
         ):
             ended = _fit_groups(task, max_failures, must_stop)
         if ended.stopped:

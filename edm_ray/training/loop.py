@@ -76,12 +76,12 @@ def train(
     as one that was not interrupted. ``ask`` is called after each step, on every worker, and what one of them is told
     all do after the same step: SAVE makes a checkpoint, STOP makes one and raises Stopped.
     ``served`` opens what images come from, where config.reader names another than the node's cache.
-    ``pulse`` is told of each step.
+    ``pulse`` is told of the checkpoint that is resumed from, and of each step.
     """
     _require_images_for_all(job.config, place)
     refuse_mirrored_latents(job.config, job.dataset)
     images, pulse = served if served is not None else lambda: _cached(job), pulse or Pulse()
-    pulse.begin(0)
+    pulse.start()
     with cpu_threads(job.config.threads), contextlib.closing(images()) as reader:
         _train(job, place, on_tick, ask, reader, pulse)
 

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
@@ -25,6 +25,8 @@ class Reading:
     """Of this process."""
     images_seen: int = 0
     """By the run, after the last step."""
+    begun_at: int | None = None
+    """Images seen by the checkpoint that this process resumed from; None as long as it has not."""
     idle_s: float = 0.0
     """Since the last step."""
     usual_s: float = 0.0
@@ -52,11 +54,20 @@ class Pulse:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     slowest: float = 0.0
     storing: bool = False
+    begun_at: int | None = None
     thread: int = 0
+    on_begin: Callable[[int], None] = lambda images_seen: None
+    """Called where the first step is next, with the images seen by what was resumed."""
+
+    def start(self) -> None:
+        """This thread trains."""
+        self.moment, self.thread = time.monotonic(), threading.get_ident()
 
     def begin(self, images_seen: int) -> None:
         """The next to come is the first step."""
-        self.images_seen, self.moment, self.thread = images_seen, time.monotonic(), threading.get_ident()
+        self.images_seen = self.begun_at = images_seen
+        self.moment = time.monotonic()
+        self.on_begin(images_seen)
 
     def step(self, images_seen: int) -> None:
         """A step has ended, with all that followed it (ticks, checkpoints, grids)."""
@@ -79,6 +90,7 @@ class Pulse:
         return Reading(
             steps=self.steps,
             images_seen=self.images_seen,
+            begun_at=self.begun_at,
             idle_s=time.monotonic() - self.moment,
             usual_s=max(list(self.recent), default=0.0),
             slowest_s=self.slowest,

@@ -176,6 +176,6 @@ def test_a_full_object_store_is_one_line_that_says_what_to_do(parts, tmp_path, m
         raise ObjectStoreFullError("Failed to put object 00ff of size 1000000 in object store\nmore")
 
     monkeypatch.setattr(pools.ray, "put", full)
-    with pytest.raises(InputError, match="object store on this node is full .*end what others hold there") as caught:
+    with pytest.raises(InputError, match=r"object store on this node is full .*end what others hold there") as caught:
         pools._put(b"weights")
     assert "\n" not in str(caught.value)
