@@ -26,6 +26,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from edm_ray.distributed.head import HeadWatch
 from edm_ray.distributed.heart import CONTROLLER, Beat, names, read_beats, started
 from edm_ray.distributed.patience import Patience, since
 from edm_ray.distributed.ray_private import delete_key
@@ -174,7 +175,7 @@ def watched(what: Watched) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        watcher.join(NODE_ANSWERS_S)
+        watcher.join(3 * NODE_ANSWERS_S)  # it must not outlive Ray
         for name in names(what.key, what.ranks):
             delete_key(name)
 
@@ -184,10 +185,12 @@ def new_key() -> str:
 
 
 def _watch(what: Watched, ended: threading.Event) -> None:
-    watch, begun = GroupWatch(what.patience), set[Process]()
+    watch, begun, head = GroupWatch(what.patience), set[Process](), HeadWatch()
     while True:
         over = ended.wait(LOOK_S)
-        with contextlib.suppress(Exception):  # the head does not answer: whoever trains is told by Ray
+        if not over and not head.answers():
+            continue
+        with contextlib.suppress(Exception):  # the head does not answer after all: the next look says so
             beats = read_beats(what.key, what.ranks)
             for beat in beats:
                 if beat.who == "0" and beat.reading.begun_at is not None and beat.process not in begun:

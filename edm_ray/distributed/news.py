@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from edm_ray.distributed.head import HeadWatch
 from edm_ray.distributed.patience import Patience, since
 
 logger = logging.getLogger(__name__)
@@ -58,18 +59,22 @@ class Listener:
         self.thread = threading.Thread(target=self._listen, daemon=True)
         self.thread.start()
 
-    def stop(self) -> None:
-        self.ended.set()
+    def join(self) -> None:
+        """After ``ended`` was set and the dispatchers were killed, which ends what it waits for. It must not outlive
+        Ray: a thread that calls Ray after its end takes the whole process with it."""
+        self.thread.join(30)
 
     def _listen(self) -> None:
         life, seen, heard = "", 0, time.monotonic()
         asked: Any = None
-        met = False
+        met, head = False, HeadWatch()
         while not self.ended.is_set():
             try:
                 asked = asked or self.dispatchers.news.remote(life, seen)
                 life, seen, lines = ray.get(asked, timeout=ASK_S)
             except GetTimeoutError:
+                if not head.answers():
+                    heard = time.monotonic()
                 silent = time.monotonic() - heard
                 if silent > self.patience.silent_s * (1 if met else SLOW_START) and not self.ended.is_set():
                     logger.warning("the pool's dispatcher has not answered %s; it is started again", since(silent))

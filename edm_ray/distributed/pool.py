@@ -150,8 +150,9 @@ class Pool:
 
     def stop(self) -> None:
         """With those that were opened together."""
-        self.listener.stop()
+        self.listener.ended.set()
         ray.kill(self.dispatchers)
+        self.listener.join()
 
 
 def start_pools(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from edm_ray.errors import InputError, IntegrityError
 from edm_ray.models import save_model
 from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.storage.documents import shortened_error
+from edm_ray.storage.outlive import outlived
 from edm_ray.training.checkpoints import Saver, agreed_checkpoint
 from edm_ray.training.device import Place, cpu_threads
 from edm_ray.training.metrics import MetricsLog
@@ -133,9 +135,10 @@ def _train(
         signals.close()
         pulse.storing = True  # to the end: the last checkpoint, then the model
     if log is not None:
-        log.flush()
+        outlived(log.flush, "metrics")
         about = {**job.about, "run": job.identity, "images_seen": state.images_seen, "metrics": _metrics(log)}
-        save_model(model_uri(run_uri), job.config.denoiser, state.average.state_dict(), about, job.dataset.codec)
+        model = (model_uri(run_uri), job.config.denoiser, state.average.state_dict(), about, job.dataset.codec)
+        outlived(partial(save_model, *model), "the model")
     if place.world_size > 1:
         dist.barrier()
 
