@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -33,6 +34,8 @@ from edm_ray.distributed.ray_private import delete_key
 
 logger = logging.getLogger(__name__)
 LOOK_S = 2.0
+FRESH_S = 5.0
+"""Signs come every two seconds."""
 NODE_ANSWERS_S = 10.0
 """A look at a process on its node starts a process there."""
 Process = tuple[str, int, str]
@@ -69,16 +72,22 @@ class GroupWatch:
         silent = [beat for beat in there if self._silence(beat, now) >= self.patience.silent_s]
         if silent:  # the others wait for them
             found = [finding for beat in silent for finding in self._of_silent(beat, self._silence(beat, now))]
+        elif any(self._silence(beat, now) > FRESH_S for beat in there):
+            found = []  # it may be silent soon, and then it is the one
         else:
             ranks = [beat for beat in there if beat.who != CONTROLLER]
             found = self._of_late([beat for beat in ranks if self.excused.get(beat.process, now) <= now])
         if any(finding.end for finding in found):
-            self.excused |= {beat.process: now + self.patience.restart_s for beat in there}
+            self._excuse_all(now)
         return found
 
-    def forget(self, beat: Beat) -> None:
-        """It is dead: whoever waits for it knows."""
+    def forget(self, beat: Beat, now: float) -> None:
+        """It is dead, or its node is: Ray Train knows, or will soon, and starts the group again."""
         self.ended.add(beat.process)
+        self._excuse_all(now)
+
+    def _excuse_all(self, now: float) -> None:
+        self.excused = dict.fromkeys(self.heard, now + self.patience.restart_s)
 
     def _hear(self, beats: Sequence[Beat], now: float) -> None:
         # This process was stopped itself, or the head was away: nobody could be heard.
@@ -207,9 +216,12 @@ def _act(finding: Finding, watch: GroupWatch) -> None:
     beat = finding.beat
     there = _on_its_node(beat, kill=finding.end)
     if there is False:
-        watch.forget(beat)
+        watch.forget(beat, time.monotonic())
     else:
         logger.warning("%s%s", finding.line, "" if there else " (its node has not answered either)")
+
+
+_unanswered: list[Any] = []
 
 
 def _on_its_node(beat: Beat, kill: bool) -> bool | None:
@@ -220,8 +232,7 @@ def _on_its_node(beat: Beat, kill: bool) -> bool | None:
     try:
         return bool(ray.get(asked, timeout=NODE_ANSWERS_S))
     except GetTimeoutError:
-        if not kill:
-            ray.cancel(asked)
+        _unanswered.append(asked)  # to be killed when its node answers; Ray reports errors of what nobody holds
         return None
     except RayError:
         return False  # there is no such node any more

@@ -117,8 +117,7 @@ def save_model(
 
 
 def require_unchanged(model: Model) -> None:
-    """Before what was found of a model is written beside it. Raises InputError when its directory holds another model by
-    now."""
+    """Before what was found of a model is written beside it. Raises InputError when another one is there by now."""
     if open_model(model.uri, network=model.network).hash != dataclasses.replace(model, guide=None).hash:
         raise InputError(
             f"{model.uri}: holds another model than the one that was used; what was found is of the one before, and is "

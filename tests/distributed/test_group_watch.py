@@ -124,6 +124,15 @@ def test_a_sign_after_all_takes_the_accusation_back():
     assert [each[2] for each in _play(beats, 100, watch)] == [False]
 
 
+def test_ranks_whose_group_lost_one_are_not_accused_before_it_starts_again():
+    """A node died, Ray Train has not noticed yet: the rank that is left waits, and is not late."""
+    watch, lost = GroupWatch(PATIENCE), _beat("1", 3)
+    left = replace(WORKING, idle_s=100.0, waits=True)
+    assert [each[1] for each in _play(lambda second: [lost, _beat("0", second, left)], 60, watch)] == ["1"]
+    watch.forget(lost, 60.0)
+    assert _play(lambda second: [lost, _beat("0", 60 + second, left)], 600, watch, begin=60) == []
+
+
 def test_only_the_very_process_is_looked_at(monkeypatch):
     killed = []
     monkeypatch.setattr(group_watch.os, "kill", lambda *call: killed.append(call))
