@@ -1,11 +1,11 @@
 """The fault matrix: what is broken, when, and how. Each cell names the tests that run it, says why it cannot be, or is
-not run. `python -m tests.faults > docs/faults.md` writes the page; tests/docs/test_faults.py compares the two."""
+not run. `python -m tests.faults` writes the end of docs/faults.md anew; tests/docs/test_faults.py compares the two."""
 
 from __future__ import annotations
 
 import itertools
-import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 VICTIMS = {
     "worker": "a rank of a training",
@@ -29,6 +29,7 @@ MOMENTS = {
 }
 KINDS = ("SIGKILL", "SIGSTOP", "cut connection", "full disk")
 NOT_RUN = "not run"
+PAGE, HEADING = Path(__file__).parents[1] / "docs" / "faults.md", "## The matrix"
 Cell = tuple[str, str, str]
 
 
@@ -82,37 +83,110 @@ RULES = (
     impossible("controller, head, queue", "ending", "full disk", "it writes nothing that a run keeps"),
     # Trainings.
     rule("worker", "first step, mid-tick, saving, ending", "SIGKILL", TWO),
-    rule("worker", "uploading", "SIGKILL", f"{WORKERS}::test_two_workers_killed_within_an_upload_to_s3_end_with_the_bits_of_a_calm_run"),
+    rule(
+        "worker",
+        "uploading",
+        "SIGKILL",
+        f"{WORKERS}::test_two_workers_killed_within_an_upload_to_s3_end_with_the_bits_of_a_calm_run",
+    ),
     rule("worker", "mid-tick", "SIGSTOP", STOPPED),
-    rule("worker", "saving", "full disk", f"{TRAINING}::test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole_and_with_room_it_resumes", f"{OUTLIVE}::test_a_checkpoint_outlives_a_disk_for_longer_than_four_tries"),
-    rule("worker", "uploading", "cut connection", f"{OUTAGE}::test_a_run_outlives_storage_and_has_the_bits_of_a_calm_one"),
+    rule(
+        "worker",
+        "saving",
+        "full disk",
+        f"{TRAINING}::test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole_and_with_room_it_resumes",
+        f"{OUTLIVE}::test_a_checkpoint_outlives_a_disk_for_longer_than_four_tries",
+    ),
+    rule(
+        "worker", "uploading", "cut connection", f"{OUTAGE}::test_a_run_outlives_storage_and_has_the_bits_of_a_calm_one"
+    ),
     rule("driver", "first step, saving, ending", "SIGKILL", ANY),
-    rule("driver", "mid-tick", "SIGKILL", f"{KILLS}::test_a_killed_driver_and_the_same_command_give_the_bits_of_a_calm_run", f"{POOL}::test_a_killed_driver_loses_no_chunk_and_the_same_command_ends_the_same"),
-    rule("driver", "uploading", "SIGKILL", f"{TRAINING}::test_a_killed_upload_leaves_no_checkpoint_and_the_next_command_resumes"),
-    rule("driver", "mid-tick", "SIGSTOP", "tests/storage/test_lease.py::test_a_writer_that_slept_finds_its_lease_gone_before_its_next_write"),
-    rule("driver", "saving", "full disk", "tests/data/test_write_faults.py::test_a_full_disk_is_reported_and_nothing_is_half_published"),
-    rule("controller", "mid-tick", "SIGKILL", f"{KILLS}::test_a_killed_controller_of_ray_train_is_outlived_by_the_command"),
+    rule(
+        "driver",
+        "mid-tick",
+        "SIGKILL",
+        f"{KILLS}::test_a_killed_driver_and_the_same_command_give_the_bits_of_a_calm_run",
+        f"{POOL}::test_a_killed_driver_loses_no_chunk_and_the_same_command_ends_the_same",
+    ),
+    rule(
+        "driver",
+        "uploading",
+        "SIGKILL",
+        f"{TRAINING}::test_a_killed_upload_leaves_no_checkpoint_and_the_next_command_resumes",
+    ),
+    rule(
+        "driver",
+        "mid-tick",
+        "SIGSTOP",
+        "tests/storage/test_lease.py::test_a_writer_that_slept_finds_its_lease_gone_before_its_next_write",
+    ),
+    rule(
+        "driver",
+        "saving",
+        "full disk",
+        "tests/data/test_write_faults.py::test_a_full_disk_is_reported_and_nothing_is_half_published",
+    ),
+    rule(
+        "controller",
+        "mid-tick",
+        "SIGKILL",
+        f"{KILLS}::test_a_killed_controller_of_ray_train_is_outlived_by_the_command",
+    ),
     rule("controller", "mid-tick", "SIGSTOP", STOPPED),
     # Clusters.
-    rule("raylet", "mid-tick", "SIGKILL", f"{NODES}/test_nodes.py::test_a_run_that_loses_a_node_continues_on_another_with_the_same_bits", f"{NODES}/test_nodes.py::test_a_sweep_that_loses_a_node_in_mid_trial_ends_with_the_same_result"),
+    rule(
+        "raylet",
+        "mid-tick",
+        "SIGKILL",
+        f"{NODES}/test_nodes.py::test_a_run_that_loses_a_node_continues_on_another_with_the_same_bits",
+        f"{NODES}/test_nodes.py::test_a_sweep_that_loses_a_node_in_mid_trial_ends_with_the_same_result",
+    ),
     rule("raylet", "mid-tick", "SIGSTOP", LEFT),
     rule("raylet", "saving", "full disk", ROOM),
-    rule("head", "mid-tick", "SIGKILL", f"{HEAD}::test_a_training_whose_head_dies_is_resumed_by_the_same_command_on_a_new_one", f"{HEAD}::test_a_sweep_whose_head_dies_makes_nothing_twice_on_a_new_one"),
+    rule(
+        "head",
+        "mid-tick",
+        "SIGKILL",
+        f"{HEAD}::test_a_training_whose_head_dies_is_resumed_by_the_same_command_on_a_new_one",
+        f"{HEAD}::test_a_sweep_whose_head_dies_makes_nothing_twice_on_a_new_one",
+    ),
     # Sweeps and evaluations.
     rule("sampler", "mid-tick", "SIGKILL", TWENTY),
-    rule("sampler", "mid-tick", "SIGSTOP", SAMPLER, "tests/distributed/test_stuck_workers.py::test_a_stopped_worker_is_named_and_replaced_and_its_chunk_made_by_another"),
+    rule(
+        "sampler",
+        "mid-tick",
+        "SIGSTOP",
+        SAMPLER,
+        "tests/distributed/test_stuck_workers.py::test_a_stopped_worker_is_named_and_replaced_and_its_chunk_made_by_another",
+    ),
     rule("sampler, judge", "saving", "full disk", ROOM),
     rule("judge", "mid-tick", "SIGSTOP", f"{STUCK}::test_a_stopped_judge_is_replaced_and_the_fid_is_the_same"),
     rule("queue", "mid-tick", "SIGKILL", f"{POOL}::test_a_killed_dispatcher_starts_again_and_calls_under_way_end_well"),
-    rule("queue", "mid-tick", "SIGSTOP", f"{STUCK}::test_a_stopped_dispatcher_is_started_again_and_the_work_ends_with_the_same_bits"),
+    rule(
+        "queue",
+        "mid-tick",
+        "SIGSTOP",
+        f"{STUCK}::test_a_stopped_dispatcher_is_started_again_and_the_work_ends_with_the_same_bits",
+    ),
     # Storage. SIGKILL: it is away. SIGSTOP: it accepts connections and says nothing.
     rule("S3", "start", "SIGKILL", f"{OUTAGE}::test_an_endpoint_that_never_answered_is_given_up_after_a_few_tries"),
-    rule("S3", "saving, uploading", "SIGKILL", f"{OUTAGE}::test_a_run_outlives_storage_and_has_the_bits_of_a_calm_one", f"{OUTAGE}::test_a_run_whose_storage_stays_away_ends_in_a_line_and_resumes"),
-    rule("S3", "mid-tick", "SIGKILL", f"{OUTAGE}::test_rows_of_metrics_wait_while_storage_is_away_and_come_before_the_next_checkpoint"),
+    rule(
+        "S3",
+        "saving, uploading",
+        "SIGKILL",
+        f"{OUTAGE}::test_a_run_outlives_storage_and_has_the_bits_of_a_calm_one",
+        f"{OUTAGE}::test_a_run_whose_storage_stays_away_ends_in_a_line_and_resumes",
+    ),
+    rule(
+        "S3",
+        "mid-tick",
+        "SIGKILL",
+        f"{OUTAGE}::test_rows_of_metrics_wait_while_storage_is_away_and_come_before_the_next_checkpoint",
+    ),
     rule("S3", "mid-tick", "SIGSTOP", f"{S3}::test_a_silent_connection_is_closed_and_the_read_resumes"),
     rule("S3", "mid-tick", "cut connection", f"{S3}::test_a_read_resumes_where_its_connection_broke"),
     rule("S3", "uploading", "cut connection", f"{S3}::test_an_upload_that_fails_is_aborted_and_leaves_what_was_there"),
-)  # fmt: skip
+)
 
 
 def cells() -> list[Cell]:
@@ -137,13 +211,13 @@ def counts() -> dict[str, int]:
 
 
 def page() -> str:
-    """docs/faults.md."""
+    """The end of docs/faults.md, from its heading on."""
     known, reasons = sorted(tests()), sorted({each.impossible for each in RULES if each.impossible})
     number = counts()
-    lines = [PREFACE.strip(), "", "## The matrix", ""]
+    lines = [HEADING, ""]
     lines += [
         f"{len(cells())} cells: {number['run']} run by tests (T), {number['impossible']} impossible (-), "
-        f"{number[NOT_RUN]} {NOT_RUN} (empty). `tests/faults.py` is the table; this page is written from it.",
+        f"{number[NOT_RUN]} {NOT_RUN} (empty). `tests/faults.py` is the table, and writes this part of the page.",
         "",
         "Victims: " + "; ".join(f"**{name}**, {what}" for name, what in VICTIMS.items()) + ".",
         "Moments: " + "; ".join(f"**{name}**, {what}" for name, what in MOMENTS.items()) + ".",
@@ -151,14 +225,16 @@ def page() -> str:
     ]
     for kind in KINDS:
         lines += ["", f"### {kind}", "", f"| | {' | '.join(MOMENTS)} |", "|---|" + "---|" * len(MOMENTS)]
-        lines += [f"| {victim} | " + " | ".join(_mark(victim, m, kind, known, reasons) for m in MOMENTS) + " |" for victim in VICTIMS]  # fmt: skip
+        for victim in VICTIMS:
+            marks = [_mark((victim, moment, kind), known, reasons) for moment in MOMENTS]
+            lines.append(f"| {victim} | {' | '.join(marks)} |")
     lines += ["", "### Tests", ""] + [f"- T{place}: `{name}`" for place, name in enumerate(known, 1)]
     lines += ["", "### Why not", ""] + [f"- -{place}: {why}" for place, why in enumerate(reasons, 1)]
     return "\n".join(lines) + "\n"
 
 
-def _mark(victim: str, moment: str, kind: str, known: list[str], reasons: list[str]) -> str:
-    found = decided((victim, moment, kind))
+def _mark(cell: Cell, known: list[str], reasons: list[str]) -> str:
+    found = decided(cell)
     if found is None:
         return ""
     if found.impossible:
@@ -166,53 +242,5 @@ def _mark(victim: str, moment: str, kind: str, known: list[str], reasons: list[s
     return " ".join(f"T{known.index(name) + 1}" for name in found.tests)
 
 
-PREFACE = """
-# Faults
-
-What happens when something breaks, what is waited for, and which of it was tried. The same command always resumes.
-
-## What is waited for
-
-| what | how long | setting |
-|---|---|---|
-| a process that answers nothing: sampler, judge, dispatcher, rank, Ray Train's controller | named after 45 s (with a look at its node, within 60 s); a worker of a pool and the dispatcher are replaced at once, a rank and the controller after 45 s more | `EDM_RAY_SILENT_S` |
-| a chunk or measurement that takes long | 10 times the slowest of the last 50 for its size (evaluations of the network, images), at least 67.5 s; then another worker gets it too, and the first to end counts. After as long again its worker is replaced, and the bound doubles for it. Before any is known, and for a set-up: 30 min | `EDM_RAY_LATE_FACTOR` |
-| a step that takes long | named after 10 times the slowest of the last 50 steps, at least 45 s, with the line of code the rank is at; the group starts again from its checkpoint after 12 min (and 10 times the longest pause so far), not while a rank waits for storage. Before the first step: named after 15 min, ended after 30 | `EDM_RAY_RESTART_S` |
-| collectives (gloo, NCCL) | 31.5 min: the watch acts first | follows from the above |
-| storage that has answered before, also a local disk that is full or away | 10 min | `EDM_RAY_STORAGE_PATIENCE_S` |
-| one S3 connection | 10 s to open, 30 s for the next bytes, then another | |
-| another writer of the same folder | refused within 10 s, and told who holds it | |
-| Ray's head | Ray ends the command about 60 s after the head stopped answering; a line says before what that means | |
-
-What is said names who (rank or pool), host, process and since when, and for ranks the last step:
-```
-rank 1 of 2 on node-a, process 11021: has not answered since 00:13:53 (46 s); last step 82 of this start (1,968 images); it is ended in 44 s, and the group starts again from its checkpoint
-sampling: the worker on node-a, process 4711: has not answered since 14:03:12 (45 s); it is replaced, and chunk 5ac1... handed to another
-```
-Bits stay the same: a chunk is decided by its key, and a group resumes from its checkpoint. A chunk's key holds the hashes of model, guide and
-extractor, sampler, seeds, labels, precision, device and code; so it carries all the identity that it needs, and a model directory that is replaced during
-a sweep changes nothing in it: workers have the model that was opened, `--export` into the replaced directory is refused, and the same command
-afterwards uses no chunk of the other model (`tests/tasks/test_model_replaced.py`).
-
-Signs of life cost a key of Ray's own store every 2 s for each rank, and a call every 5 s for each worker of a pool. Who is named is decided in
-`edm_ray/distributed/group_watch.py` and `dispatcher.py`, with clocks that tests make up (`tests/distributed/test_group_watch.py`, `test_stuck_workers.py`).
-
-## The head dies
-
-Measured with a head without CPUs and a node with two, on one machine with two busy cores (single runs, 2026-11-27): after SIGKILL of the GCS a
-training's command ended after 4 s and a sweep's after 60 and 61 s, both with code 1 and in Ray's own words (Ray ends the process; nothing can be cleaned up). The same
-command on a new head resumed: equal parameters and metrics, equal decisions, no chunk made twice. A node that was frozen (SIGSTOP of raylet and workers, health
-checks of seconds): 53 s to the next checkpoint on another node.
-
-## What does not hold
-
-- A trial process of Ray Tune that is stopped (it only waits for its FID) holds up its one evaluation until it continues.
-- A process that is stopped between its start and its first answer is waited for as though it had no room yet.
-- A driver that is stopped is nobody's to name; its lease goes to the next writer, and its workers stop before their next write.
-- A cached file of decoded pixels that is changed on disk *after* it was checked (when it is opened, or in the first minutes for large ones) is
-  not found before the next command opens it: rows are read one by one, and a checksum a block would read the block for each.
-"""
-
-
 if __name__ == "__main__":
-    sys.stdout.write(page())
+    PAGE.write_text(PAGE.read_text().partition(HEADING)[0] + page())
