@@ -208,6 +208,7 @@ def _watch(what: Watched, ended: threading.Event) -> None:
             for finding in watch.look(beats, time.monotonic()):
                 if not over:
                     _act(finding, watch)
+            watch.last_look = time.monotonic()  # to act takes a while, and signs came meanwhile
         if over:
             return
 
