@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -84,7 +83,10 @@ def test_a_chunk_is_written_when_the_disk_has_room_again(monkeypatch, tmp_path):
 
     class One:
         kind = "one"
-        identity = MappingProxyType({"a": "1"})
+
+        @property
+        def identity(self) -> dict[str, str]:
+            return {"a": "1"}
 
     artifacts.write(str(tmp_path), One(), {"x": np.ones(3)})
     assert disk.calls > 1 and artifacts.is_stored(str(tmp_path), One())
