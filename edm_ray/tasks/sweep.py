@@ -21,9 +21,10 @@ from edm_ray.evaluation.grids import image_grid
 from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.parts import measure_real
 from edm_ray.evaluation.reference import PIXELS
-from edm_ray.execution.executor import Executor, Maker
+from edm_ray.execution.executor import Executor, Maker, make_all
 from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, FidMeter, fid_meter, sample_grids
+from edm_ray.generation.trajectories import blocks_of, read_trajectories
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
 from edm_ray.report.by_budget import folder, save_by_budget, write_budgets_page
@@ -223,6 +224,7 @@ class SweepTask:
                 [held_out] = measure_real(self.held_out, self.confirm_images, [measured], extractors, spec.store, on)
                 real = held_out.measured.fid
             with fid_meter(spec, measured, on, self._concurrent(on)) as meter:
+                self._propose(meter.sampling, spec, on.device)
                 self._search(meter, spec.store, on, keep)
                 results = tuple(result_of(driver) for driver in self.races.drivers)
                 shown = [self._shown(*pair) for pair in zip(self.races.drivers, results, strict=True)]
@@ -277,6 +279,16 @@ class SweepTask:
         from edm_ray.distributed.sweep import concurrency
 
         return self.options.concurrent or concurrency(on.workers)
+
+    def _propose(self, sampling: Maker, spec: EvaluationSpec, device: str) -> None:
+        """Stage 0 of a sweep by budget: noise levels from trajectories of the model, as starts of its races."""
+        if not self.races.wants_candidates:
+            return
+        denoiser = self.model.denoiser()
+        bounds = self.space.sampler.sigma_range(denoiser)
+        blocks = blocks_of(self.model.hash, spec.labels, device, denoiser.shape, bounds)
+        make_all(sampling, [(block,) for block in blocks])
+        self.races.propose(read_trajectories(spec.store, blocks, math.prod(denoiser.shape)))
 
     def _search(self, meter: FidMeter, store: str, on: Executor, on_trial: OnTrial) -> None:
         """As trials of Ray Tune on a cluster, one evaluation after the other here; the decisions are the same."""
