@@ -71,6 +71,8 @@ class Race(Strategy):
     """So many of a race's survivors have their neighbours looked at."""
     num_finalists: int = 20
     """At most so many enter a race; half as many after each doubling of their chunks."""
+    refine: bool = True
+    """At a budget of evaluations: the noise levels of the best are moved one by one."""
     tie: float = 0.003
     """Samplers surely closer than this share of the FID are taken for equally good."""
 
@@ -146,7 +148,7 @@ class RaceRun:
 
     def _refine(self, alive: list[str]) -> Generator[list[Evaluation], None, list[str]]:
         """At a budget of evaluations the best with its noise levels refined, before the others."""
-        if self.search.space.nfe is None:
+        if self.search.space.nfe is None or not self.race.refine:
             return alive
         refined = yield from Refinement(self.search, FINAL_SHARE).run(alive[0])
         return list(dict.fromkeys([refined, *alive]))

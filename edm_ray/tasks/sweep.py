@@ -50,6 +50,8 @@ from edm_ray.tasks.options import read_options
 
 SAVE_SECONDS = 5.0
 """A report so far is kept at most so often."""
+BUDGET_IMAGES = 300_000
+"""Of each budget of network evaluations, confirmation included, where the plan does not say."""
 OnTrial = Callable[[TrialResult], None]
 DEFAULT_SPACE = Path(__file__).parents[2] / "tune_spaces" / "any-budget.yaml"
 """Of a sweep by budget."""
@@ -385,7 +387,7 @@ def plan_sweep(
             f"{opened_space.name}: searches guidance, but {opened.uri} has no classes; give --guide MODEL too"
         )
     held_out = None if options.real is None else open_dataset(uris.absolute(options.real))
-    images = plan.budget_images
+    images = plan.budget_images or (BUDGET_IMAGES * len(spaces) if nfe else None)
     own = dataclasses.replace(plan, budget_images=None if images is None else images // len(spaces))
     denoiser = opened.denoiser()
     return SweepTask(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,14 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from edm_ray.diffusion.analysis.trajectories import Trajectories, inner_products
+from edm_ray.diffusion.denoiser import AtLevel, as_denoiser
 from edm_ray.diffusion.labels import one_hot_labels
 from edm_ray.diffusion.preconditioning import EDM
 from edm_ray.diffusion.samplers import Sampler, sample
+from edm_ray.diffusion.samplers.levels import edm_levels
 from edm_ray.evaluation.chunks import POOL_START
 from edm_ray.evaluation.fid import FidEstimate, estimate_of
 from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.reference import open_reference
 from edm_ray.generation.generate import labels_of
+from edm_ray.generation.trajectories import FIRST_SEED, NUM_IMAGES, NUM_LEVELS
 from edm_ray.models.directory import open_model
 from edm_ray.search.trials import Evaluation, Pool
 from edm_ray.seeding import image_noise
@@ -180,10 +185,27 @@ class Judge:
         return root
 
 
+def trajectories_of(judged: Judged) -> Trajectories:
+    """As a sweep's stage 0 has them."""
+    shape = shape_of(judged)
+    total = np.zeros((2 * NUM_LEVELS,) * 2)
+    levels = edm_levels(0.002, 80.0, NUM_LEVELS, 7.0)
+    for first in range(FIRST_SEED, FIRST_SEED + NUM_IMAGES, 32):
+        seeds = torch.arange(first, first + 32)
+        with torch.inference_mode():
+            D = AtLevel(as_denoiser(judged.denoiser), judged.labels(seeds))
+            total += inner_products(D, image_noise(seeds, "latents", shape)(0), levels).numpy()
+    return Trajectories(tuple(levels), total / (NUM_IMAGES * math.prod(shape)))
+
+
+def shape_of(judged: Judged) -> tuple[int, int, int]:
+    side = judged.denoiser.model.img_resolution if hasattr(judged.denoiser, "model") else judged.denoiser.shape[-1]
+    return (1, side, side)
+
+
 def images_of(judged: Judged, settings: Sampler, seeds: torch.Tensor) -> torch.Tensor:
     """float32 [B, 1, S, S]; each image a function of its seed, but for the rounding of other batch sizes."""
-    side = judged.denoiser.model.img_resolution if hasattr(judged.denoiser, "model") else judged.denoiser.shape[-1]
-    shape = (1, side, side)
+    shape = shape_of(judged)
     latents, noise = image_noise(seeds, "latents", shape)(0), image_noise(seeds, "churn", shape)
     return sample(judged.denoiser, latents, settings, judged.labels(seeds), noise).float()
 
