@@ -73,7 +73,7 @@ def run(args: Args) -> None:
         say("\n[5/5] search the best sampler for 8 and for 35 network evaluations with Ray Tune")
         _run(
             f"sweep --model {model} --reference {reference} --out {out}/sweep "
-            f"--labels balanced {workers} --concurrent 4 --real {held_out} {size['sweep']}"
+            f"--labels balanced {workers} --concurrent 4 {size['sweep']}"
         )
     _conclude(out, time.monotonic() - started)
 

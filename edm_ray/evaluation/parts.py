@@ -202,6 +202,13 @@ class RealImages:
         return f"{self.parts[-1].stop} real images"
 
 
+def require_real(dataset: DataSet, num: int) -> None:
+    """Raises InputError unless a (held-out) data set has pictures, and so many of them."""
+    require_pictures(dataset)
+    if dataset.rows < num:
+        raise InputError(f"{dataset.uri}: {dataset.rows} images, {num} are needed: FIDs are compared at equal n only")
+
+
 def measure_real(
     dataset: DataSet,
     num: int,
@@ -214,9 +221,7 @@ def measure_real(
     """The first ``num`` images of a (held-out) data set by each plan, with the extractor beside it: what a perfect
     generator would score at that n. Features are taken where the executor works. Raises InputError when there are
     fewer images."""
-    require_pictures(dataset)
-    if dataset.rows < num:
-        raise InputError(f"{dataset.uri}: {dataset.rows} images, {num} are needed: FIDs are compared at equal n only")
+    require_real(dataset, num)
     rows, ranges = np.arange(num, dtype=np.int64), ranges_of(num)
     recipes = [
         ReferenceParts(dataset=dataset, extractor=spec, chosen=rows, store=store, moments=False) for spec in extractors

@@ -19,7 +19,7 @@ from edm_ray.distributed.executor import Ray
 from edm_ray.errors import InputError
 from edm_ray.evaluation.grids import image_grid
 from edm_ray.evaluation.measure import Plan
-from edm_ray.evaluation.parts import measure_real
+from edm_ray.evaluation.parts import measure_real, require_real
 from edm_ray.evaluation.reference import PIXELS
 from edm_ray.execution.executor import Executor, Maker, make_all
 from edm_ray.execution.local import Local
@@ -387,6 +387,8 @@ def plan_sweep(
             f"{opened_space.name}: searches guidance, but {opened.uri} has no classes; give --guide MODEL too"
         )
     held_out = None if options.real is None else open_dataset(uris.absolute(options.real))
+    if held_out is not None:
+        require_real(held_out, plan.confirm_chunks * plan.chunk_size)
     images = plan.budget_images or (BUDGET_IMAGES * len(spaces) if nfe else None)
     own = dataclasses.replace(plan, budget_images=None if images is None else images // len(spaces))
     denoiser = opened.denoiser()
