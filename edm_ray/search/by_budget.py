@@ -129,8 +129,12 @@ def summary(results: Sequence[SweepResult]) -> list[str]:
         )
     elif len(rows) > 1:
         lines.append(f"No smaller budget is surely within {MARGIN:g} % of {last.nfe} evaluations.")
-    stopped = [f"{each.nfe} ({each.stopped})" for each in results if each.stopped]
-    return [*lines, *([f"Searches that ended early: {', '.join(stopped)}."] if stopped else [])]
+    spent = [str(each.nfe) for each in results if each.stopped]
+    if spent:
+        lines.append(
+            f"The search took all the images that it was given: {', '.join(spent)}. More may find better ones."
+        )
+    return lines
 
 
 def _against_the_paper(rows: Sequence[Row]) -> list[str]:

@@ -52,6 +52,8 @@ class Refinement:
 
     def _round(self, label: str, share: float, chunks: int) -> Generator[list[Evaluation], None, str]:
         moves = self._moves(label, share)
+        if not self._can_pay([label, *moves], chunks):
+            return label
         found = yield from self.search.look([label, *moves], chunks, STAGE)
         if label not in found:
             return label
@@ -60,9 +62,16 @@ class Refinement:
             return label
         together = self._entered(label, list(helping.values()))
         first = next(iter(helping))
-        again = dict.fromkeys([label, first, *([together] if together else [])])
+        again = list(dict.fromkeys([label, first, *([together] if together else [])]))
+        if not self._can_pay(again, 2 * chunks):
+            return first
         found = yield from self.search.look(again, 2 * chunks, STAGE)
         return next(iter(found), label)
+
+    def _can_pay(self, labels: list[str], chunks: int) -> bool:
+        """Half a round tells nothing: the levels come in order."""
+        wanted = self.search.evaluations(labels, chunks, STAGE)
+        return self.search.budget.affordable(wanted) == len(wanted)
 
     def _moves(self, label: str, share: float) -> dict[str, Move]:
         """Label -> move, of those that are samplers."""
