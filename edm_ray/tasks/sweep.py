@@ -44,7 +44,7 @@ from edm_ray.search.time_budget import limit_hours
 from edm_ray.search.trials import Evaluation, TrialResult
 from edm_ray.storage import uris
 from edm_ray.storage.lease import hold
-from edm_ray.tasks.given import OpenedReference, model_of, reference_of
+from edm_ray.tasks.given import OpenedReference, model_of, reference_of, require_fit
 from edm_ray.tasks.options import read_options
 
 SAVE_SECONDS = 5.0
@@ -372,13 +372,15 @@ def plan_sweep(
         raise InputError(
             f"{opened_space.name}: searches guidance, but {opened.uri} has no classes; give --guide MODEL too"
         )
+    against = reference_of(reference)
+    require_fit(against, opened)
     held_out = None if options.real is None else open_dataset(uris.absolute(options.real))
     images = plan.budget_images
     own = dataclasses.replace(plan, budget_images=None if images is None else images // len(spaces))
     denoiser = opened.denoiser()
     return SweepTask(
         model=opened,
-        reference=reference_of(reference),
+        reference=against,
         space=opened_space,
         out=uris.absolute(out),
         plan=plan,
