@@ -67,7 +67,6 @@ class ExtractorSpec:
             path.write_bytes(self.weights)
             return load_extractor(self.name, path, self.sha256, device)
 
-
     def misfit(self, channels: int, resolution: int) -> str | None:
         """What it takes, in words, where it does not take images of this size; else None."""
         if self.name == self_trained.NAME:

@@ -89,7 +89,8 @@ def _persist(url: str, out: IO[bytes], size: int, on_bytes: OnBytes) -> None:
     """Connect until all bytes are there. Raises WebError after TRIES connections, or one that was refused for good."""
     for number in range(1, TRIES + 1):
         try:
-            return _connect(url, out, size, on_bytes)
+            _connect(url, out, size, on_bytes)
+            return
         except WebError as error:
             if number == TRIES or not error.passing:
                 done = _size(out)

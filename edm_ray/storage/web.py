@@ -61,9 +61,7 @@ class SameSchemes(urllib.request.HTTPRedirectHandler):
 
 
 @contextmanager
-def opened(
-    url: str, headers: Mapping[str, str] = {}, timeout: float = TIMEOUT_S
-) -> Iterator[http.client.HTTPResponse]:
+def opened(url: str, headers: Mapping[str, str] = {}, timeout: float = TIMEOUT_S) -> Iterator[http.client.HTTPResponse]:
     """An open response; certificates are checked. Raises WebError for what the server or the network refuses, and
     InputError as `check_url` does."""
     check_url(url)

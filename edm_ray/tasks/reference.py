@@ -77,19 +77,20 @@ class ReferenceTask:
         return [
             f"would measure {data.rows:,} images of {data.name} with extractor {self.options.extractor}",
             f"  on {on}, into {where}",
-            f"  weights: {self._origin()}",
+            f"  weights: {self.origin}",
         ]
 
-    def _origin(self) -> str:
-        """Where the extractor's weights would come from."""
+    @property
+    def origin(self) -> str:
+        """Where the extractor's weights come from."""
         name = self.options.extractor
         if self.options.weights is not None:
             return self.options.weights
         if name not in PUBLISHED:
-            return "would be trained here on these images; FIDs compare within this data set only"
+            return "to train here, on these images; FIDs compare within this data set only"
         if (found := find_weights(PUBLISHED[name])) is not None:
             return str(found)
-        return f"would be downloaded: {PUBLISHED[name].offer()}"
+        return f"to download: {PUBLISHED[name].offer()}"
 
     def run(
         self, on: Executor, on_part: OnProgress = no_progress, on_weights: OnWeights = no_weights
@@ -140,7 +141,15 @@ class ReferenceTask:
         """A local file with the extractor's weights: given, trained, found or downloaded."""
         options = self.options
         if options.weights is not None or options.extractor not in TRAINED:
-            return weights_file(options.extractor, options.weights, folder, partial(on_weights, "download"))
+            try:
+                return weights_file(options.extractor, options.weights, folder, partial(on_weights, "download"))
+            except InputError as error:
+                if options.weights is not None:
+                    raise
+                raise type(error)(
+                    f"{error}; or take --extractor self: trained here on these images, without a network; its FIDs "
+                    "compare within this data set only"
+                ) from None
         with open_reader(self.dataset) as pixels:
             content = TRAINED[options.extractor](self.dataset, pixels, partial(on_weights, "training"))
         local = folder / "trained.safetensors"
@@ -155,9 +164,8 @@ def _train_digits(dataset: DataSet, pixels: Reader, on_epoch: OnProgress) -> byt
 
 
 def _train_self(dataset: DataSet, pixels: Reader, on_epoch: OnProgress) -> bytes:
-    images, labels = pixels.take(chosen_rows(dataset.rows, MOST))
-    classes = len(dataset.class_names)
-    return train_self(torch.from_numpy(images), torch.from_numpy(labels), classes, on_epoch)
+    rows, classes = chosen_rows(dataset.rows, MOST), len(dataset.class_names)
+    return train_self(torch.from_numpy(pixels.images[rows]), torch.from_numpy(pixels.labels[rows]), classes, on_epoch)
 
 
 TRAINED = {"digits": _train_digits, "self": _train_self}
@@ -184,9 +192,11 @@ def _require_fit(dataset: DataSet, options: ReferenceOptions) -> None:
         takes = self_misfit(uris.read_bytes(weights), weights, channels, size)
     if takes is not None:
         raise InputError(
-            f"--extractor {options.extractor}: {dataset.uri} holds images of {size}x{size}x{channels}; it takes {takes}; "
-            "give another --extractor (self is trained on the images themselves)"
+            f"--extractor {options.extractor}: {dataset.uri} holds images of {size}x{size}x{channels}; it takes "
+            f"{takes}; give another --extractor (self is trained on the images themselves)"
         )
+    if weights is None and options.extractor not in (*TRAINED, *PUBLISHED):
+        load_extractor(options.extractor, None)  # says where its weights come from
     classes = len(dataset.class_names)
     if options.extractor == "digits" and options.weights is None and not 2 <= classes <= CLASSES:
         raise InputError(

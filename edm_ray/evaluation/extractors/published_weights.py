@@ -7,7 +7,6 @@ A file counts only with the published sha256; nothing else is read from these pl
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,10 +51,6 @@ class Published:
         """In words: which file, how large, under which licence, from where, to where."""
         megabytes = self.size / 2**20
         return f"{self.file} ({megabytes:,.0f} MiB, {self.licence}) from {self.source} to {place_of(self)}"
-
-    def curl(self) -> str:
-        """For a machine that has the network; the file then goes to this path, on this machine."""
-        return f"curl -fL --create-dirs -o {shlex.quote(str(place_of(self)))} {self.address}"
 
 
 PUBLISHED = {
@@ -129,7 +124,9 @@ def fetch_weights(published: Published, on_bytes: OnBytes = no_bytes) -> Path:
     try:
         download(published.source, path, published.sha256, published.size, on_bytes)
     except InputError as error:
-        raise type(error)(f"{error}. {elsewhere(published)}") from None
+        raise type(error)(
+            f"extractor {published.extractor}: its weights could not be downloaded: {error}; {elsewhere(published)}"
+        ) from None
     return path
 
 
@@ -148,7 +145,6 @@ def weights_file(extractor: str, given: str | None, folder: Path, on_bytes: OnBy
 def elsewhere(published: Published) -> str:
     """What to do on a machine without a network."""
     return (
-        f"Without a network: fetch it elsewhere with `{published.curl()}` (sha256 {published.sha256}) and put it at "
-        f"that path here, or give it with --weights FILE; or take --extractor self (trained here on these images, "
-        "comparable within this data set only)"
+        f"fetch it where there is a network: `curl -fLO {published.address}` (sha256 {published.sha256}) and put it at "
+        f"{place_of(published)} or give --weights FILE"
     )

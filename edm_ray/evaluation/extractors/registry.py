@@ -22,11 +22,12 @@ from edm_ray.evaluation.extractors.self_trained import read_self_trained
 from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision
 from edm_ray.evaluation.extractors.trained import DIM, FeatureNetwork
 
+
 def load_extractor(name: str, weights: str | Path | None, sha256: str | None = None, device: str = "cpu") -> Extractor:
     """A registered extractor with weights from a local file, whose hash is checked before it is read as anything."""
     kind = extractor_kind(name)
     if weights is None:
-        how = f"give --weights PATH or s3://... {elsewhere(PUBLISHED[name])}" if name in PUBLISHED else kind.weights
+        how = elsewhere(PUBLISHED[name]) if name in PUBLISHED else kind.weights
         raise InputError(f"extractor {name}: weights are missing; {how}")
     path = Path(weights)
     if not path.is_file():
@@ -94,14 +95,13 @@ def _trained(name: str, network: FeatureNetwork, digest: str, device: str, class
     """classes: the first so many outputs are logits of classes; 0: there are none."""
     network.eval().requires_grad_(False)
     weight, bias = (tensor[:classes].double().clone() for tensor in (network.logits.weight, network.logits.bias))
-    channels, size = network.channels, network.resolution
+    shape = (network.channels, network.resolution, network.resolution)
     network.to(device)
 
     def accepts(images: torch.Tensor) -> torch.Tensor:
-        if tuple(images.shape[1:]) != (channels, size, size):
-            raise InputError(
-                f"extractor {name} takes images of {channels}x{size}x{size}, got {tuple(images.shape[1:])}; use inception"
-            )
+        if tuple(images.shape[1:]) != shape:
+            own = "x".join(map(str, shape))
+            raise InputError(f"extractor {name} takes images of {own}, got {tuple(images.shape[1:])}; use inception")
         return images
 
     def head(features: torch.Tensor) -> torch.Tensor:

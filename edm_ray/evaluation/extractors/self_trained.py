@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from edm_ray.errors import IntegrityError
-from edm_ray.evaluation.extractors.trained import Loss, FeatureNetwork, train
+from edm_ray.evaluation.extractors.trained import FeatureNetwork, Loss, train
 from edm_ray.execution.executor import OnProgress, no_progress
 from edm_ray.seeding import normal, stream_key, words
 
@@ -86,15 +86,17 @@ def self_loss(images: torch.Tensor, labels: torch.Tensor, classes: int) -> Loss:
     return loss
 
 
-def train_self(
-    images: torch.Tensor, labels: torch.Tensor, classes: int, on_epoch: OnProgress = no_progress
-) -> bytes:
+def train_self(images: torch.Tensor, labels: torch.Tensor, classes: int, on_epoch: OnProgress = no_progress) -> bytes:
     """File of the weights of an extractor trained on uint8 [N, C, S, S] and int64 [N]; the same on every call on one
     machine. classes: how many there are; fewer than two are none."""
     classes = classes if classes >= 2 else 0
     shape = {"channels": images.shape[1], "resolution": images.shape[2], "classes": classes}
     state = train(
-        lambda: _network(shape), self_loss(images, labels, classes), len(images), epochs_of(len(images)), _PURPOSE,
+        lambda: _network(shape),
+        self_loss(images, labels, classes),
+        len(images),
+        epochs_of(len(images)),
+        _PURPOSE,
         on_epoch=on_epoch,
     )
     network = _network(shape)
@@ -112,7 +114,8 @@ def epochs_of(count: int) -> int:
 
 def _network(shape: dict[str, int]) -> FeatureNetwork:
     outputs = shape["classes"] + len(ALTERATIONS)
-    return FeatureNetwork(channels=shape["channels"], resolution=shape["resolution"], outputs=outputs)
+    with torch.random.fork_rng(devices=[]):
+        return FeatureNetwork(channels=shape["channels"], resolution=shape["resolution"], outputs=outputs)
 
 
 @torch.inference_mode()
