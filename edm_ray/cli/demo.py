@@ -50,7 +50,6 @@ def run(args: Args) -> None:
     # The demo uses two workers on any machine, so a local Ray is told of two CPUs.
     os.environ.setdefault("EDM_RAY_LOCAL_CPUS", "2")
     model, reference, held_out = f"{out}/run/model", f"{out}/reference", f"{out}/data/heldout"
-    space = Path(__file__).parents[2] / "tune_spaces" / "digits.yaml"
     size = QUICK if args.quick else FULL
     check_device(args.device, here=True)
     device = "" if args.device == "cpu" else f" --device {args.device}"
@@ -73,7 +72,7 @@ def run(args: Args) -> None:
         )
         say("\n[5/5] search S_churn, S_tmin, S_tmax and S_noise with Ray Tune")
         _run(
-            f"sweep --model {model} --reference {reference} --space {shlex.quote(str(space))} --out {out}/sweep "
+            f"sweep --model {model} --reference {reference} --space digits --out {out}/sweep "
             f"--labels balanced {workers} --concurrent 4 --real {held_out} {size['sweep']}"
         )
     _conclude(out, time.monotonic() - started)

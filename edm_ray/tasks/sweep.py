@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from edm_ray.search.races import Races
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.result import Confirmed, SweepResult, result_of
 from edm_ray.search.sampler_file import BEST_SAMPLER, best_sampler_yaml
+from edm_ray.search.shipped import BY_BUDGET, space_file
 from edm_ray.search.space import Space, load_space
 from edm_ray.search.statistics import Difference
 from edm_ray.search.time_budget import limit_hours
@@ -50,7 +50,6 @@ from edm_ray.tasks.options import read_options
 SAVE_SECONDS = 5.0
 """A report so far is kept at most so often."""
 OnTrial = Callable[[TrialResult], None]
-DEFAULT_SPACE = Path(__file__).parents[2] / "tune_spaces" / "any-budget.yaml"
 """Of a sweep by budget."""
 
 
@@ -393,8 +392,8 @@ def plan_sweep(
 def _open_space(space: str | Space | None, nfe: Sequence[int]) -> Space:
     if space is None and not nfe:
         raise InputError("give --space SPACE, or --nfe BUDGETS, which has a space of its own")
-    given = str(DEFAULT_SPACE) if space is None else space
-    return load_space(given) if isinstance(given, str) else given
+    given = BY_BUDGET if space is None else space
+    return load_space(space_file(given)) if isinstance(given, str) else given
 
 
 def _spaces(space: Space, plan: SweepPlan, nfe: Sequence[int]) -> list[Space]:
@@ -420,11 +419,11 @@ def sweep(
 ) -> Sweep:
     """The best sampler for a model, with error bars: `.best`, `.against_deterministic`, `.table`, `.report`.
 
-    model: a directory, or what `load_model` gave. reference: a directory that `reference` wrote. space: a file of
-    tune_spaces/, or a `Space`. out: where chunks, report.html, sweep.json and best-sampler.yaml go; the same call
-    resumes. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`. options: fields of `SweepOptions`, and
-    ``nfe=(5, 8)``, budgets of network evaluations: the best sampler for each, as `.at(8)`, `.budgets` and in
-    best-samplers.yaml; the space is then tune_spaces/any-budget.yaml where it is None.
+    model: a directory, or what `load_model` gave. reference: a directory that `reference` wrote. space: the name of one
+    that comes with the package, a file, or a `Space`. out: where chunks, report.html, sweep.json and best-sampler.yaml
+    go; the same call resumes. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`. options: fields of
+    `SweepOptions`, and ``nfe=(5, 8)``, budgets of network evaluations: the best sampler for each, as `.at(8)`,
+    `.budgets` and in best-samplers.yaml; the space is then `any-budget` where it is None.
     Raises InputError (a ValueError) for what cannot be searched.
     """
     asked = read_options(BudgetOptions, options)

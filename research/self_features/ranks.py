@@ -5,8 +5,9 @@
 108 samplers of a small denoiser (that of the landscapes in research/race, trained here in a minute) make ``num`` images
 each from the same seeds; the FID of each is taken with every extractor, and the extractors' rankings are compared
 (Spearman, Kendall). Others than `self`: the same network trained as a classifier, with two seeds; a residual network
-of another architecture, trained as a classifier; a perceptron, trained as a classifier, whitened; the first 64 principal
-components of the pixels; an untrained network. About 15 minutes on one core. ``--write`` puts the tables into README.md.
+of another architecture, trained as a classifier; a perceptron, trained as a classifier, whitened; the first 64
+principal components of the pixels; an untrained network. About 15 minutes on one core. ``--write`` puts the tables into
+README.md.
 """
 
 from __future__ import annotations
@@ -50,9 +51,8 @@ PARTS = {"all": "all 108", "best half": "the best 54 by the residual network"}
 def samplers() -> list[Sampler]:
     """108 of them: six solvers at 4 to 18 steps and two rho; Heun with churn; Heun with other ends of the noise."""
     plain = itertools.product(("euler", "heun", "dpmpp_2m", "deis", "unipc", "ipndm"), (4, 6, 9, 13, 18), (3.0, 7.0))
-    steps = {solver: (lambda n: (n + 1) // 2) if solver == "heun" else (lambda n: n) for solver in ("heun", "euler")}
     made = [
-        sampler(solver=solver, num_steps=max(2, steps.get(solver, lambda n: n)(count)), rho=rho)
+        sampler(solver=solver, num_steps=(count + 1) // 2 if solver == "heun" else count, rho=rho)
         for solver, count, rho in plain
     ]
     for churn, noise, count in itertools.product((2.0, 5.0, 10.0, 20.0), (0.9, 1.0, 1.007), (4, 8, 14)):
@@ -71,10 +71,7 @@ class Residual(nn.Module):
         self.first = nn.Conv2d(1, widths[0], 3, padding=1)
         self.blocks, self.down = nn.ModuleList(), nn.ModuleList()
         for width, after in zip(widths, (*widths[1:], widths[-1]), strict=True):
-            norm = [nn.GroupNorm(4, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)]
-            self.blocks.append(
-                nn.Sequential(*norm, nn.GroupNorm(4, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
-            )
+            self.blocks.append(nn.Sequential(*_half(width), *_half(width)))
             self.down.append(nn.Conv2d(width, after, 3, stride=2, padding=1))
         self.logits = nn.Linear(widths[-1], outputs)
 
@@ -83,6 +80,10 @@ class Residual(nn.Module):
         for block, down in zip(self.blocks, self.down, strict=True):
             x = down(x + block(x))
         return nn.functional.silu(x).mean((2, 3))
+
+
+def _half(width: int) -> list[nn.Module]:
+    return [nn.GroupNorm(4, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)]
 
 
 def residual(images: torch.Tensor, labels: torch.Tensor) -> Features:

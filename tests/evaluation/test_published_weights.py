@@ -1,4 +1,4 @@
-"""Published weights: found on this machine or fetched, by the published hash; what to do otherwise is said in a line."""
+"""Published weights: found on this machine or fetched, by the published hash; else what to do is said in a line."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_file_with_another_hash_does_not_count(inception, tmp_path, monkeypatc
     with pytest.raises(InputError, match=r"EDM_RAY_WEIGHTS=.*wrong.pth: its sha256 is that of no published file"):
         find_weights(inception)
     monkeypatch.setenv(published_weights.VARIABLE, str(tmp_path / "typo.pth"))
-    with pytest.raises(InputError, match="typo.pth: no such file"):
+    with pytest.raises(InputError, match=r"typo\.pth: no such file"):
         find_weights(inception)
 
 
