@@ -11,9 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "demo", "runs")
-BUILD = (
-    "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1]); backend.build_wheel(sys.argv[1])"
-)
+BUILD = "import sys, setuptools.build_meta as it; out = sys.argv[1]; it.build_sdist(out); it.build_wheel(out)"
 
 
 @pytest.fixture(scope="session")

@@ -31,9 +31,7 @@ def in_wheel(wheel: Path) -> set[str]:
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_the_tune_spaces(in_wheel):
-    assert {Path(name).suffix for name in files("edm_ray")} <= KINDS, (
-        "package-data of pyproject.toml: a new kind of file"
-    )
+    assert {Path(name).suffix for name in files("edm_ray")} <= KINDS, "a new kind: package-data, pyproject.toml"
     expected = files("edm_ray") | {f"edm_ray/{name}" for name in files("tune_spaces")}
     assert "edm_ray/tune_spaces/cifar10.yaml" in expected and "edm_ray/py.typed" in expected
     assert expected == {name for name in in_wheel if name.startswith("edm_ray/")}

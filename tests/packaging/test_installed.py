@@ -28,19 +28,8 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
     (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
     python = str(folder / "bin" / "python")
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--no-deps",
-        "--no-index",
-        "--quiet",
-        str(wheel),
-    ]
-    subprocess.run(install, check=True, capture_output=True)
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet"]
+    subprocess.run([*pip, str(wheel)], check=True, capture_output=True)
     return folder / "bin"
 
 
@@ -51,9 +40,8 @@ def run(environment: Path, tmp_path: Path):
     def call(*words: str, code: int = 0) -> str:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
         clean |= {"OMP_NUM_THREADS": "1", "PATH": f"{environment}:{clean['PATH']}"}
-        done = subprocess.run(
-            [environment / words[0], *words[1:]], cwd=tmp_path, env=clean, capture_output=True, text=True
-        )
+        command = [environment / words[0], *words[1:]]
+        done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -80,17 +68,8 @@ def test_the_first_steps_of_the_demo_and_a_sweep_run_from_the_wheel(run, tmp_pat
 @pytest.mark.slow
 def test_type_checkers_find_the_types_of_the_installed_package(environment, tmp_path):
     program = tmp_path / "program.py"
-    program.write_text(
-        "import edm_ray as edm\n\nsampler: edm.Sampler = edm.Heun(num_steps=18)\nnumber: str = sampler.nfe\n"
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "mypy",
-        "--strict",
-        "--python-executable",
-        str(environment / "python"),
-        str(program),
-    ]
+    program.write_text("import edm_ray as edm\n\nsampler: edm.Sampler = edm.Heun()\nnumber: str = sampler.nfe\n")
+    python = ["--python-executable", str(environment / "python")]
+    command = [sys.executable, "-m", "mypy", "--strict", *python, str(program)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert "program.py:4" in done.stdout and "Found 1 error" in done.stdout, done.stdout
