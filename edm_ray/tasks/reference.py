@@ -87,7 +87,7 @@ class ReferenceTask:
         if self.options.weights is not None:
             return self.options.weights
         if name not in PUBLISHED:
-            return "to train here, on these images; FIDs compare within this data set only"
+            return f"to train here, on these images; {OF_OWN[name]}"
         if (found := find_weights(PUBLISHED[name])) is not None:
             return str(found)
         return f"to download: {PUBLISHED[name].offer()}"
@@ -168,6 +168,11 @@ def _train_self(dataset: DataSet, pixels: Reader, on_epoch: OnProgress) -> bytes
     return train_self(torch.from_numpy(pixels.images[rows]), torch.from_numpy(pixels.labels[rows]), classes, on_epoch)
 
 
+OF_OWN = {
+    "digits": "FIDs compare with those of these weights only",
+    "self": "FIDs compare within this data set only, and small differences between good samplers say little",
+}
+"""What the FIDs of such features are worth (research/self_features)."""
 TRAINED = {"digits": _train_digits, "self": _train_self}
 """Extractors that are trained here where no weights are given: (data set, its pixels, progress) -> file of weights."""
 

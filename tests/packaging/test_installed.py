@@ -63,13 +63,3 @@ def test_the_first_steps_of_the_demo_and_a_sweep_run_from_the_wheel(run, tmp_pat
     run(*asked, "--space", "digits", *FEW)
     assert (tmp_path / "sweep" / "report.html").is_file() and (tmp_path / "sweep" / "best-sampler.yaml").is_file()
     run(*asked[:-1], "by-budget", "--nfe", "5", "--dry-run")
-
-
-@pytest.mark.slow
-def test_type_checkers_find_the_types_of_the_installed_package(environment, tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text("import edm_ray as edm\n\nsampler: edm.Sampler = edm.Heun()\nnumber: str = sampler.nfe\n")
-    python = ["--python-executable", str(environment / "python")]
-    command = [sys.executable, "-m", "mypy", "--strict", *python, str(program)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert "program.py:4" in done.stdout and "Found 1 error" in done.stdout, done.stdout
