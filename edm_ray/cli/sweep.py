@@ -39,7 +39,8 @@ class Args:
     out: str
     """Directory or s3:// URI of the sweep."""
     space: str | None = None
-    """What to search: a file of tune_spaces/ (with --nfe: any-budget.yaml)."""
+    """What to search: the name of a space that comes with the package (cifar10, digits, ...), or a file of your own;
+    with --nfe: any-budget."""
     nfe: str | None = None
     """Budgets of network evaluations an image, e.g. 5,8,10,18,35: a race for each, in which every sampler takes as many
     steps as the budget pays for."""

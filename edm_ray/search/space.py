@@ -189,7 +189,7 @@ def _share(settings: Sampler, s_churn: float) -> float:
 def load_space(path: str) -> Space:
     """Read a tune space. Raises InputError naming the file, the key, what was got and what is allowed."""
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such tune space; the repository has some in tune_spaces/")
+        raise InputError(f"{path}: no such tune space")
     return space_of(read_yaml(path), path)
 
 

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,13 +38,14 @@ from edm_ray.search.races import Races
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.result import Confirmed, SweepResult, result_of
 from edm_ray.search.sampler_file import BEST_SAMPLER, best_sampler_yaml
+from edm_ray.search.shipped import BY_BUDGET, space_file
 from edm_ray.search.space import Space, load_space
 from edm_ray.search.statistics import Difference
 from edm_ray.search.time_budget import limit_hours
 from edm_ray.search.trials import Evaluation, TrialResult
 from edm_ray.storage import uris
 from edm_ray.storage.lease import hold
-from edm_ray.tasks.given import OpenedReference, model_of, reference_of
+from edm_ray.tasks.given import OpenedReference, model_of, reference_of, require_fit
 from edm_ray.tasks.options import read_options
 
 SAVE_SECONDS = 5.0
@@ -53,7 +53,6 @@ SAVE_SECONDS = 5.0
 BUDGET_IMAGES = 300_000
 """Of each budget of network evaluations, confirmation included, where the plan does not say."""
 OnTrial = Callable[[TrialResult], None]
-DEFAULT_SPACE = Path(__file__).parents[2] / "tune_spaces" / "any-budget.yaml"
 """Of a sweep by budget."""
 
 
@@ -386,6 +385,8 @@ def plan_sweep(
         raise InputError(
             f"{opened_space.name}: searches guidance, but {opened.uri} has no classes; give --guide MODEL too"
         )
+    against = reference_of(reference)
+    require_fit(against, opened)
     held_out = None if options.real is None else open_dataset(uris.absolute(options.real))
     if held_out is not None:
         require_real(held_out, plan.confirm_chunks * plan.chunk_size)
@@ -394,7 +395,7 @@ def plan_sweep(
     denoiser = opened.denoiser()
     return SweepTask(
         model=opened,
-        reference=reference_of(reference),
+        reference=against,
         space=opened_space,
         out=uris.absolute(out),
         plan=plan,
@@ -407,8 +408,8 @@ def plan_sweep(
 def _open_space(space: str | Space | None, nfe: Sequence[int]) -> Space:
     if space is None and not nfe:
         raise InputError("give --space SPACE, or --nfe BUDGETS, which has a space of its own")
-    given = str(DEFAULT_SPACE) if space is None else space
-    return load_space(given) if isinstance(given, str) else given
+    given = BY_BUDGET if space is None else space
+    return load_space(space_file(given)) if isinstance(given, str) else given
 
 
 def _spaces(space: Space, plan: SweepPlan, nfe: Sequence[int]) -> list[Space]:
@@ -434,11 +435,11 @@ def sweep(
 ) -> Sweep:
     """The best sampler for a model, with error bars: `.best`, `.against_deterministic`, `.table`, `.report`.
 
-    model: a directory, or what `load_model` gave. reference: a directory that `reference` wrote. space: a file of
-    tune_spaces/, or a `Space`. out: where chunks, report.html, sweep.json and best-sampler.yaml go; the same call
-    resumes. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`. options: fields of `SweepOptions`, and
-    ``nfe=(5, 8)``, budgets of network evaluations: the best sampler for each, as `.at(8)`, `.budgets` and in
-    best-samplers.yaml; the space is then tune_spaces/any-budget.yaml where it is None.
+    model: a directory, or what `load_model` gave. reference: a directory that `reference` wrote. space: the name of one
+    that comes with the package, a file, or a `Space`. out: where chunks, report.html, sweep.json and best-sampler.yaml
+    go; the same call resumes. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`. options: fields of
+    `SweepOptions`, and ``nfe=(5, 8)``, budgets of network evaluations: the best sampler for each, as `.at(8)`,
+    `.budgets` and in best-samplers.yaml; the space is then `any-budget` where it is None.
     Raises InputError (a ValueError) for what cannot be searched.
     """
     asked = read_options(BudgetOptions, options)
