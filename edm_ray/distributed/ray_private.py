@@ -95,8 +95,11 @@ def trainer_without_idle_process() -> type[Any]:
     return Trainer
 
 
-def backend_that_first_runs(function: Callable[[], None]) -> type[Any]:
-    """For `TorchConfig.backend_cls`: its backend, whose workers run ``function`` before the process group is made.
+def backend_that_first_runs(
+    in_workers: Callable[[Any], None], in_controller: Callable[[Any], None] = lambda config: None
+) -> type[Any]:
+    """For `TorchConfig.backend_cls`: its backend, whose workers run ``in_workers(config)``, before the process group is
+    made, and Ray Train's controller ``in_controller(config)``.
 
     The class is private (`_TorchBackend`), and so is the group of workers handed to it. Nothing public runs in each
     worker before `init_process_group`. Without: gloo listens where the machine's own name points (see `network`).
@@ -107,7 +110,8 @@ def backend_that_first_runs(function: Callable[[], None]) -> type[Any]:
 
     class Backend(base):  # type: ignore[misc, valid-type]
         def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-            worker_group.execute(function)
+            in_controller(backend_config)
+            worker_group.execute(in_workers, backend_config)
             super().on_start(worker_group, backend_config)
 
     return Backend
@@ -197,6 +201,17 @@ def put_key(key: str) -> None:
 def has_key(key: str) -> bool:
     """Whether a key is set; raises where the head does not answer. Without: SIGTERM to the command is not passed on."""
     return _kv("_internal_kv_get")(key, namespace=KEYS) is not None
+
+
+def put_value(key: str, value: bytes) -> None:
+    """As `put_key`. Without: nobody sees who of a training is stuck."""
+    _kv("_internal_kv_put")(key, value, namespace=KEYS)
+
+
+def get_value(key: str) -> bytes | None:
+    """Raises where the head does not answer."""
+    found: bytes | None = _kv("_internal_kv_get")(key, namespace=KEYS)
+    return found
 
 
 def delete_key(key: str) -> None:

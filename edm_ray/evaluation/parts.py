@@ -59,6 +59,11 @@ class Part:
         facts = {"dataset": self.dataset, "extractor": self.extractor, "device": self.device, "chosen": self.chosen}
         return {**facts, "rows": [self.first, self.stop], "moments": self.moments, "torch": torch.__version__}
 
+    @property
+    def work(self) -> float:
+        """Rows."""
+        return float(self.stop - self.first)
+
     def __str__(self) -> str:
         return f"features of rows {self.first}..{self.stop - 1} of the data set"
 
@@ -185,6 +190,10 @@ class RealImages:
     @property
     def identity(self) -> dict[str, Any]:
         return {"parts": [artifacts.key_of(part) for part in self.parts]}
+
+    @property
+    def size(self) -> int:
+        return sum(part.stop - part.first for part in self.parts)
 
     def rows(self, store: str) -> Iterator[FeatureRows]:
         stored = [artifacts.read(store, part) for part in self.parts]

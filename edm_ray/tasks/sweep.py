@@ -25,7 +25,7 @@ from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, FidMeter, fid_meter, sample_grids
 from edm_ray.generation.trajectories import blocks_of, read_trajectories
 from edm_ray.models.denoiser import ModelDenoiser
-from edm_ray.models.directory import Model
+from edm_ray.models.directory import Model, require_unchanged
 from edm_ray.report.by_budget import folder, save_by_budget, write_budgets_page
 from edm_ray.report.html import Context
 from edm_ray.report.saved import save_progress, save_report
@@ -235,30 +235,44 @@ class SweepTask:
         if real is not None and self.held_out is not None:
             about |= {"dataset": self.held_out.name, "debiased": f"{real.debiased:.3f}"}
         context = dataclasses.replace(context, real=about or None, seconds=time.monotonic() - started)
-        return Sweep(results=results, out=self.out, report=self._save(results, grids, context))
+        report = self._save(results, grids, context)
+        if self.options.export:
+            self._export(results)
+        return Sweep(results=results, out=self.out, report=report)
 
     def _save(self, results: tuple[SweepResult, ...], grids: Sequence[dict[str, bytes]], context: Context) -> str:
         """Samplers and pages, of each race and of all; the path of the page of all."""
-        guide = {} if self.model.guide is None else {"guide": self.model.guide.hash}
-        source = {"model": self.model.hash, **guide, "reference_data": self.reference.describe()}
-        exported = [self.model.uri] if self.options.export else []
         page = ""
         for result, pictures in zip(results, grids, strict=True):
             if result.nfe is not None and result.of(result.best) is None:
                 continue  # said on the page of all
             place = self.place(result.nfe)
-            text = best_sampler_yaml(result, **source)
-            for each in (place, *(exported if result.nfe is None else [])):
-                uris.write_bytes(uris.join(each, BEST_SAMPLER), text.encode())
+            self._write(place, BEST_SAMPLER, best_sampler_yaml(result, **self._source))
             page = save_report(place, result, dataclasses.replace(context, grids=pictures))
         if not self.budgets:
             return page
         page = write_budgets_page(self.out, results, (), context)
-        text = best_samplers_yaml(results, **source)
-        for each in (self.out, *exported):
-            uris.write_bytes(uris.join(each, BEST_SAMPLERS), text.encode())
+        self._write(self.out, BEST_SAMPLERS, best_samplers_yaml(results, **self._source))
         save_by_budget(self.out, self.budgets, context)
         return page
+
+    def _export(self, results: tuple[SweepResult, ...]) -> None:
+        """Into the model's directory, if it still holds the model. Raises InputError otherwise."""
+        require_unchanged(self.model)
+        if self.budgets:
+            self._write(self.model.uri, BEST_SAMPLERS, best_samplers_yaml(results, **self._source))
+        else:
+            self._write(self.model.uri, BEST_SAMPLER, best_sampler_yaml(results[0], **self._source))
+
+    @property
+    def _source(self) -> dict[str, str]:
+        """What samplers were found for."""
+        guide = {} if self.model.guide is None else {"guide": self.model.guide.hash}
+        return {"model": self.model.hash, **guide, "reference_data": self.reference.describe()}
+
+    @staticmethod
+    def _write(place: str, name: str, text: str) -> None:
+        uris.write_bytes(uris.join(place, name), text.encode())
 
     def place(self, nfe: int | None) -> str:
         """Where the report of a race goes."""

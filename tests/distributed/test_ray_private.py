@@ -195,14 +195,14 @@ def test_workers_run_a_function_before_the_process_group_is_made(monkeypatch):
     """With a group of workers that notes what it is told to run; `tests/multinode/test_namespaces.py` has real ones."""
     ran: list[object] = []
 
-    def first() -> None:
+    def first(config) -> None:
         """The function."""
 
-    backend = ray_private.backend_that_first_runs(first)
-    base = TorchConfig().backend_cls
+    backend = ray_private.backend_that_first_runs(first, lambda config: ran.append("controller"))
+    base, config = TorchConfig().backend_cls, TorchConfig()
     monkeypatch.setattr(base, "on_start", lambda self, group, config: ran.append("process group"))
-    backend().on_start(SimpleNamespace(execute=ran.append), TorchConfig())
-    assert ran == [first, "process group"] and issubclass(backend, base)
+    backend().on_start(SimpleNamespace(execute=lambda *call: ran.extend(call)), config)
+    assert ran == ["controller", first, config, "process group"] and issubclass(backend, base)
 
 
 def test_a_notice_that_a_node_will_go_is_seen_without_a_barrier(monkeypatch):
