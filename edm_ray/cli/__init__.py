@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edm_ray.cli.boundary import check_places, machine_errors, one_line
+from edm_ray.cli.console import as_json
 from edm_ray.errors import InputError, nearest
 from edm_ray.storage.s3 import StorageError
 
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with machine_errors():
             module, args = parse(name, arguments[1:])
             check_places(args)
-            code = module.run(args)
+            with as_json(getattr(args, "json", False)):
+                code = module.run(args)
     except InputError as error:
         sys.stderr.write(f"edm-ray: {one_line(str(error))}\n")
         return 2

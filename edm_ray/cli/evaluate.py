@@ -68,7 +68,14 @@ def run(args: Args) -> None:
         return
     plan = plan_evaluation(args.model, args.reference, sampler, args.num, args.evaluation, args.out)
     if args.dry_run:
-        for line in plan.describe(executor):
+        from edm_ray.cli.spending import Work, spending_lines
+
+        images, nfe = len(plan.starts) * args.num, plan.sampler.nfe
+        real = args.num if plan.held_out is not None else 0
+        calls = images * nfe if nfe else None
+        work = Work(images=images, calls=calls, stored=plan.stored(executor), real=real)
+        extractors = [each.extractor for each in plan.references]
+        for line in [*plan.describe(executor), *spending_lines(work, plan.model, extractors, executor)]:
             say(line)
         return
     progress, started = Progress("chunks"), time.monotonic()

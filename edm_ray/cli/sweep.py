@@ -84,6 +84,12 @@ def run(args: Args) -> None:
     task = plan_sweep(args.model, args.reference, args.space, args.out, _plan(args), args.more, budgets)
     say(task.describe())
     if args.dry_run:
+        from edm_ray.cli.spending import Work, spending_lines
+
+        real = task.confirm_images if task.held_out is not None else 0
+        work = Work(images=task.races.most_images, calls=task.most_calls, at_most=True, real=real)
+        for line in spending_lines(work, task.model, [task.reference.extractor], executor):
+            say(f"  {line}")
         return
     started = time.monotonic()
     found = task.run(executor, TrialLines(task.space, bool(budgets)), _commands(args, task))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from edm_ray.cli.console import Progress, duration, say
 from edm_ray.cli.workers import choose_executor, parse_workers
+from edm_ray.config.presets import DEFAULT, proposed
+from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
+from edm_ray.storage import uris
 from edm_ray.tasks.train import TrainOptions, TrainTask
+
+if TYPE_CHECKING:
+    from edm_ray.cli.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -21,8 +28,8 @@ class Args:
     """Data set that `edm-ray prepare` wrote: a directory or s3:// URI."""
     out: str
     """Directory or s3:// URI of the run."""
-    preset: str = "ddpmpp-32"
-    """Starting point: see `edm-ray presets`."""
+    preset: str | None = None
+    """Starting point: see `edm-ray presets`. Without it ddpmpp-32, and a word on which preset suits the data."""
     config: str | None = None
     """YAML file laid over the preset."""
     set: list[str] = field(default_factory=list)
@@ -40,6 +47,7 @@ class Args:
 
 
 def run(args: Args) -> None:
+    from edm_ray.networks.cost import network_cost
     from edm_ray.tasks.train import plan_train
     from edm_ray.training.loop import Stopped
 
@@ -49,24 +57,30 @@ def run(args: Args) -> None:
         )
     workers = "0" if args.no_ray else args.workers
     executor = choose_executor(workers, args.device)
-    task = plan_train(args.data, args.preset, args.out, args.training, file=args.config, overrides=args.set)
+    preset = args.preset or DEFAULT
+    try:
+        task = plan_train(args.data, preset, args.out, args.training, file=args.config, overrides=args.set)
+        network_cost(task.config.denoiser, args.device)  # refuses levels that the resolution does not have
+    except InputError as error:
+        raise InputError(f"{error}{_other_preset(args)}") from error
     if workers == "0" and task.config.reader != "cache":
         raise InputError(
             f"--no-ray trains without Ray, and --reader {task.config.reader} is Ray's; leave one of them out"
         )
-    from edm_ray.training.cost import check_memory
-
-    check_memory(task.config, 1 if workers == "0" else parse_workers(workers)[0], args.device, workers == "0")
+    plan = check_plan(args, task, workers)
     describe(task, f"{'this process' if workers == '0' else workers} x {args.device}")
     if args.dry_run:
         from edm_ray.cli.plan import print_plan
 
-        counts = (1, 1) if workers == "0" else parse_workers(workers)
-        print_plan(task.config, task.job.dataset, counts, args.device, args.preset)
+        print_plan(plan)
         return
     resumed_at = task.resumes_at
     if resumed_at:
         say(f"  resuming at {resumed_at:,} images")
+    else:
+        from edm_ray.cli.plan import refuse_years
+
+        refuse_years(plan)
     progress, seen, started = Progress("images"), list[dict[str, Any]](), time.monotonic()
 
     def on_tick(row: dict[str, Any]) -> None:
@@ -81,6 +95,32 @@ def run(args: Args) -> None:
         say(f"  {stopped}; the same command resumes from there")
         raise SystemExit(143) from stopped
     summarise(task.run_uri, time.monotonic() - started, seen, resumed_at)
+
+
+def _other_preset(args: Args) -> str:
+    """Where none was given and the default does not fit the data: which does. Raises InputError for no data set."""
+    dataset = open_dataset(uris.absolute(args.data))
+    better = proposed(dataset.shape, dataset.rows, args.device)
+    if args.preset is not None or better == DEFAULT:
+        return ""
+    return f"; for {dataset.rows:,} images of {dataset.resolution}x{dataset.resolution} give --preset {better}"
+
+
+def check_plan(args: Args, task: TrainTask, workers: str) -> Plan:
+    """Raises InputError for what does not fit the memory."""
+    from edm_ray.cli.plan import Plan, hours_by_clock, warned
+    from edm_ray.training.cost import check_memory
+
+    counts = (1, 1) if workers == "0" else parse_workers(workers)
+    here = workers == "0" or not os.environ.get("RAY_ADDRESS")
+    dataset = task.job.dataset
+    plan = Plan(config=task.config, dataset=dataset, workers=counts, device=args.device, preset=args.preset, here=here)
+    try:
+        check_memory(task.config, counts[0], args.device, here)
+    except InputError as error:
+        warning = warned(plan, hours_by_clock(plan))
+        raise InputError(f"{error}. {warning}" if warning else str(error)) from error
+    return plan
 
 
 def grid_line(run_uri: str, row: dict[str, Any]) -> str:

@@ -85,4 +85,8 @@ class Races:
     @property
     def most_images(self) -> int:
         """Upper bound of the images of all races before the first has begun; what is inherited is counted."""
-        return sum(each.most_images(INHERITED if i else 0) for i, each in enumerate(self.drivers))
+        return sum(self.most_images_of_each)
+
+    @property
+    def most_images_of_each(self) -> list[int]:
+        return [each.most_images(INHERITED if i else 0) for i, each in enumerate(self.drivers)]

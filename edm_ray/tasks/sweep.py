@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import math
@@ -32,6 +33,7 @@ from edm_ray.report.saved import save_progress, save_report
 from edm_ray.search import driver as search_driver
 from edm_ray.search.budget_space import at_budget
 from edm_ray.search.by_budget import BEST_SAMPLERS, Row, best_samplers_yaml, rows_of
+from edm_ray.search.dimensions import Range
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan
 from edm_ray.search.races import Races
@@ -189,6 +191,11 @@ class SweepTask:
         """Of network evaluations; none where one race searches the space as it is."""
         return tuple(each.nfe for each in self.races.drivers if each.nfe is not None)
 
+    @property
+    def most_calls(self) -> int:
+        """Network calls of one image, at most: of every race its most images by its longest sampler."""
+        return sum(most * longest_nfe(each) for each, most in zip(self.races.drivers, self.races.most_images_of_each))
+
     def describe(self) -> str:
         return f"sweep of {self.space.name}: {self.races.describe()}"
 
@@ -317,6 +324,24 @@ class SweepTask:
         images = sample_grids(spec, list(shown.values()), range(self.options.grid), sampling, device)
         last = self.options.grid - 1
         return {f"{title}, seeds 0..{last}": _png(each) for title, each in zip(shown, images, strict=True)}
+
+
+def longest_nfe(driver: Driver) -> int:
+    """Network evaluations of the longest sampler of a race. (Those of rk45 are not known, and count none.)"""
+    if driver.nfe is not None:
+        return driver.nfe
+    space, given = driver.search.space, driver.search.registry.samplers.values()
+    tops: dict[str, Any] = {}
+    for name in ("num_steps", "guidance"):
+        if name in space.search:
+            where = space.search[name]
+            tops[name] = where.high if isinstance(where, Range) else max(where.values())
+    solvers = space.search["solver"].values() if "solver" in space.search else [space.sampler.solver]
+    found = [each.nfe for each in given]
+    for solver in solvers:
+        with contextlib.suppress(InputError):  # a solver that cannot be so long
+            found.append(space.settings({**tops, "solver": solver}).nfe)
+    return max(found)
 
 
 class _KeepProgress:
