@@ -1,5 +1,5 @@
-"""What the commands say: plain lines on standard output, one idea a line; with --json one JSON object there instead, and
-the lines on standard error."""
+"""What the commands say: plain lines on standard output, one idea a line. With --json one JSON object is there instead,
+and the lines go to standard error."""
 
 from __future__ import annotations
 

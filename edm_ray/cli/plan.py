@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from edm_ray.cli.console import duration, say
-from edm_ray.config.load import to_yaml
+from edm_ray.cli.console import duration, report, say
+from edm_ray.config.load import to_flat, to_yaml
 from edm_ray.config.presets import DEFAULT, PRESETS, proposed
 from edm_ray.config.published import Quantity, cpu_price, prices
 from edm_ray.config.training import TrainingConfig
@@ -103,7 +103,11 @@ def print_plan(plan: Plan) -> None:
         say(f"  on GPUs   {_on_gpus(workload(plan.name, config, cost), most)}")
     say()
     say(to_yaml(config).rstrip())
-    if warning := warned(plan, hours / most):  # last: it is what should be seen
+    warning = warned(plan, hours / most)
+    memory = memory_gib(cost, at_once, config.precision).value
+    facts = {"parameters": cost.parameters, "gib_a_worker": memory, "hours": hours / most, "epochs": plan.epochs}
+    report({"preset": plan.name, **facts, "warning": warning, "config": to_flat(config)})
+    if warning:  # last: it is what should be seen
         say(f"\nWARNING: {warning}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -42,40 +43,53 @@ class Work:
         return 1 - self.stored / self.images if self.images else 0.0
 
 
-def spending_lines(work: Work, model: Model, extractors: Sequence[ExtractorSpec], on: Executor) -> list[str]:
-    """Three lines. Speeds are measured here, where this machine has such a device, else those of the cost model."""
+@dataclass(frozen=True, kw_only=True)
+class Spending:
+    """What work takes: for people, and as numbers (hours by the clock and USD, from the better to the worse end)."""
+
+    lines: list[str]
+    facts: dict[str, Any]
+
+
+def spending(work: Work, model: Model, extractors: Sequence[ExtractorSpec], on: Executor) -> Spending:
+    """Speeds are measured here, where this machine has such a device, else those of the cost model."""
     most = "at most " if work.at_most else ""
     there = f", {work.stored:,} of them stored already" if work.stored else ""
     if work.calls is None:
-        return [f"images    {most}{work.images:,}{there}", "time      not known: the steps of rk45 adapt to the model"]
+        unknown = "time      not known: the steps of rk45 adapt to the model"
+        return Spending(lines=[f"images    {most}{work.images:,}{there}", unknown], facts={})
     lines = [f"images    {most}{work.images:,}{there}; {most}{work.calls:,.0f} network calls"]
     calls, features = work.calls * work.new, work.images * work.new + work.real
     if on.device == "cuda" and not torch.cuda.is_available():
-        return lines + _assumed(model, calls, features, on.size, most)
-    call, feature = (
-        _call_seconds(model, on.device),
-        sum(_feature_seconds(each, model, on.device) for each in extractors),
-    )
+        return _assumed(lines, model, calls, features, on.size)
+    call = _call_seconds(model, on.device)
+    feature = sum(_feature_seconds(each, model, on.device) for each in extractors)
     hours = (calls * call + features * feature) / 3600
     speeds = f"{call * 1e3:.3g} ms a network call, {feature * 1e3:.3g} ms the features of an image"
     workers = "one worker" if on.size == 1 else f"{on.size} such workers"
-    return [
-        *lines,
+    cost = measured_cost(hours, 1, on.device)
+    lines += [
         f"time      {most or 'about '}{_span(hours / on.size)} with {workers}: {speeds} (measured here, now)",
-        f"cost      {_money(measured_cost(hours, 1, on.device))}",
+        f"cost      {_money(cost)}",
     ]
+    known = {} if isinstance(cost, str) else {"usd": [cost.value, cost.value]}
+    facts = {"hours": [hours / on.size] * 2, "kind": "measured", **known, "call_s": call, "feature_s": feature}
+    return Spending(lines=lines, facts=facts)
 
 
-def _assumed(model: Model, calls: float, features: float, count: int, most: str) -> list[str]:
+def _assumed(lines: list[str], model: Model, calls: float, features: float, count: int) -> Spending:
     """From every assumed cost at its better end to every one at its worse end."""
     cost, ends = network_cost(model.config), [costs_at(better) for better in (True, False)]
     low, high = (sampling_hours(cost, calls, features, costs) for costs in ends)
     cheap, dear = low * ends[0]["a100_hour"], high * ends[1]["a100_hour"]
     source = "assumed: the paper's training speed by multiply-adds, and the costs that research/scale lists"
-    return [
+    most = "at most " if "at most" in lines[0] else ""
+    lines += [
         f"time      {most}{_span(low / count)} to {_span(high / count)} on {count} A100 ({source})",
         f"cost      {most}{cheap:,.2f} to {dear:,.2f} USD (assumed: spot at its lowest to on-demand)",
     ]
+    facts = {"hours": [low / count, high / count], "kind": "assumed", "usd": [cheap, dear]}
+    return Spending(lines=lines, facts=facts)
 
 
 def _span(hours: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from edm_ray.cli.console import Progress, duration, say
+from edm_ray.cli.console import Progress, Reports, duration, report, say
 from edm_ray.cli.workers import choose_executor, parse_workers
 from edm_ray.config.presets import DEFAULT, proposed
 from edm_ray.data.manifest import open_dataset
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     data: str
     """Data set that `edm-ray prepare` wrote: a directory or s3:// URI."""
     out: str
@@ -34,6 +34,8 @@ class Args:
     """YAML file laid over the preset."""
     set: list[str] = field(default_factory=list)
     """KEY=VALUE pairs laid over both, e.g. --set ema.halflife_kimg=50 optimizer.lr=1e-3"""
+    seed: int | None = None
+    """Of everything random in the training (default: 0). The same as --set seed=..."""
     workers: str = "1"
     """DDP processes (one CPU or GPU each); LEAST:MOST for as many as the cluster has, fewer when a node is lost; 0:
     this process, without Ray."""
@@ -58,8 +60,9 @@ def run(args: Args) -> None:
     workers = "0" if args.no_ray else args.workers
     executor = choose_executor(workers, args.device)
     preset = args.preset or DEFAULT
+    overrides = [*args.set, *([] if args.seed is None else [f"seed={args.seed}"])]
     try:
-        task = plan_train(args.data, preset, args.out, args.training, file=args.config, overrides=args.set)
+        task = plan_train(args.data, preset, args.out, args.training, file=args.config, overrides=overrides)
         network_cost(task.config.denoiser, args.device)  # refuses levels that the resolution does not have
     except InputError as error:
         raise InputError(f"{error}{_other_preset(args)}") from error
@@ -138,6 +141,9 @@ def summarise(run_uri: str, seconds: float, seen: list[dict[str, Any]], resumed_
     from edm_ray.training.run import model_uri, snapshot_model_uri, snapshots
     from edm_ray.training.skipped_shards import skipped_lines
 
+    model = model_uri(run_uri)
+    last_row = seen[-1] if seen else {}
+    report({"run": run_uri, "model": model, "resumed_at": resumed_at, "seconds": seconds, "last": last_row})
     if seen:
         last, images = seen[-1], seen[-1]["nimg"] - resumed_at
         whole = f" ({last['nimg']:,} in all)" if resumed_at else ""
@@ -151,8 +157,8 @@ def summarise(run_uri: str, seconds: float, seen: list[dict[str, Any]], resumed_
         say(f"  snapshots: {len(written)}, the last {written[-1][1]}")
     for nimg in sorted({row["nimg"] for row in seen if "grid_s" in row} - {nimg for nimg, _ in written}):
         say(f"  warning: {snapshot_model_uri(run_uri, nimg)} was not written; see the log")
-    model = shlex.quote(model_uri(run_uri))
-    say(f"  model: {model_uri(run_uri)}")
+    say(f"  model: {model}")
+    model = shlex.quote(model)
     say(f"  sample from it: edm-ray generate --model {model} --out samples.png")
     say(f"  sweep its samplers: edm-ray sweep --model {model} --reference REFERENCE --space SPACE.yaml --out sweep")
 

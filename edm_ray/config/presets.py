@@ -91,10 +91,10 @@ def small_32(shape: DataShape) -> TrainingConfig:
 def small_64(shape: DataShape) -> TrainingConfig:
     """Small DDPM++ for 64x64 images with augmentation: hours on two CPU cores, minutes on a GPU."""
     small = small_32(shape)
-    network = dataclasses.replace(
-        small.denoiser.network, channel_mult=(1, 2, 2, 2), attn_resolutions=(shape.resolution // 8,)
-    )
-    return dataclasses.replace(small, denoiser=DenoiserConfig(network=network))
+    network = small.denoiser.network
+    assert isinstance(network, DDPMpp)
+    deeper = dataclasses.replace(network, channel_mult=(1, 2, 2, 2), attn_resolutions=(shape.resolution // 8,))
+    return dataclasses.replace(small, denoiser=DenoiserConfig(network=deeper))
 
 
 def ddpmpp_32(shape: DataShape) -> TrainingConfig:

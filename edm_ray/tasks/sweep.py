@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.diffusion.samplers import SOLVERS, Sampler
 from edm_ray.distributed.executor import Ray
 from edm_ray.errors import InputError
-from edm_ray.evaluation.grids import image_grid
+from edm_ray.evaluation.grids import grid_png, image_grid, rows_by_class
 from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.parts import measure_real
 from edm_ray.evaluation.reference import PIXELS
 from edm_ray.execution.executor import Executor, Maker
 from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, FidMeter, fid_meter, sample_grids
+from edm_ray.generation.generate import labels_of
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
 from edm_ray.report.by_budget import folder, save_by_budget, write_budgets_page
@@ -49,6 +50,7 @@ from edm_ray.storage.lease import hold
 from edm_ray.tasks.given import OpenedReference, model_of, reference_of
 from edm_ray.tasks.options import read_options
 
+GRID_COLUMNS, GRID_GAP = 10, 4
 SAVE_SECONDS = 5.0
 """A report so far is kept at most so often."""
 OnTrial = Callable[[TrialResult], None]
@@ -323,7 +325,17 @@ class SweepTask:
         """Caption -> PNG, of the same seeds."""
         images = sample_grids(spec, list(shown.values()), range(self.options.grid), sampling, device)
         last = self.options.grid - 1
-        return {f"{title}, seeds 0..{last}": _png(each) for title, each in zip(shown, images, strict=True)}
+        return {f"{title}, seeds 0..{last}": self._png(each) for title, each in zip(shown, images, strict=True)}
+
+    def _png(self, images: np.ndarray) -> bytes:
+        """One class per row, named."""
+        names, classes = list[str](), self.model.config.network.label_dim
+        if classes:
+            labels = labels_of(torch.arange(len(images)), classes, "balanced", self.model.empty_classes)
+            images, names = rows_by_class(images, labels.numpy(), GRID_COLUMNS, self.model.class_names)
+        scale = max(1, 48 // images.shape[-1])
+        grid = image_grid(images, GRID_COLUMNS, scale, gap=GRID_GAP)
+        return grid_png(grid, {}, names, images.shape[2] * scale + GRID_GAP)
 
 
 def longest_nfe(driver: Driver) -> int:
@@ -367,12 +379,6 @@ class _KeepProgress:
             if result.of(result.best) is not None:
                 save_report(self.task.place(result.nfe), result, self.context)
             self.ended += 1
-
-
-def _png(images: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    image_grid(images, 10, max(1, 48 // images.shape[-1]), gap=4).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def plan_sweep(

@@ -30,6 +30,7 @@ from edm_ray.models.directory import load_model
 from edm_ray.networks.build import build_denoiser
 from edm_ray.storage import uris
 from edm_ray.storage.lease import hold
+from edm_ray.tasks.export import about_of
 from edm_ray.tasks.options import read_options
 from edm_ray.training.device import Place
 from edm_ray.training.loop import Row, TrainingJob
@@ -184,15 +185,7 @@ def plan_train(
     check_fit(chosen, dataset)
     if network is not None:
         build_denoiser(chosen.denoiser, network=copy.deepcopy(network))  # a module that does not fit is refused here
-    about: dict[str, Any] = {
-        "preset": config if isinstance(config, str) else "",
-        "dataset": dataset.name,
-        "dataset_hash": dataset.hash,
-        "seed": chosen.seed,
-        "class_names": list(dataset.class_names),
-    }
-    if dataset.empty_classes:
-        about["empty_classes"] = list(dataset.empty_classes)
+    about = about_of(dataset, chosen.seed, config if isinstance(config, str) else "")
     job = TrainingJob(
         config=chosen,
         dataset=dataset,

@@ -21,7 +21,7 @@ from edm_ray.training.cost import check_memory, costs_at, machine_gib, sampling_
 def photos(tmp_path_factory) -> str:
     """422 pictures of 32x32."""
     place = str(tmp_path_factory.mktemp("photos") / "photos")
-    assert main(["prepare", "photographs", place, "--resolution", "32", "--crops", "422"]) == 0
+    assert main(["prepare", "photographs", place, "--resolution", "32", "--num", "422"]) == 0
     return place
 
 
@@ -49,7 +49,7 @@ def test_what_is_proposed_fits_the_data_and_is_one_of_the_five(resolution, chann
 
 def test_where_the_default_does_not_fit_the_data_the_preset_that_does_is_named(capsys, tmp_path):
     place = str(tmp_path / "photos")
-    assert main(["prepare", "photographs", place, "--resolution", "28", "--crops", "40"]) == 0
+    assert main(["prepare", "photographs", place, "--resolution", "28", "--num", "40"]) == 0
     capsys.readouterr()
     assert main(["train", "--data", place, "--out", str(tmp_path / "run")]) == 2
     text = capsys.readouterr().err
