@@ -75,7 +75,7 @@ class Complaints:
         if len(self.kinds) == 1:
             [one] = self.kinds.values()
             return InputError(f"{where}: {one.first}{_way_out(one.first)} ({one.count:,} such records)")
-        listed = [f"{each.count:,}: {each.first}" for each in list(self.kinds.values())[:MOST_KINDS]]
+        listed = [f"{each.first} ({each.count:,} such)" for each in list(self.kinds.values())[:MOST_KINDS]]
         more = f"; and {len(self.kinds) - MOST_KINDS} kinds more" if len(self.kinds) > MOST_KINDS else ""
         options = [f"--{name} {value}" for each in self.kinds.values() for name, value in each.first.change.items()]
         options = [*dict.fromkeys(option.replace("resolution 32", "resolution R") for option in options)]
@@ -84,8 +84,8 @@ class Complaints:
         hopeless = [each for each in self.kinds.values() if not each.first.change]
         settled = f"for example {' '.join(options)}{' --on-error skip' if hopeless else ''}" if options else ""
         return InputError(
-            f"{where}: {self.bad:,} of {self.records:,} records cannot be used as they are ({'; '.join(listed)}"
-            f"{more}); {f'give {settled}; ' if settled else ''}--on-error skip leaves all of them out"
+            f"{where}: {'; '.join(listed)}{more}; in all {self.bad:,} of {self.records:,} records cannot be used as "
+            f"they are: {f'give {settled}; ' if settled else ''}--on-error skip leaves all of them out"
         )
 
 
