@@ -4,17 +4,14 @@ It is made of the commands as they are installed, so print it again after an upd
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import sys
-import typing
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from edm_ray import cli
+from edm_ray.cli.option_list import options_of
 
 
 @dataclass(frozen=True)
@@ -25,34 +22,11 @@ class Args:
 
 def run(args: Args) -> None:
     make = {"bash": _bash, "zsh": _zsh, "fish": _fish}[args.shell]
-    sys.stdout.write(make({name: sorted(options_of(name)) for name in cli.COMMANDS}))
+    sys.stdout.write(make({name: named_options(name) for name in cli.COMMANDS}))
 
 
-def options_of(command: str) -> dict[str, tuple[str, ...]]:
-    """Option -> its values, where they are a few words."""
-    module = importlib.import_module(cli.module_name(command))
-    return {"--help": (), **dict(_options(module.Args))}
-
-
-def _options(kind: type) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Of a command's dataclass, and of those inside of it."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    for each in dataclasses.fields(kind):
-        hint, marks = hints[each.name], tuple[Any, ...]()
-        if typing.get_origin(hint) is Annotated:
-            hint, *rest = typing.get_args(hint)
-            marks = tuple(rest)
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            yield from _options(hint)
-        elif tyro.conf.Positional not in marks and not any("Positional" in repr(mark) for mark in marks):
-            name = next((mark.name for mark in marks if getattr(mark, "name", None)), each.name)
-            yield f"--{name.replace('_', '-')}", _words(hint)
-
-
-def _words(hint: Any) -> tuple[str, ...]:
-    parts = [hint, *typing.get_args(hint)]
-    literals = [part for part in parts if typing.get_origin(part) is Literal]
-    return tuple(str(word) for part in literals for word in typing.get_args(part) if word is not None)
+def named_options(command: str) -> list[str]:
+    return sorted(["--help", *(option.name for option in options_of(command) if not option.positional)])
 
 
 def _bash(options: dict[str, list[str]]) -> str:

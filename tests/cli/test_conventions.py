@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edm_ray.cli import COMMANDS, main, parse
-from edm_ray.cli.completion import options_of
+from edm_ray.cli.completion import named_options
 from edm_ray.cli.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[2]
@@ -43,17 +43,17 @@ def test_help_ends_with_examples_that_the_command_accepts(capsys, command):
 
 
 def test_every_command_that_reports_takes_json():
-    without = {command for command in COMMANDS if "--json" not in options_of(command)}
+    without = {command for command in COMMANDS if "--json" not in named_options(command)}
     assert without == WITHOUT_JSON
 
 
 def test_an_option_has_one_name_everywhere():
-    options = {option for command in COMMANDS for option in options_of(command)}
+    options = {option for command in COMMANDS for option in named_options(command)}
     others = {"--count", "--samples", "--num-images", "--first-seed", "--seeds", "--crops", "--output", "--dataset"}
     assert not options & others and not [option for option in options if option.startswith("--no-no")]
-    numbered = {command for command in COMMANDS if "--num" in options_of(command)}
+    numbered = {command for command in COMMANDS if "--num" in named_options(command)}
     assert numbered >= {"prepare", "generate", "evaluate", "fid", "explain"}
-    assert {command for command in COMMANDS if "--seed" in options_of(command)} == {"train", "generate", "sweep"}
+    assert {command for command in COMMANDS if "--seed" in named_options(command)} == {"train", "generate", "sweep"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -62,7 +62,7 @@ def test_completion_knows_the_options_that_help_shows(capsys, command):
         main([command, "--help"])
     shown = capsys.readouterr().out.partition("examples:\n")[0]
     named = set(re.findall(r"^\W*(?:-h, )?(--[a-z0-9][a-z0-9-]*)(?=  | [A-Z{[]|$)", shown, re.M))
-    assert set(options_of(command)) <= named
+    assert set(named_options(command)) <= named
 
 
 def test_bash_completes_commands_options_and_files(tmp_path, capsys):
