@@ -24,6 +24,7 @@ from edm_ray.distributed.cluster.node_check import require_nodes
 from edm_ray.distributed.cluster.preflight import preflight
 from edm_ray.distributed.elastic import Growth, PlanWithLivingNodes, room_watcher
 from edm_ray.distributed.group import Group
+from edm_ray.distributed.metrics import tell_tick
 from edm_ray.distributed.network import NodeNetwork
 from edm_ray.distributed.notices import listener, stop_sign
 from edm_ray.distributed.ray_private import refresh_known_nodes, shorten_group_start, trainer_without_idle_process
@@ -100,7 +101,12 @@ def train_on_ray(
         _require_cluster(job, group)
         variables = environment().get("env_vars", {}) | (variables or {})
         task = WorkerTask(job=job, group=group, variables=variables, leases=held())
-        with _metrics_followed(job.run_uri, on_tick), _ray_train_s_files_removed(job.run_uri):
+
+        def told(row: Row) -> None:
+            tell_tick(row, job.run_uri)
+            on_tick(row)
+
+        with _metrics_followed(job.run_uri, told), _ray_train_s_files_removed(job.run_uri):
             ended = _fit_groups(task, max_failures, must_stop)
         if ended.stopped:
             raise Stopped(ended.stopped)
