@@ -114,7 +114,11 @@ def samplers_page() -> str:
 
 def _settings(cls: type[Sampler], names: set[str]) -> list[str]:
     about, rows = field_docs(cls), []
-    for each in settings(cls):
+    fields = settings(cls)
+    for each, after in zip(fields, fields[1:]):
+        if each.name not in about and after.name in about:  # the two ends of a range have one text
+            about = {**about, each.name: about[after.name]}
+    for each in fields:
         if each.name in names:
             default = default_text(each)
             shown = f"`{default}`" if default else ""

@@ -38,3 +38,9 @@ def test_every_command_option_key_and_name_is_there(pages):
     assert all(f"\n## {name}\n" in pages["python.md"] for name in edm_ray.__all__ if not name.startswith("__"))
     assert "`optimizer.lr`" in pages["configuration.md"] and "kind vp" in pages["configuration.md"]
     assert " 0x" not in "".join(pages.values())  # no addresses: the pages are the same on every machine
+
+
+@pytest.mark.parametrize("name", ["commands.md", "configuration.md", "samplers.md"])
+def test_every_option_and_key_says_what_it_is(pages, name):
+    empty = [line for line in pages[name].splitlines() if line.startswith("| `") and line.rstrip().endswith("|  |")]
+    assert not empty
