@@ -40,7 +40,8 @@ def run(step: Step, folder: Path) -> str:
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise RuntimeError(f"{step.code}\n{done.stdout}")
-    lines = [line.rstrip().replace(str(folder), "...") for line in done.stdout.splitlines()]
+    said = done.stdout.replace(str(folder), "...").replace("\N{BOX DRAWINGS LIGHT HORIZONTAL}", "-")
+    lines = [line.rstrip() for line in said.splitlines()]
     return "".join(f"{line}\n" for line in lines if line and not PROGRESS.search(line))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import itertools
 import re
 import sys
 import typing
@@ -115,7 +116,7 @@ def samplers_page() -> str:
 def _settings(cls: type[Sampler], names: set[str]) -> list[str]:
     about, rows = field_docs(cls), []
     fields = settings(cls)
-    for each, after in zip(fields, fields[1:]):
+    for each, after in itertools.pairwise(fields):
         if each.name not in about and after.name in about:  # the two ends of a range have one text
             about = {**about, each.name: about[after.name]}
     for each in fields:

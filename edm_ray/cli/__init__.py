@@ -93,7 +93,7 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
         )
     except SystemExit as ended:
         if not ended.code:  # --help
-            lines = "".join(f"  edm-ray {example}\n" for example in EXAMPLES[name])
+            lines = "".join(f"  edm-ray {example}\n" for example in EXAMPLES.get(name, ()))
             sys.stdout.write(f"\nexamples:\n{lines}")
         raise
     return module, args

@@ -65,7 +65,7 @@ def run(args: Args) -> None:
         task = plan_train(args.data, preset, args.out, args.training, file=args.config, overrides=overrides)
         network_cost(task.config.denoiser, args.device)  # refuses levels that the resolution does not have
     except InputError as error:
-        raise InputError(f"{error}{_other_preset(args)}") from error
+        raise InputError(_with_preset(args, error)) from error
     if workers == "0" and task.config.reader != "cache":
         raise InputError(
             f"--no-ray trains without Ray, and --reader {task.config.reader} is Ray's; leave one of them out"
@@ -100,13 +100,14 @@ def run(args: Args) -> None:
     summarise(task.run_uri, time.monotonic() - started, seen, resumed_at)
 
 
-def _other_preset(args: Args) -> str:
+def _with_preset(args: Args, error: InputError) -> str:
     """Where none was given and the default does not fit the data: which does. Raises InputError for no data set."""
     dataset = open_dataset(uris.absolute(args.data))
     better = proposed(dataset.shape, dataset.rows, args.device)
     if args.preset is not None or better == DEFAULT:
-        return ""
-    return f"; for {dataset.rows:,} images of {dataset.resolution}x{dataset.resolution} give --preset {better}"
+        return str(error)
+    what = f"{dataset.rows:,} images of {dataset.resolution}x{dataset.resolution}"
+    return f"{what}: give --preset {better} for them; without --preset it is {DEFAULT}, which does not fit: {error}"
 
 
 def check_plan(args: Args, task: TrainTask, workers: str) -> Plan:

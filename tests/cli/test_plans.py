@@ -53,7 +53,10 @@ def test_where_the_default_does_not_fit_the_data_the_preset_that_does_is_named(c
     capsys.readouterr()
     assert main(["train", "--data", place, "--out", str(tmp_path / "run")]) == 2
     text = capsys.readouterr().err
-    assert "attn_resolutions=(16,) is not allowed" in text and "for 40 images of 28x28 give --preset small-32" in text
+    assert (
+        "attn_resolutions=(16,) is not allowed" in text
+        and "40 images of 28x28: give --preset small-32 for them" in text
+    )
 
 
 def test_a_large_network_is_proposed_for_many_images_on_a_gpu_only():
