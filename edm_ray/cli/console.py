@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import json
+import math
 import os
 import sys
 import time
@@ -35,9 +36,18 @@ def as_json(asked: bool) -> Iterator[None]:
 
 
 def report(content: Mapping[str, Any]) -> None:
-    """The result of a command, for --json: once a command. Plain values; others as their text."""
+    """The result of a command, for --json: once a command. Plain values; others as their text, and numbers that JSON
+    does not have ("inf", "nan") too."""
     if _as_json.get():
-        _write(sys.stdout, json.dumps(content, indent=1, default=str))
+        _write(sys.stdout, json.dumps(_plain(content), indent=1, default=str, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def lines_to() -> TextIO:

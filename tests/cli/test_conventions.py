@@ -95,7 +95,7 @@ def _json(capsys, *arguments: str) -> dict:
     assert main([*arguments, "--json"]) == 0
     captured = capsys.readouterr()
     assert captured.err  # what is said for people
-    return json.loads(captured.out)
+    return json.loads(captured.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
 def test_json_is_all_of_standard_output(capsys, run, digits_dir, digits_reference, tmp_path):
