@@ -107,7 +107,7 @@ def _with_preset(args: Args, error: InputError) -> str:
     if args.preset is not None or better == DEFAULT:
         return str(error)
     what = f"{dataset.rows:,} images of {dataset.resolution}x{dataset.resolution}"
-    return f"{what}: give --preset {better} for them; without --preset it is {DEFAULT}, which does not fit: {error}"
+    return f"{what}: give --preset {better} for them; the default, {DEFAULT}, does not fit: {error}"
 
 
 def check_plan(args: Args, task: TrainTask, workers: str) -> Plan:
