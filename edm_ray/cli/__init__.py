@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from edm_ray.cli.boundary import check_places, machine_errors, one_line
+from edm_ray.cli.console import as_json
+from edm_ray.cli.examples import EXAMPLES
 from edm_ray.errors import InputError, nearest
 from edm_ray.storage.s3 import StorageError
 
@@ -23,13 +25,16 @@ COMMANDS = {
     "generate": "sample images from a model into a grid or a folder",
     "evaluate": "FID of a model with one sampler, with error bars",
     "sweep": "find the best sampler for a model, as Ray Tune trials",
+    "export": "a model of an unfinished run; a model for use without this package",
+    "fid": "the FID between two sets of images, wherever they lie",
     "export-sampler": "write a sampler as diffusers or ComfyUI take it, or as plain numbers",
     "report": "rewrite a sweep's report (of an unfinished one: so far)",
     "submit": "run any of these as a job on a Ray cluster",
     "doctor": "check a machine or cluster, and say how to fix what is wrong",
     "import": "turn an official network file into a model, without executing it",
-    "presets": "list the training presets",
+    "presets": "list the training presets, with what they cost",
     "explain": "draw the design space: schedules, trajectories, weights, truncation error",
+    "completion": "a script that completes commands and options in your shell",
 }
 
 
@@ -57,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with machine_errors():
             module, args = parse(name, arguments[1:])
             check_places(args)
-            code = module.run(args)
+            with as_json(getattr(args, "json", False)):
+                code = module.run(args)
     except InputError as error:
         sys.stderr.write(f"edm-ray: {one_line(str(error))}\n")
         return 2
@@ -70,13 +76,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(code or 0)
 
 
+def module_name(command: str) -> str:
+    """ "import" is a keyword of Python, and cannot be the name of a module; nor can a name with a hyphen."""
+    return f"edm_ray.cli.{'import_' if command == 'import' else command.replace('-', '_')}"
+
+
 def parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
     """A command's module and its options; exits with code 2 for options that it does not have."""
     import tyro
 
-    # "import" is a keyword of Python, and cannot be the name of a module; nor can a name with a hyphen.
-    module = importlib.import_module(f"edm_ray.cli.{'import_' if name == 'import' else name.replace('-', '_')}")
+    module = importlib.import_module(module_name(name))
     # No --no-flag twin of every flag: plain `--dry-run`.
     flags = (tyro.conf.FlagCreatePairsOff,)
-    args = tyro.cli(module.Args, prog=f"edm-ray {name}", args=list(arguments), description=module.__doc__, config=flags)
+    try:
+        args = tyro.cli(
+            module.Args, prog=f"edm-ray {name}", args=list(arguments), description=module.__doc__, config=flags
+        )
+    except SystemExit as ended:
+        if not ended.code:  # --help
+            lines = "".join(f"  edm-ray {example}\n" for example in EXAMPLES.get(name, ()))
+            sys.stdout.write(f"\nexamples:\n{lines}")
+        raise
     return module, args

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edm_ray.cli.console import say
+from edm_ray.cli.console import Reports, report, say
 from edm_ray.storage import uris
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     address: str | None = None
     """http://HOST:8265 of a cluster's job API, or HOST:6379 of the cluster itself."""
     storage: str | None = None
@@ -39,6 +39,7 @@ def run(args: Args) -> int:
     storage = None if args.storage is None else uris.absolute(args.storage)
     weights = None if args.weights is None else uris.absolute(args.weights)
     findings = examine(Question(storage=storage, weights=weights, sha256=args.sha256, device=args.device), args.address)
+    report({"findings": [vars(finding) for finding in findings], "ok": all(finding.ok for finding in findings)})
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         say(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check:<{width}}  {finding.found}")

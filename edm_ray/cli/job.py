@@ -60,10 +60,17 @@ def check_places(name: str, args: Any, working_dir: Path | None = None) -> None:
         )
     if working_dir is None:
         return
+    from edm_ray.distributed.cluster.job_checks import RESULTS
+
     for key in CARRIED:
         carried = given.get(key)
         if not isinstance(carried, str) or _is_absolute(carried):
             continue
+        if f"/{(Path(carried).parts or ('',))[0]}" in RESULTS:
+            raise InputError(
+                f"{_label(name, key)} {carried}: {Path(carried).parts[0]}/ does not travel with a job; copy the file "
+                "out of it, or give s3:// or an absolute path that all nodes share"
+            )
         if not (working_dir / carried).is_file() and not (key == "space" and _is_shipped(carried, working_dir)):
             raise InputError(
                 f"{_label(name, key)} {carried}: not in the working directory {working_dir}, so it cannot travel with "

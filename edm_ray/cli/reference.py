@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from edm_ray.cli.console import Progress, say
+from edm_ray.cli.console import Progress, Reports, report, say
 from edm_ray.cli.weights_progress import WeightsProgress
 from edm_ray.cli.workers import choose_executor
 from edm_ray.tasks.given import OpenedReference
@@ -17,7 +17,7 @@ from edm_ray.tasks.reference import ReferenceOptions
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     data: str
     """Data set: a directory or s3:// URI."""
     out: str | None = None
@@ -42,8 +42,10 @@ def run(args: Args) -> None:
         _say(reference_of(str(task.out)), "the reference is there already")
         return
     if args.dry_run:
-        for line in task.describe(executor):
+        lines = list(task.describe(executor))
+        for line in lines:
             say(line)
+        report({"would_do": lines})
         return
     if args.features.weights is None:
         say(f"  extractor {args.features.extractor}: weights: {task.origin}")
@@ -61,6 +63,18 @@ def _say(made: OpenedReference, what: str) -> None:
     from edm_ray.storage.commit import read_manifest
 
     kept = (read_manifest(made.uri) or {}).get("features", 0)
+    moments = made.reference.moments
+    report(
+        {
+            "reference": made.uri,
+            "is": what,
+            "describe": made.describe(),
+            "extractor": made.extractor.name,
+            "images": made.reference.images,
+            "features": moments.mean.size,
+            "features_kept": kept,
+        }
+    )
     say(f"{made.uri}: {what}: {made.describe()}, {made.reference.moments.mean.size} features")
     if kept:
         say(f"  the features of {kept:,} images are kept for KID, precision and recall")

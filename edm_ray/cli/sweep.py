@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from edm_ray.cli.console import duration, say
+from edm_ray.cli.console import Reports, duration, report, say
 from edm_ray.cli.workers import choose_executor
 from edm_ray.errors import InputError
 from edm_ray.search.baselines import GridSearch
@@ -31,7 +31,7 @@ CONFIRM_BY_BUDGET = 50
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     model: str
     """Model directory."""
     reference: str
@@ -89,6 +89,14 @@ def run(args: Args) -> None:
     task = plan_sweep(args.model, args.reference, args.space, args.out, _plan(args), args.more, budgets)
     say(task.describe())
     if args.dry_run:
+        from edm_ray.cli.spending import Work, spending
+
+        real = task.confirm_images if task.held_out is not None else 0
+        work = Work(images=task.races.most_images, calls=task.most_calls, at_most=True, real=real)
+        spent = spending(work, task.model, [task.reference.extractor], executor)
+        for line in spent.lines:
+            say(f"  {line}")
+        report({"sweep": task.describe(), **vars(work), **spent.facts})
         return
     started = time.monotonic()
     found = task.run(executor, TrialLines(task.space, bool(budgets)), _commands(args, task))
@@ -97,6 +105,10 @@ def run(args: Args) -> None:
     for line in summary(found.results) if budgets else found.result.summary():
         say(f"  {line}")
     images = sum(result.images for result in found.results)
+    best = {"best": {str(row.nfe): row.best.settings.to_dict() for row in found.budgets}}
+    if not budgets:
+        best = {"best": found.best.to_dict()}
+    report({"out": found.out, "report": found.report, "images": images, **best, "confirmed": found.table})
     say(f"  {images:,} images, {duration(time.monotonic() - started)}; report: {found.report}")
 
 

@@ -34,6 +34,10 @@ class Ray:
                 "least not above most"
             )
 
+    def __str__(self) -> str:
+        count = f"{self.workers}" if self.least in (None, self.workers) else f"{self.least} to {self.workers}"
+        return f"{self.device}, by {count} worker{'s' * (self.workers > 1)} of Ray"
+
     @property
     def size(self) -> int:
         return self.workers

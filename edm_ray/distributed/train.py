@@ -26,6 +26,7 @@ from edm_ray.distributed.elastic import Growth, PlanWithLivingNodes, room_watche
 from edm_ray.distributed.group import Group
 from edm_ray.distributed.group_watch import Watched, new_key, watched
 from edm_ray.distributed.heart import start_in_rank
+from edm_ray.distributed.metrics import tell_tick
 from edm_ray.distributed.network import NodeNetwork
 from edm_ray.distributed.notices import listener, stop_sign
 from edm_ray.distributed.patience import Patience, patience_here
@@ -112,8 +113,13 @@ def train_on_ray(
             job=job, group=group, variables=variables, leases=held(), watch=new_key(), stuck=patience_here()
         )
         watching = Watched(key=task.watch, ranks=group.most, patience=task.stuck, on_resume=on_resume)
+
+        def told(row: Row) -> None:
+            tell_tick(row, job.run_uri)
+            on_tick(row)
+
         with (
-            _metrics_followed(job.run_uri, on_tick),
+            _metrics_followed(job.run_uri, told),
             _ray_train_s_files_removed(job.run_uri),
             watched(watching),
         ):

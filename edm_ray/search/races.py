@@ -105,5 +105,9 @@ class Races:
     @property
     def most_images(self) -> int:
         """Upper bound of the images of all races before the first has begun; starts that join are counted."""
+        return sum(self.most_images_of_each)
+
+    @property
+    def most_images_of_each(self) -> list[int]:
         more = MOST_CANDIDATES if self._budget_spaces() else 0
-        return sum(each.most_images(more + (INHERITED if i else 0)) for i, each in enumerate(self.drivers))
+        return [each.most_images(more + (INHERITED if i else 0)) for i, each in enumerate(self.drivers)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import io
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.diffusion.samplers import SOLVERS, Sampler
 from edm_ray.distributed.executor import Ray
 from edm_ray.errors import InputError
-from edm_ray.evaluation.grids import image_grid
+from edm_ray.evaluation.grids import grid_png, image_grid, rows_by_class
 from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.parts import measure_real, require_real
 from edm_ray.evaluation.reference import PIXELS
 from edm_ray.execution.executor import Executor, Maker, make_all
 from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, FidMeter, fid_meter, sample_grids
+from edm_ray.generation.generate import labels_of
 from edm_ray.generation.trajectories import blocks_of, read_trajectories
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model, require_unchanged
@@ -32,6 +34,7 @@ from edm_ray.report.saved import save_progress, save_report
 from edm_ray.search import driver as search_driver
 from edm_ray.search.budget_space import at_budget
 from edm_ray.search.by_budget import BEST_SAMPLERS, Row, best_samplers_yaml, rows_of
+from edm_ray.search.dimensions import Range
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan
 from edm_ray.search.races import Races
@@ -48,6 +51,7 @@ from edm_ray.storage.lease import hold
 from edm_ray.tasks.given import OpenedReference, model_of, reference_of, require_fit
 from edm_ray.tasks.options import read_options
 
+GRID_COLUMNS, GRID_GAP = 10, 4
 SAVE_SECONDS = 5.0
 """A report so far is kept at most so often."""
 BUDGET_IMAGES = 300_000
@@ -190,6 +194,11 @@ class SweepTask:
     def budgets(self) -> tuple[int, ...]:
         """Of network evaluations; none where one race searches the space as it is."""
         return tuple(each.nfe for each in self.races.drivers if each.nfe is not None)
+
+    @property
+    def most_calls(self) -> int:
+        """Network calls of one image, at most: of every race its most images by its longest sampler."""
+        return sum(most * longest_nfe(each) for each, most in zip(self.races.drivers, self.races.most_images_of_each))
 
     def describe(self) -> str:
         return f"sweep of {self.space.name}: {self.races.describe()}"
@@ -343,7 +352,35 @@ class SweepTask:
         """Caption -> PNG, of the same seeds."""
         images = sample_grids(spec, list(shown.values()), range(self.options.grid), sampling, device)
         last = self.options.grid - 1
-        return {f"{title}, seeds 0..{last}": _png(each) for title, each in zip(shown, images, strict=True)}
+        return {f"{title}, seeds 0..{last}": self._png(each) for title, each in zip(shown, images, strict=True)}
+
+    def _png(self, images: np.ndarray) -> bytes:
+        """One class per row, named."""
+        names, classes = list[str](), self.model.config.network.label_dim
+        if classes:
+            labels = labels_of(torch.arange(len(images)), classes, "balanced", self.model.empty_classes)
+            images, names = rows_by_class(images, labels.numpy(), GRID_COLUMNS, self.model.class_names)
+        scale = max(1, 48 // images.shape[-1])
+        grid = image_grid(images, GRID_COLUMNS, scale, gap=GRID_GAP)
+        return grid_png(grid, {}, names, images.shape[2] * scale + GRID_GAP)
+
+
+def longest_nfe(driver: Driver) -> int:
+    """Network evaluations of the longest sampler of a race. (Those of rk45 are not known, and count none.)"""
+    if driver.nfe is not None:
+        return driver.nfe
+    space, given = driver.search.space, driver.search.registry.samplers.values()
+    tops: dict[str, Any] = {}
+    for name in ("num_steps", "guidance"):
+        if name in space.search:
+            where = space.search[name]
+            tops[name] = where.high if isinstance(where, Range) else max(where.values())
+    solvers = space.search["solver"].values() if "solver" in space.search else [space.sampler.solver]
+    found = [each.nfe for each in given]
+    for solver in solvers:
+        with contextlib.suppress(InputError):  # a solver that cannot be so long
+            found.append(space.settings({**tops, "solver": solver}).nfe)
+    return max(found)
 
 
 class _KeepProgress:
@@ -369,12 +406,6 @@ class _KeepProgress:
             if result.of(result.best) is not None:
                 save_report(self.task.place(result.nfe), result, self.context)
             self.ended += 1
-
-
-def _png(images: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    image_grid(images, 10, max(1, 48 // images.shape[-1]), gap=4).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def plan_sweep(

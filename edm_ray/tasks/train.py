@@ -30,13 +30,14 @@ from edm_ray.models.directory import load_model
 from edm_ray.networks.build import build_denoiser
 from edm_ray.storage import uris
 from edm_ray.storage.lease import hold
+from edm_ray.tasks.export import about_of
 from edm_ray.tasks.options import read_options
 from edm_ray.training.device import Place
 from edm_ray.training.loop import Row, TrainingJob
 from edm_ray.training.loop import train as train_here
 from edm_ray.training.metrics import read_metrics
 from edm_ray.training.pulse import Pulse
-from edm_ray.training.run import claim_run, model_uri, refuse_mirrored_latents
+from edm_ray.training.run import checkpoint_store, claim_run, model_uri, refuse_mirrored_latents
 from edm_ray.training.signals import Signal
 from edm_ray.training.trackers import Tracking, parse_trackers
 
@@ -95,6 +96,11 @@ class TrainTask:
     @property
     def run_uri(self) -> str:
         return self.job.run_uri
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there is no checkpoint to resume from."""
+        return self.options.fresh or not checkpoint_store(self.run_uri).committed()
 
     def run(
         self,
@@ -189,15 +195,7 @@ def plan_train(
     check_fit(chosen, dataset)
     if network is not None:
         build_denoiser(chosen.denoiser, network=copy.deepcopy(network))  # a module that does not fit is refused here
-    about: dict[str, Any] = {
-        "preset": config if isinstance(config, str) else "",
-        "dataset": dataset.name,
-        "dataset_hash": dataset.hash,
-        "seed": chosen.seed,
-        "class_names": list(dataset.class_names),
-    }
-    if dataset.empty_classes:
-        about["empty_classes"] = list(dataset.empty_classes)
+    about = about_of(dataset, chosen.seed, config if isinstance(config, str) else "")
     job = TrainingJob(
         config=chosen,
         dataset=dataset,

@@ -186,7 +186,8 @@ def _grid_drawer(job: TrainingJob) -> Callable[[Preconditioned, int], Row]:
     from edm_ray.training.grid import GridDrawer  # scipy and PIL: a second that every worker would wait for
 
     dataset = job.dataset
-    return GridDrawer(job.run_uri, job.config.denoiser.network, dataset.codec, dataset.empty_classes).draw
+    network, names = job.config.denoiser.network, dataset.class_names
+    return GridDrawer(job.run_uri, network, dataset.codec, dataset.empty_classes, names).draw
 
 
 def _metrics(log: MetricsLog) -> dict[str, float]:

@@ -163,7 +163,7 @@ def test_files_of_another_format_are_refused_in_words(space):
     ):
         SweepResult.from_dict({**content, "format": 2}, "sweep.json")
     text = best_sampler_yaml(result, model="m")
-    assert text.splitlines()[1] == "format: 1"
+    assert text.splitlines()[2] == "format: 1"
     with pytest.raises(InputError, match=r"best\.yaml: format=7 is not allowed: this version of edm_ray reads format"):
         settings_from_yaml(text.replace("format: 1", "format: 7"), "best.yaml")
 

@@ -24,7 +24,19 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 MAX_BYTES = 50 << 20
 """Ray takes uploads up to 100 MiB; code is far smaller, so more than this is data that was left lying about."""
-EXCLUDES = (".git", ".venv", "__pycache__", "*.egg-info", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis")
+RESULTS = ("/data", "/refs", "/runs", "/evals", "/sweeps", "/models", "/demo")
+"""Where the guides put data and results: none of it travels with a job, .rayignore or not."""
+EXCLUDES = (
+    *RESULTS,
+    ".git",
+    ".venv",
+    "__pycache__",
+    "*.egg-info",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".hypothesis",
+)
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSW", "PGPASS", "PASSPHRASE", "CREDENTIAL", "PRIVATE")
 _SECRET_NAMES = re.compile(r"(?:^|_)(?:PAT|KEY|APIKEY|PWD|PASS|PGPASS|AUTH|COOKIE|DSN)(?:_|$)|PASS$|KEY_?ID$")
 """A part of a name between underscores, so that KEYBOARD and COMPASS_X are none."""
