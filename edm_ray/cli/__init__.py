@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from edm_ray.cli.boundary import check_places, machine_errors, one_line
+from edm_ray.cli.leaving import KEPT, Leaving, leave
+from edm_ray.cli.progress import is_terminal, screen, showing
 from edm_ray.errors import InputError, nearest
+from edm_ray.execution.stopping import Interrupted, heard, is_command, nothing_begun, sigterm_waits
 from edm_ray.storage.s3 import StorageError
 
 # Command -> what it is for. Modules are imported when asked for: torch and Ray take seconds.
@@ -50,31 +53,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"edm-ray {__version__}\n")
         return 0
     name = arguments[0]
+    leaving = Leaving(name)
+    try:
+        with heard(leaving), showing():
+            code = run(name, arguments[1:])
+    except KeyboardInterrupt as interrupted:
+        if is_command():
+            raise  # the command around this one ends with it
+        sys.stderr.write(f"{leaving.stopped()}\n")
+        code = interrupted.code if isinstance(interrupted, Interrupted) else 130
+        if argv is None:
+            leave(code)
+    return code
+
+
+def run(name: str, arguments: Sequence[str]) -> int:
+    """One command; returns its exit code."""
     try:
         if name not in COMMANDS:
             raise InputError(f"{name}: unknown command{nearest(name, COMMANDS)}; there are: {', '.join(COMMANDS)}")
         with machine_errors():
-            module, args = parse(name, arguments[1:])
-            check_places(args)
-            code = module.run(args)
+            module, args = parse(name, arguments)
+            with screen().shown("looking at what is given"):
+                check_places(args)
+                code = module.run(args)
     except InputError as error:
         sys.stderr.write(f"edm-ray: {one_line(str(error))}\n")
         return 2
     except StorageError as error:
         sys.stderr.write(f"edm-ray: {one_line(str(error))}; what was written is kept, and the same command resumes\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("edm-ray: interrupted; the same command resumes where it stopped\n")
-        return 130
     return int(code or 0)
 
 
 def parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
     """A command's module and its options; exits with code 2 for options that it does not have."""
+    asks = any(word in ("-h", "--help") for word in arguments)
+    if name in KEPT and "torch" not in sys.modules and not asks and not is_terminal(sys.stdout):
+        sys.stderr.write(f"edm-ray {name}: loading PyTorch\n")
+    # "import" is a keyword of Python, and cannot be the name of a module; nor can a name with a hyphen.
+    with screen().shown("loading PyTorch"), sigterm_waits(), nothing_begun():  # threads that libraries start do not take it
+        module = importlib.import_module(f"edm_ray.cli.{'import_' if name == 'import' else name.replace('-', '_')}")
     import tyro
 
-    # "import" is a keyword of Python, and cannot be the name of a module; nor can a name with a hyphen.
-    module = importlib.import_module(f"edm_ray.cli.{'import_' if name == 'import' else name.replace('-', '_')}")
     # No --no-flag twin of every flag: plain `--dry-run`.
     flags = (tyro.conf.FlagCreatePairsOff,)
     args = tyro.cli(module.Args, prog=f"edm-ray {name}", args=list(arguments), description=module.__doc__, config=flags)

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-import time
+from collections.abc import Callable
+from typing import TextIO
+
+printer: Callable[[str], None] | None = None
+"""Prints a line above the live one, where there is one (`progress`)."""
+
+
+def lines_to() -> TextIO:
+    """Where lines for people go."""
+    return sys.stdout
 
 
 def say(text: str = "") -> None:
-    encoding = sys.stdout.encoding or "utf-8"
+    stream = lines_to()
+    encoding = stream.encoding or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)  # names of files are any bytes
     try:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+        if printer is not None:
+            printer(text)
+            return
+        stream.write(f"{text}\n")
+        stream.flush()
     except BrokenPipeError:
         # Whoever was reading has gone (`edm-ray presets | head`): end as other programs do, and without a word.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise SystemExit(141) from None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        forget_terminal()  # it was closed; SIGHUP says so
+
+
+def forget_terminal() -> None:
+    """What would be written to a terminal that was closed goes nowhere, without an error."""
+    for number in (1, 2):
+        try:
+            os.write(number, b"")
+        except OSError as error:
+            if error.errno == errno.EIO:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
 
 
 def duration(seconds: float) -> str:
@@ -26,24 +56,3 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-
-
-class Progress:
-    """A line now and then: always the first and last step, others when ``every`` seconds have gone by."""
-
-    def __init__(self, label: str, every: float = 5.0) -> None:
-        self.label, self.every = label, every
-        self.started = self.last = time.monotonic()
-        self.first: float | None = None
-
-    def update(self, done: float, total: float, detail: str = "") -> None:
-        now = time.monotonic()
-        if self.first is None:
-            self.first, self.started = done, now
-        if done < total and now - self.last < self.every:
-            return
-        self.last = now
-        left = ""
-        if self.first < done < total:
-            left = f", {duration((now - self.started) * (total - done) / (done - self.first))} left"
-        say(f"  {self.label}: {done:,.0f} of {total:,.0f}{left}{'  ' + detail if detail else ''}")

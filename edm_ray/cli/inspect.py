@@ -13,7 +13,8 @@ import numpy as np
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
-from edm_ray.cli.console import Progress, say
+from edm_ray.cli.console import say
+from edm_ray.cli.progress import Progress
 from edm_ray.data.blocks import BlockOrder
 from edm_ray.data.codec import stored_pictures
 from edm_ray.data.decoders import find_decoder

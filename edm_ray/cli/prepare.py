@@ -13,7 +13,8 @@ from typing import Annotated
 
 import tyro
 
-from edm_ray.cli.console import Progress, say
+from edm_ray.cli.console import say
+from edm_ray.cli.progress import Progress
 from edm_ray.cli.workers import choose_executor
 from edm_ray.data.manifest import DataSet
 from edm_ray.storage import uris

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from edm_ray.cli.console import Progress, say
+from edm_ray.cli.console import say
+from edm_ray.cli.progress import Progress
 from edm_ray.cli.workers import choose_executor
 from edm_ray.tasks.given import OpenedReference
 from edm_ray.tasks.reference import ReferenceOptions

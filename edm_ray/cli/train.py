@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import tyro
 
-from edm_ray.cli.console import Progress, duration, say
+from edm_ray.cli.console import duration, say
+from edm_ray.cli.progress import Progress
 from edm_ray.cli.workers import choose_executor, parse_workers
 from edm_ray.errors import InputError
+from edm_ray.execution.stopping import Interrupted, asked
 from edm_ray.tasks.train import TrainOptions, TrainTask
 
 
@@ -78,8 +81,8 @@ def run(args: Args) -> None:
     try:
         task.run(executor, on_tick, lambda line: say(f"  {line}"))
     except Stopped as stopped:
-        say(f"  {stopped}; the same command resumes from there")
-        raise SystemExit(143) from stopped
+        say(f"  {stopped}")
+        raise Interrupted(asked() or signal.SIGTERM) from stopped
     summarise(task.run_uri, time.monotonic() - started, seen, resumed_at)
 
 

@@ -8,9 +8,11 @@ runs it with the newest Ray.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -77,7 +79,7 @@ def shorten_group_start(seconds: int = 40) -> None:
 
 
 def trainer_without_idle_process() -> type[Any]:
-    """`TorchTrainer` that starts no DatasetManager where ``datasets`` is empty.
+    """`TorchTrainer` that leaves Ctrl-C alone, and starts no DatasetManager where ``datasets`` is empty.
 
     Ray Train starts that process with every group of workers. It imports what a worker imports, at the moment when the
     workers do: after a kill, one import in three. Without: a few seconds more to the first step.
@@ -88,6 +90,10 @@ def trainer_without_idle_process() -> type[Any]:
     manager = _private(module, "DatasetsCallback", "each group of workers starts a process it has no use for")
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ray Train would take Ctrl-C for itself, end without a checkpoint, and leave its handler behind, which
+            keeps the controller's process. `stopping` hears of Ctrl-C."""
+
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
             return [each for each in callbacks if self.datasets or manager is None or not isinstance(each, manager)]
@@ -181,22 +187,66 @@ def keep_aws_keys_out_of_trials() -> None:
     module.ENV_VARS_TO_PROPAGATE = {name for name in names if "AWS_" not in name}
 
 
+# --- Ray's processes and signals
+
+
+@contextlib.contextmanager
+def apart_from_terminal() -> Iterator[None]:
+    """Ray's processes that start meanwhile get a session of their own, so what a terminal that closes and `kill` or
+    `timeout` send to a whole group of processes reaches the command alone, which ends them in good order.
+
+    Ray starts them with a subclass of Popen. Without: a closed terminal ends Ray at once, and what was done since the
+    last checkpoint is lost.
+    """
+    module = "ray._private.services"
+    base = _private(module, "ConsolePopen", "when the terminal is closed, Ray ends before there is a checkpoint")
+    if base is None:
+        yield
+        return
+    services: Any = importlib.import_module(module)
+
+    class Apart(base):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            first = options.get("preexec_fn")
+
+            def prepare() -> None:
+                if first is not None:
+                    first()
+                # SIGTERM waits in this process meanwhile, and a child inherits that.
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+            super().__init__(*args, **{**options, "preexec_fn": prepare, "start_new_session": True})
+
+    services.ConsolePopen = Apart
+    try:
+        yield
+    finally:
+        services.ConsolePopen = base
+
+
 # --- Ray's core
 
 KEYS = "edm_ray"
 
 
-def put_key(key: str) -> None:
+def put_key(key: str, value: bytes = b"1") -> None:
     """Set a key in the store of Ray's head, which every node reaches and which costs no process.
 
     An actor would do the same, for a process and its imports. Used to tell workers to stop; see `has_key`.
     """
-    _kv("_internal_kv_put")(key, b"1", namespace=KEYS)
+    _kv("_internal_kv_put")(key, value, namespace=KEYS)
 
 
 def has_key(key: str) -> bool:
     """Whether a key is set; raises where the head does not answer. Without: SIGTERM to the command is not passed on."""
     return _kv("_internal_kv_get")(key, namespace=KEYS) is not None
+
+
+def get_key(key: str) -> bytes | None:
+    """The value of a key that is set; raises where the head does not answer. Without: None, so how far workers are is
+    seen only when they write metrics."""
+    found: bytes | None = _kv("_internal_kv_get")(key, namespace=KEYS)
+    return found
 
 
 def delete_key(key: str) -> None:

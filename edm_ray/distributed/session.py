@@ -20,9 +20,17 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError
 
-from edm_ray.distributed.ray_private import private_session, read_authentication_again, sends_token, set_defaults
+from edm_ray.distributed.ray_private import (
+    apart_from_terminal,
+    private_session,
+    read_authentication_again,
+    sends_token,
+    set_defaults,
+)
 from edm_ray.distributed.session_folder import private_folder
 from edm_ray.errors import InputError
+from edm_ray.execution import activity
+from edm_ray.execution.stopping import sigterm_waits
 
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 _own_local = False
@@ -48,7 +56,7 @@ def session(address: str | None = None) -> Iterator[None]:
     set_defaults(local=local)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     with ExitStack() as ends:
-        with _own_sigterm():
+        with sigterm_waits(), _own_sigterm():
             if local:
                 _start_local(ends)
             else:
@@ -71,11 +79,12 @@ def _start_local(ends: ExitStack) -> None:
     cpus = os.environ.get("EDM_RAY_LOCAL_CPUS")
     if "lo" in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # workers of a training talk over loopback, without a token
-    with _token_mode():
+    ends.callback(ray.shutdown)  # also of one that has started in part
+    activity.stage("starting Ray, about 15 s")
+    with _token_mode(), apart_from_terminal():
         ray.init(
             "local", include_dashboard=False, num_cpus=int(cpus) if cpus else None, **private_session(folder), **_QUIET
         )
-    ends.callback(ray.shutdown)
     if not sends_token():
         raise InputError(f"Ray {ray.__version__} was started without a token, so anyone could use it; it was ended")
 

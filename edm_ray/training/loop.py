@@ -67,23 +67,30 @@ def train(
     on_tick: Callable[[Row], None] = lambda row: None,
     ask: Callable[[], Signal] = no_signal,
     served: Callable[[], Served] | None = None,
+    on_step: Callable[[int, int], None] = lambda images_seen, total: None,
 ) -> None:
     """Train to the end, resuming from the newest whole checkpoint of ``job.run_uri``, and write the model directory.
 
     Every worker calls this; ``on_tick`` is called on every worker, equally often. A resumed run writes the same metrics
     as one that was not interrupted. ``ask`` is called after each step, on every worker, and what one of them is told
     all do after the same step: SAVE makes a checkpoint, STOP makes one and raises Stopped.
+    ``on_step(images seen, total)`` is called before the first step and after each, on every worker.
     ``served`` opens what images come from, where config.reader names another than the node's cache.
     """
     _require_images_for_all(job.config, place)
     refuse_mirrored_latents(job.config, job.dataset)
     images = served if served is not None else lambda: _cached(job)
     with cpu_threads(job.config.threads), contextlib.closing(images()) as reader:
-        _train(job, place, on_tick, ask, reader)
+        _train(job, place, on_tick, on_step, ask, reader)
 
 
 def _train(
-    job: TrainingJob, place: Place, on_tick: Callable[[Row], None], ask: Callable[[], Signal], images: Served
+    job: TrainingJob,
+    place: Place,
+    on_tick: Callable[[Row], None],
+    on_step: Callable[[int, int], None],
+    ask: Callable[[], Signal],
+    images: Served,
 ) -> None:
     run_uri, first = job.run_uri, place.rank == 0
     store = checkpoint_store(run_uri, job.config.keep_checkpoints, job.identity)
@@ -95,9 +102,11 @@ def _train(
     draw = _grid_drawer(job) if first and job.snapshot_kimg else None
     signals, skipped = Signals(ask, place.world_size), SkippedLog(run_uri, images.skipped)
     step.watch.start(state.images_seen)
+    on_step(state.images_seen, schedule.total)
     with contextlib.closing(Saver(run_uri, store, {**job.about, "run": job.identity}, job.dataset.codec, log)) as saver:
         while state.images_seen < schedule.total:
             step.take(images)
+            on_step(state.images_seen, schedule.total)
             due = schedule.after_step(state.images_seen, signals.after_step())
             if not due:
                 continue
