@@ -11,7 +11,7 @@ from edm_ray.cli.boundary import check_places, machine_errors, one_line
 from edm_ray.cli.leaving import KEPT, Leaving, leave
 from edm_ray.cli.progress import is_terminal, screen, showing
 from edm_ray.errors import InputError, nearest
-from edm_ray.execution.stopping import Interrupted, heard, is_command, nothing_begun, sigterm_waits
+from edm_ray.execution.stopping import Interrupted, check, heard, is_command, nothing_begun, sigterm_waits, was_raised
 from edm_ray.storage.s3 import StorageError
 
 # Command -> what it is for. Modules are imported when asked for: torch and Ray take seconds.
@@ -77,13 +77,25 @@ def run(name: str, arguments: Sequence[str]) -> int:
             with screen().shown("looking at what is given"):
                 check_places(args)
                 code = module.run(args)
+                check()
     except InputError as error:
+        refuse_echo()
         sys.stderr.write(f"edm-ray: {one_line(str(error))}\n")
         return 2
     except StorageError as error:
+        refuse_echo()
         sys.stderr.write(f"edm-ray: {one_line(str(error))}; what was written is kept, and the same command resumes\n")
         return 1
+    except Exception:
+        refuse_echo()
+        raise
     return int(code or 0)
+
+
+def refuse_echo() -> None:
+    """Errors of a command that was interrupted are not for people: Interrupted is raised again."""
+    if was_raised():
+        check()
 
 
 def parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
@@ -92,7 +104,11 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
     if name in KEPT and "torch" not in sys.modules and not asks and not is_terminal(sys.stdout):
         sys.stderr.write(f"edm-ray {name}: loading PyTorch\n")
     # "import" is a keyword of Python, and cannot be the name of a module; nor can a name with a hyphen.
-    with screen().shown("loading PyTorch"), sigterm_waits(), nothing_begun():  # threads that libraries start do not take it
+    with (
+        screen().shown("loading PyTorch"),
+        sigterm_waits(),
+        nothing_begun(),
+    ):  # threads that libraries start do not take it
         module = importlib.import_module(f"edm_ray.cli.{'import_' if name == 'import' else name.replace('-', '_')}")
     import tyro
 

@@ -98,6 +98,11 @@ def asked() -> int | None:
     return None if _current is None else _current.number
 
 
+def was_raised() -> bool:
+    """Whether Interrupted was raised: errors that come after it come of it."""
+    return _current is not None and _current.raised
+
+
 def is_command() -> bool:
     """Whether this program ends when it is asked to: a command, not a program that calls edm_ray."""
     return _current is not None and _current.front is not None
@@ -184,6 +189,10 @@ def _handled(stopping: _Stopping, numbers: tuple[signal.Signals, ...]) -> Iterat
     _current = stopping
     try:
         yield
+    except KeyboardInterrupt as error:
+        if stopping.number is None or isinstance(error, Interrupted):
+            raise
+        raise Interrupted(stopping.number) from error  # Ray's calls raise one of their own in its place
     finally:
         _current = None
         for number, handler in before.items():

@@ -100,6 +100,19 @@ class TrainTask:
         done = [] if self.options.fresh else checkpoint_store(self.run_uri).committed()
         return done[-1] if done else 0
 
+    def check_executor(self, on: Executor) -> None:
+        """Raises InputError for more workers than this machine can hold, where no cluster is named: before Ray starts,
+        which takes seconds."""
+        if isinstance(on, Ray) and on.address is None:
+            from edm_ray.distributed.cluster.preflight import preflight_here
+
+            preflight_here(self._group(on).request())
+
+    def _group(self, on: Ray) -> Any:
+        from edm_ray.distributed.group import Group
+
+        return Group(least=on.least or on.workers, most=on.workers, device=on.device, threads=self.config.threads)
+
     def run(self, on: Executor, on_tick: OnTick = lambda row: None, on_note: Callable[[str], None] = print) -> None:
         """To the end, or to the checkpoint that Ctrl-C or SIGTERM ask for (raises `Stopped`; `Interrupted` where the
         first step was not begun). on_note: what trackers say.
@@ -134,13 +147,14 @@ class TrainTask:
             ask = lambda: Signal.STOP if must_stop() else Signal.NONE  # noqa: E731
             train_here(self.job, Place(device=on.device), on_tick, ask, on_step=loop.on_step)
             return
-        from edm_ray.distributed.group import Group
         from edm_ray.distributed.train import train_on_ray
+
+        self.check_executor(on)
 
         with on.session():
             train_on_ray(
                 self.job,
-                Group(least=on.least or on.workers, most=on.workers, device=on.device, threads=self.config.threads),
+                self._group(on),
                 max_failures=self.options.max_failures,
                 on_tick=on_tick,
                 variables=self.options.cache_variables,
