@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import pty
 import re
@@ -148,5 +149,4 @@ class Terminal:
         """(how long, from when), the longest first: nothing was written meanwhile."""
         last = self.ended if until is None else until
         moments = [0.0, *[when for when, _ in self.pieces if last is None or when <= last], last or self.now]
-        pairs = zip(moments, moments[1:], strict=False)
-        return sorted(((after - before, before) for before, after in pairs), reverse=True)
+        return sorted(((after - before, before) for before, after in itertools.pairwise(moments)), reverse=True)

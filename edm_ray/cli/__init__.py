@@ -104,11 +104,8 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Any, Any]:
     if name in KEPT and "torch" not in sys.modules and not asks and not is_terminal(sys.stdout):
         sys.stderr.write(f"edm-ray {name}: loading PyTorch\n")
     # "import" is a keyword of Python, and cannot be the name of a module; nor can a name with a hyphen.
-    with (
-        screen().shown("loading PyTorch"),
-        sigterm_waits(),
-        nothing_begun(),
-    ):  # threads that libraries start do not take it
+    # SIGTERM waits: threads that libraries start are to leave it to this one.
+    with screen().shown("loading PyTorch"), sigterm_waits(), nothing_begun():
         module = importlib.import_module(f"edm_ray.cli.{'import_' if name == 'import' else name.replace('-', '_')}")
     import tyro
 

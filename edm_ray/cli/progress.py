@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from edm_ray.cli import console
 from edm_ray.cli.console import duration, lines_to, say
 from edm_ray.execution import activity
+from edm_ray.execution.stopping import sigterm_waits
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -176,9 +177,11 @@ class Screen:
         live = Live(self, console=out, refresh_per_second=REFRESH_PER_S, transient=True, redirect_stderr=True)
         self.live, console.printer = live, _printer(out)
         try:
-            with live:
-                yield
+            with sigterm_waits():  # its thread leaves it to this one
+                live.start()
+            yield
         finally:
+            live.stop()
             self.live, console.printer = None, None
 
 

@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from edm_ray.distributed.ray_private import delete_key, get_key, has_key, own_node_is_drained, put_key
 from edm_ray.training.signals import Signal

@@ -108,8 +108,8 @@ def _init_patiently(**options: Any) -> None:
             load, cpus = os.getloadavg()[0], os.cpu_count() or 1
             if attempt == STARTS:
                 raise InputError(
-                    f"Ray did not start in {time.monotonic() - began:.0f} s and {STARTS} tries: this machine is too busy "
-                    f"(load {load:.0f} on {cpus} CPUs); run it again when less runs here, or with --workers 0"
+                    f"Ray did not start in {time.monotonic() - began:.0f} s and {STARTS} tries: this machine is too "
+                    f"busy (load {load:.0f} on {cpus} CPUs); run it again when less runs here, or with --workers 0"
                 ) from error
             activity.stage(f"starting Ray again, with more patience: this machine is busy (load {load:.0f})")
             time.sleep(PAUSE_S * attempt)

@@ -26,7 +26,9 @@ SAME_S = {signal.SIGINT: 0.1, signal.SIGTERM: 2.0, signal.SIGHUP: float("inf")}
 sends SIGHUP twice."""
 GRACE_S = 8.0
 """A command that saves nothing and has not ended by then is ended."""
-REMIND_S, LOOK_S = 5.0, 0.25
+REMIND_S, LOOK_S, TELL_S = 5.0, 0.25, 1.0
+WAKE = signal.SIGURG
+"""Ends a system call that the main thread has entered just after the signal came; otherwise ignored by everybody."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -63,7 +65,7 @@ class _Stopping:
         self.number: int | None = None
         """The first signal that came."""
         self.last_at = -float("inf")
-        self.raised = False
+        self.handled = self.raised = False
         self.nothing_begun = False
         """A command only: it can be left at once."""
         self.worth: Callable[[], bool] | None = None
@@ -81,7 +83,7 @@ class _Stopping:
 
     def handle(self, number: int, frame: Any) -> None:
         """In the main thread."""
-        self.number = self.number or number
+        self.number, self.handled = self.number or number, True
         if self.nothing_begun:
             return
         again = self.front is None and self.is_again(number)
@@ -116,8 +118,14 @@ def heard(front: Front) -> Iterator[None]:
         return
     stopping = _Stopping(front)
     with _wakeup_pipe() as pipe, _handled(stopping, ASKING):
-        _Listener(stopping, front, pipe)
-        yield
+        listener = _Listener(stopping, front, pipe)
+        before = signal.signal(WAKE, lambda number, frame: None)
+        try:
+            yield
+        finally:
+            signal.signal(WAKE, before)
+            if stopping.number is not None:
+                listener.told.wait(TELL_S)  # its line comes before the last one
 
 
 @contextlib.contextmanager
@@ -169,8 +177,8 @@ def saving(worth: Callable[[], bool] = lambda: True) -> Iterator[Callable[[], bo
 
 @contextlib.contextmanager
 def sigterm_waits() -> Iterator[None]:
-    """SIGTERM reaches this thread, and threads that it starts, afterwards only. Some libraries (Ray's core) put a handler
-    of their own in place of Python's, which writes a dump."""
+    """SIGTERM reaches this thread, and threads that it starts, afterwards only. Some libraries (Ray's core) put a
+    handler of their own in place of Python's, which writes a dump."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
@@ -220,11 +228,12 @@ class _Listener(threading.Thread):
         self.stopping, self.front, self.pipe = stopping, front, pipe
         self.began = self.saved_at = 0.0
         self.reminded = REMIND_S
+        self.told = threading.Event()
         self.start()
 
     def run(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # the main thread is who must be woken
-        with open(self.pipe, "rb", buffering=0) as pipe:
+        with os.fdopen(self.pipe, "rb", buffering=0) as pipe:
             while True:
                 if not select.select([pipe], [], [], LOOK_S if self.began else None)[0]:
                     self._wait()
@@ -244,9 +253,12 @@ class _Listener(threading.Thread):
             if self.stopping.nothing_begun:
                 self.front.leave(first, begun=False)
             self.front.asked(number, self.stopping.saves)
+            self.told.set()
 
     def _wait(self) -> None:
         now = time.monotonic()
+        if not self.stopping.handled:
+            signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
         if self.stopping.saves:
             self.saved_at = now
             if now - self.began > self.reminded:

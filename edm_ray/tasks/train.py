@@ -263,7 +263,8 @@ def train(
     on: `Local(device=...)`, or `Ray(workers=8, device="cuda")`: one DDP process a worker. network: a module of your own
     in place of the preset's U-Net: network(x, noise_labels, class_labels, augment_labels), with ``label_dim`` where it
     takes classes. overrides: ``["optimizer.lr=1e-3"]``. options: fields of `TrainOptions`.
-    Raises InputError (a ValueError) for what does not fit, `Stopped` where Ctrl-C or SIGTERM asked for a checkpoint and the end.
+    Raises InputError (a ValueError) for what does not fit, `Stopped` where Ctrl-C or SIGTERM asked for a checkpoint and
+    the end.
     """
     task = plan_train(data, config, out, read_options(TrainOptions, options), overrides=overrides, network=network)
     task.run(on, on_tick, on_note=lambda line: None)
