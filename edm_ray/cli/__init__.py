@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupted:
         if is_command():
             raise  # the command around this one ends with it
-        sys.stderr.write(f"{leaving.stopped()}\n")
+        if not (isinstance(interrupted, Interrupted) and interrupted.said):
+            sys.stderr.write(f"{leaving.stopped()}\n")
         code = interrupted.code if isinstance(interrupted, Interrupted) else 130
         if argv is None:
             leave(code)

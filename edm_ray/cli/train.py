@@ -82,8 +82,8 @@ def run(args: Args) -> None:
     try:
         task.run(executor, on_tick, lambda line: say(f"  {line}"))
     except Stopped as stopped:
-        say(f"  {stopped}")
-        raise Interrupted(asked() or signal.SIGTERM) from stopped
+        say(f"  {stopped}; the same command resumes from there")
+        raise Interrupted(asked() or signal.SIGTERM, said=True) from stopped
     summarise(task.run_uri, time.monotonic() - started, seen, resumed_at)
 
 

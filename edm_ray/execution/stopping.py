@@ -34,9 +34,10 @@ WAKE = signal.SIGURG
 class Interrupted(KeyboardInterrupt):
     """Asked to end by a signal. Raised in the main thread only."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, said: bool = False) -> None:
+        """said: how to resume was said already."""
         super().__init__(signal.Signals(number).name)
-        self.number = number
+        self.number, self.said = number, said
 
     @property
     def code(self) -> int:

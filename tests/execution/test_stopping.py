@@ -21,9 +21,9 @@ from edm_ray.execution import stopping
 class Front:
     def asked(self, number, saves):
         if number == signal.SIGHUP: forget_terminal()
-        print("asked", "saves" if saves else "ends", flush=True)
+        print("asked saves" if saves else "asked ends", flush=True)
     def still(self, seconds): print("still", flush=True)
-    def leave(self, number, begun=True): print("left", begun, flush=True); os._exit(128 + number)
+    def leave(self, number, begun=True): print(f"left {begun}", flush=True); os._exit(128 + number)
 
 def in_c(seconds):
     "Without the interpreter's lock, and deaf to signals."
@@ -60,7 +60,7 @@ def test_each_way_to_ask_ends_the_work_with_its_code(how, code):
 
 
 def test_it_is_said_at_once_and_a_main_thread_that_does_not_come_back_from_c_code_is_left():
-    with program("begun(); in_c(60)", "stopping.GRACE_S = 1.0") as terminal:
+    with program("begun(); in_c(60)", "stopping.GRACE_S = 0.5") as terminal:
         terminal.until("begun", 20)
         time.sleep(1)
         pressed = terminal.key()
@@ -79,7 +79,7 @@ with stopping.saving() as asked:
 
 
 def test_work_that_saves_is_waited_for_however_long_and_says_that_it_does():
-    with program(SAVES.format(seconds=2.5), "stopping.GRACE_S, stopping.REMIND_S = 0.5, 1.0") as terminal:
+    with program(SAVES.format(seconds=1.2), "stopping.GRACE_S, stopping.REMIND_S = 0.3, 0.5") as terminal:
         terminal.until("begun", 20)
         terminal.key()
         assert terminal.wait(20) == 130
@@ -162,7 +162,7 @@ def test_a_plain_keyboard_interrupt_that_a_library_raises_in_its_place_keeps_the
 
 def test_signals_that_are_ignored_stay_ignored():
     """`nohup edm-ray train ...`"""
-    with program("begun(); time.sleep(1.5)", "signal.signal(signal.SIGHUP, signal.SIG_IGN)") as terminal:
+    with program("begun(); time.sleep(0.5)", "signal.signal(signal.SIGHUP, signal.SIG_IGN)") as terminal:
         terminal.until("begun", 20)
         terminal.kill(signal.SIGHUP)
         assert terminal.wait(10) == 0 and "done" in terminal.text and "asked" not in terminal.text
