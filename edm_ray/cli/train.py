@@ -57,7 +57,8 @@ def run(args: Args) -> None:
         raise InputError(
             f"--no-ray trains without Ray, and --reader {task.config.reader} is Ray's; leave one of them out"
         )
-    task.check_executor(executor)
+    if not (args.dry_run and args.device == "cuda"):  # GPUs may be planned for where there are none
+        task.check_executor(executor)
     from edm_ray.training.cost import check_memory
 
     check_memory(task.config, 1 if workers == "0" else parse_workers(workers)[0], args.device, workers == "0")

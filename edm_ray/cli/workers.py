@@ -32,12 +32,13 @@ def _refuse_too_many(workers: str, least: int, device: str, actors_per_gpu: int)
     else:
         import torch
 
-        have = torch.cuda.device_count()
-        what, most = f"{have} GPU{'s' * (have != 1)}", have * actors_per_gpu
+        if not (have := torch.cuda.device_count()):
+            return  # a plan for another machine; before Ray starts it is refused
+        what, most = f"{have} GPU{'s' * (have > 1)}", have * actors_per_gpu
     if least > most:
         raise InputError(
             f"--workers {workers}: this machine has {what}, and no cluster is named; give --workers "
-            f"{most or 0} or fewer, or set RAY_ADDRESS=HOST:6379"
+            f"{most} or fewer, or set RAY_ADDRESS=HOST:6379"
         )
 
 
