@@ -37,6 +37,8 @@ class Terminal:
         self.ended: float | None = None
         self.pid, self.master = pty.fork()
         if self.pid == 0:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # ignored where tests run in the background
+                signal.signal(number, signal.SIG_DFL)
             words = [*program, *arguments]
             os.execvpe(words[0], words, {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", **variables})
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))

@@ -19,10 +19,10 @@ COMMANDS = {
     "train-ray": "train --data {digits}/train --out {out} --preset digits --workers 2 --set total_kimg=3 tick_kimg=3",
     "reference": "reference --data {digits}/train --extractor digits --out {out}",
     "generate": "generate --model {model} --num 50 --set num_steps=1000 --out {out}.png",
-    "evaluate": "evaluate --model {model} --reference {reference} --num 500 --set num_steps=300 --workers 0 --out {out}",
-    "evaluate-ray": "evaluate --model {model} --reference {reference} --num 1000 --workers 2 --out {out}",
-    "sweep": "sweep --model {model} --reference {reference} --space {space} {sweep} --workers 0 --out {out}",
-    "sweep-ray": "sweep --model {model} --reference {reference} --space {space} {sweep} --workers 2 --out {out}",
+    "evaluate": "evaluate {against} --num 500 --set num_steps=300 --workers 0 --out {out}",
+    "evaluate-ray": "evaluate {against} --num 1000 --workers 2 --out {out}",
+    "sweep": "sweep {against} --space {space} {sweep} --workers 0 --out {out}",
+    "sweep-ray": "sweep {against} --space {space} {sweep} --workers 2 --out {out}",
     "demo": "demo --quick --out {out}",
 }
 
@@ -30,7 +30,8 @@ COMMANDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_command_is_silent_for_long(digits_dir, digits_reference, model, tmp_path, name):
-    where = {"digits": digits_dir, "reference": digits_reference, "model": model, "space": SPACE, "sweep": SWEEP}
+    against = f"--model {model} --reference {digits_reference}"
+    where = {"digits": digits_dir, "against": against, "model": model, "space": SPACE, "sweep": SWEEP}
     command = COMMANDS[name].format(out=tmp_path / "out", **where)
     with Terminal(*command.split(), OMP_NUM_THREADS="1") as terminal:
         assert terminal.wait(580) == 0, terminal.story
