@@ -44,6 +44,7 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune prints no tables
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning that CUDA_VISIBLE_DEVICES is left alone
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is heard by `stopping`; Tune would end as if all were done
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the sweep names its loggers
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -115,7 +114,6 @@ def sweep_on_ray(
     """Run the sweep to its end. sampling: opened together with the pool that measures, in this order. At most ``most``
     trials are in flight at once (`concurrency`)."""
     keep_aws_keys_out_of_trials()
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is heard by `stopping`; Tune would end as if all were done
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     # Looked at in any case; so workers start while Tune does.
     sampling.ensure(*chunks_of(generator, driver.baseline, "search", 1, driver.plan.chunk_size))
