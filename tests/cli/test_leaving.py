@@ -135,7 +135,7 @@ def test_training_that_was_stopped_again_and_again_while_it_saves_has_the_parame
     """Each step is a tick and a checkpoint, so that it is always saving; ends at random moments, some at once."""
     from edm_ray.models.directory import load_model
 
-    quick = "--preset tiny --set total_kimg=2.4 tick_kimg=0.024 checkpoint_kimg=0.024 --workers 0"
+    quick = "--preset tiny --set total_kimg=1.2 tick_kimg=0.024 checkpoint_kimg=0.024 --workers 0"
     calm, broken = tmp_path / "calm", tmp_path / "broken"
     with Terminal(*f"train --data {digits_dir}/train --out {calm} {quick}".split()) as terminal:
         assert terminal.wait(300) == 0
