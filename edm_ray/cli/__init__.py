@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a denoiser; the same command resumes",
     "ema": "average a finished run's parameters over another width",
     "reference": "make the FID reference of a data set",
+    "weights": "list and download the published weights of feature extractors",
     "generate": "sample images from a model into a grid or a folder",
     "evaluate": "FID of a model with one sampler, with error bars",
     "sweep": "find the best sampler for a model, as Ray Tune trials",

@@ -57,7 +57,7 @@ def _as_job(args: Args) -> int:
         if value := getattr(args, name):
             command += [f"--{name}", value]
     with tempfile.TemporaryDirectory() as nothing:
-        # Code travels, for nodes that have none of their own; whatever else lies here is not needed there.
+        # The package travels, for nodes that have none of their own; whatever else lies here is not needed there.
         here = "." if Path("edm_ray/distributed/cluster/doctor.py").is_file() else nothing
         return submit.run(
             submit.Args(command=tuple(command), address=args.address, insecure=args.insecure, working_dir=here)

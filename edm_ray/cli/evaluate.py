@@ -106,4 +106,4 @@ def _write_card(result: Evaluation) -> None:
     card: dict[str, str] = {}
     for place, plan in enumerate(result.plans):
         card |= card_rows(result.measured(place), f"against {plan.reference.describe()}; {result.how()}")
-    add_metrics(result.model.uri, card)
+    add_metrics(result.model, card)

@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from edm_ray.cli.console import say
+from edm_ray.cli.weights_progress import WeightsProgress
 from edm_ray.errors import InputError
 from edm_ray.models import open_model, save_model
 from edm_ray.models.interop.diffusers import KIND as FOLDER
@@ -39,7 +40,8 @@ class Args:
     extractor: str = "inception"
     """FID references only: the extractor they are of."""
     weights: str | None = None
-    """FID references only: the extractor's weights, kept beside the moments. A path or s3:// URI."""
+    """FID references only: the extractor's weights, kept beside the moments: a path or s3:// URI; without, as
+    `reference` finds them."""
 
 
 def run(args: Args) -> None:
@@ -80,6 +82,7 @@ def check_free(out: str) -> None:
 
 def import_reference(args: Args, out: str) -> None:
     """A published mean and covariance -> a reference directory with the extractor's weights."""
+    from edm_ray.evaluation.extractors.published_weights import weights_file
     from edm_ray.evaluation.extractors.registry import load_extractor
     from edm_ray.evaluation.reference import commit_published
     from edm_ray.models.interop.fid_reference import MAX_BYTES, read_fid_npz
@@ -87,13 +90,10 @@ def import_reference(args: Args, out: str) -> None:
 
     file = fetch(args.source, args.sha256, MAX_BYTES)
     mean, covariance = read_fid_npz(file.content, file.name)
-    if args.weights is None:
-        load_extractor(args.extractor, None)  # says which weights are needed
-        return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights"
-        path.write_bytes(uris.read_bytes(args.weights))
-        extractor = load_extractor(args.extractor, path)
+        path = weights_file(args.extractor, args.weights, Path(folder), WeightsProgress().download)
+        extractor = load_extractor(args.extractor, path)  # says which weights are needed, where there are none
+        assert path is not None
         commit_published(
             out, mean, covariance, file.name.removesuffix(".npz"), file.sha256, extractor, path.read_bytes()
         )

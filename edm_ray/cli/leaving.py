@@ -20,6 +20,7 @@ KEPT = {
     "generate": "images sampled for a file or folder are kept; the same command resumes",
     "evaluate": "chunks of images that are sampled are kept; the same command resumes",
     "sweep": "chunks of images that are sampled are kept; the same command resumes",
+    "weights": "what came of a download is kept; the same command resumes",
     "submit": "a job that was submitted runs on",
 }
 """Command -> what is left of its work, and how to resume; those that are not here hold nothing."""

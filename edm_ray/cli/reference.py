@@ -1,6 +1,7 @@
 """Make the reference of a data set: exact feature moments, features of some images, and which extractor they are of.
 
-The extractor's weights are copied beside them, so that the reference directory alone is enough to evaluate."""
+Inception's weights are found on this machine or downloaded (`edm-ray weights`); --extractor self needs none. They are
+copied beside the moments, so that the reference directory alone is enough to evaluate."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import tyro
 
 from edm_ray.cli.console import say
 from edm_ray.cli.progress import Progress
+from edm_ray.cli.weights_progress import WeightsProgress
 from edm_ray.cli.workers import choose_executor
 from edm_ray.tasks.given import OpenedReference
 from edm_ray.tasks.reference import ReferenceOptions
@@ -44,15 +46,15 @@ def run(args: Args) -> None:
         for line in task.describe(executor):
             say(line)
         return
-    if args.features.extractor == "digits" and args.features.weights is None:
-        say("  training the digits extractor (a small classifier, fixed seed)")
+    if args.features.weights is None:
+        say(f"  extractor {args.features.extractor}: weights: {task.origin}")
     measured, progress = [], Progress("parts of the reference")
 
     def on_part(done: int, total: int) -> None:
         measured.append(done)
         progress.update(done, total)
 
-    made = task.run(executor, on_part)
+    made = task.run(executor, on_part, WeightsProgress())
     _say(made, "made" if measured else "the reference is there already")
 
 

@@ -27,6 +27,9 @@ from edm_ray.search.trials import TrialResult
 from edm_ray.storage import uris
 from edm_ray.tasks.sweep import SweepOptions, SweepTask
 
+CONFIRM_BY_BUDGET = 50
+"""Chunks: 100 for each of four samplers would leave a third of a budget's images to the search."""
+
 
 @dataclass(frozen=True)
 class Args:
@@ -37,7 +40,8 @@ class Args:
     out: str
     """Directory or s3:// URI of the sweep."""
     space: str | None = None
-    """What to search: a file of tune_spaces/ (with --nfe: any-budget.yaml)."""
+    """What to search: the name of a space that comes with the package (cifar10, digits, ...), or a file of your own;
+    with --nfe: any-budget."""
     nfe: str | None = None
     """Budgets of network evaluations an image, e.g. 5,8,10,18,35: a race for each, in which every sampler takes as many
     steps as the budget pays for."""
@@ -54,7 +58,8 @@ class Args:
     within: float = 2.0
     """Percent: with fid,nfe the cheapest sampler within so much of the best FID is named."""
     budget_images: int | None = None
-    """Stop in good order at so many images, confirmation included; with --nfe the budgets share them."""
+    """Stop in good order at so many images, confirmation included; with --nfe the budgets share them, and 300,000 for
+    each is the default."""
     chunk_size: int = 500
     """Images a chunk."""
     initial_chunks: int = Race.initial_chunks
@@ -67,8 +72,8 @@ class Args:
     """race: settings spread evenly over the space. random, optuna, asha: settings in all."""
     num_model: int = Race.num_model
     """race: settings that a model of the FID proposes."""
-    confirm_chunks: int = SweepPlan.confirm_chunks
-    """Chunks of fresh seeds that confirm the winner."""
+    confirm_chunks: int | None = None
+    """Chunks of fresh seeds that confirm the winner (default: 100, with --nfe 50 for each budget)."""
     grid_points: int = GridSearch.points
     """grid: values that a range of the space is cut into."""
     more: tyro.conf.OmitArgPrefixes[SweepOptions] = field(default_factory=SweepOptions)
@@ -118,9 +123,15 @@ def _plan(args: Args) -> SweepPlan:
         num_line=args.num_line,
         num_global=args.num_global,
         num_model=args.num_model,
-        confirm_chunks=args.confirm_chunks,
+        confirm_chunks=_confirm_chunks(args),
         grid_points=args.grid_points,
     )
+
+
+def _confirm_chunks(args: Args) -> int:
+    if args.confirm_chunks is not None:
+        return args.confirm_chunks
+    return SweepPlan.confirm_chunks if args.nfe is None else CONFIRM_BY_BUDGET
 
 
 def _commands(args: Args, task: SweepTask) -> tuple[str, ...]:

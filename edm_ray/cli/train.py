@@ -69,10 +69,13 @@ def run(args: Args) -> None:
         counts = (1, 1) if workers == "0" else parse_workers(workers)
         print_plan(task.config, task.job.dataset, counts, args.device, args.preset)
         return
-    resumed_at = task.resumes_at
-    if resumed_at:
-        say(f"  resuming at {resumed_at:,} images")
     progress, seen, started = Progress("images"), list[dict[str, Any]](), time.monotonic()
+    resumed = list[int]()
+
+    def on_resume(images_seen: int) -> None:
+        if images_seen or resumed:
+            say(f"  resuming at {images_seen:,} images")
+        resumed.append(images_seen)
 
     def on_tick(row: dict[str, Any]) -> None:
         seen.append(row)
@@ -81,11 +84,11 @@ def run(args: Args) -> None:
             say(f"  {grid_line(task.run_uri, row)}")
 
     try:
-        task.run(executor, on_tick, lambda line: say(f"  {line}"))
+        task.run(executor, on_tick, lambda line: say(f"  {line}"), on_resume)
     except Stopped as stopped:
         say(f"  {stopped}; the same command resumes from there")
         raise Interrupted(asked() or signal.SIGTERM, said=True) from stopped
-    summarise(task.run_uri, time.monotonic() - started, seen, resumed_at)
+    summarise(task.run_uri, time.monotonic() - started, seen, resumed[0] if resumed else 0)
 
 
 def grid_line(run_uri: str, row: dict[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """The dispatcher of a pool: hands items to workers, and starts workers. It runs in an asyncio actor (`dispatchers.py`).
 
 An item that raises is tried MAX_RAISES times, then it alone is refused; one whose worker dies is handed out again.
+A worker that does not answer, or that another has outrun, is killed: what it had in hand is handed out again as after
+any death (`patience`, `watched`).
 """
 
 from __future__ import annotations
@@ -8,21 +10,22 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
-import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RaySystemError, RayTaskError
 
 from edm_ray.distributed.cluster.preflight import WorkerRequest, in_use, nodes_free, nodes_there, refusal
-from edm_ray.distributed.ray_private import run_in_actor
+from edm_ray.distributed.patience import Patience, TimeBound, since
+from edm_ray.distributed.watched import Hired, Job, Waiting
 from edm_ray.distributed.worker import Worker
 from edm_ray.errors import InputError
-from edm_ray.execution.executor import Item, Recipe, is_made
+from edm_ray.execution.executor import Recipe, is_made
 from edm_ray.storage.artifacts import key_of
 from edm_ray.storage.lease import Lease
 
@@ -44,54 +47,6 @@ class ItemFailed(InputError):
     """One item could not be made, however often it was tried; others can."""
 
 
-@dataclass(eq=False)
-class Job:
-    """An item that is wanted, and who waits for it: True when it was made, False when it was there."""
-
-    item: Item
-    done: asyncio.Future[bool]
-    raised: int = 0
-    deaths: int = 0
-
-    @property
-    def name(self) -> str:
-        return str(self.item[0])
-
-    @property
-    def alone(self) -> bool:
-        """Whether it is to be made by itself: when a worker dies over two items, one of them may be innocent."""
-        return self.deaths > 0
-
-
-class InHand:
-    """The jobs that one worker has in hand."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-        self.wait_alone = 0
-        self.lost = False
-        """Whether the worker has died."""
-        self.changed = asyncio.Condition()
-
-    async def take(self, job: Job) -> None:
-        """Wait until it may be begun. Those that are to be made alone go before others, or they might never."""
-        async with self.changed:
-            self.wait_alone += job.alone
-            try:
-                await self.changed.wait_for(lambda: not self.jobs if job.alone else self._open())
-            finally:
-                self.wait_alone -= job.alone
-            self.jobs.append(job)
-
-    def _open(self) -> bool:
-        return not self.wait_alone and not any(job.alone for job in self.jobs)
-
-    async def drop(self, job: Job) -> None:
-        async with self.changed:
-            self.jobs.remove(job)
-            self.changed.notify_all()
-
-
 @dataclass(frozen=True, kw_only=True)
 class PoolSpec:
     """How many workers, and what each takes."""
@@ -108,6 +63,8 @@ class PoolSpec:
     """They work now and then: spread over the nodes, and more than one where items wait."""
     leases: tuple[Lease, ...] = ()
     """Of the folders that the pool's owner writes to; workers look at them before they write."""
+    stuck: Patience = Patience()  # noqa: RUF009 (frozen)
+    """With workers that do not answer, and items that take long."""
 
 
 class Dispatcher:
@@ -118,12 +75,15 @@ class Dispatcher:
         self.reference, self.spec = recipe, spec
         self.wake = self.begin
         """Called before the first item that is missing is handed out, and then again."""
-        self.jobs: asyncio.Queue[Job] = asyncio.Queue()
+        self.jobs = Waiting()
         self.under_way: dict[tuple[str, ...], Job] = {}
         self.refused: dict[tuple[str, ...], InputError] = {}
         self.broken: InputError | None = None
         self.counts: collections.Counter[str] = collections.Counter()
-        self.alive: list[Any] = []
+        self.alive: list[Hired] = []
+        self.bound = TimeBound(spec.stuck)
+        self.tell: Callable[[str], None] = logger.warning
+        """Called with a line for people."""
         self.bad_starts = 0
         self.last_alive = time.monotonic()
         self.checks = asyncio.Semaphore(_CHECKS_AT_ONCE)
@@ -184,33 +144,44 @@ class Dispatcher:
     async def _slot(self) -> None:
         """One place in the pool: a worker, and after it another, for ever."""
         while self.broken is None:
-            worker = self._start()
+            worker = Hired(self._start(), self.spec.ask.what, self.spec.stuck)
+            watching = asyncio.create_task(worker.watch(partial(self._stuck, worker)))
             try:
-                await worker.load.remote()
+                await worker.actor.load.remote()
             except RayError as error:
                 self._bad_start(error)
-                _end(worker)
+                watching.cancel()
+                _end(worker.actor)
                 await asyncio.sleep(min(5.0, 0.1 * 2**self.bad_starts))
                 continue
-            self.bad_starts = 0
+            self.bad_starts, worker.ready = 0, True
             self.alive.append(worker)
             try:
                 await self._serve(worker)
             finally:
+                watching.cancel()
                 self.alive.remove(worker)
                 self.last_alive = time.monotonic()
-                _end(worker)
+                _end(worker.actor)
+
+    def _stuck(self, worker: Hired, what: str, seconds: float) -> None:
+        """It is there and does not answer: stopped, or its node hangs. Killed, all calls to it end."""
+        self.counts["stuck"] += 1
+        had = " and ".join(job.name for job in worker.begun)
+        handed = f", and {had} handed to another" if had else ""
+        self.tell(f"{worker}: {what} {since(seconds)}; it is replaced{handed}")
+        _end(worker.actor)
 
     def _start(self) -> Any:
         ask, spec = self.spec.ask, self.spec
         actor = ray.remote(Worker).options(
             num_cpus=ask.cpus,
             num_gpus=ask.gpus,
-            max_concurrency=spec.in_hand,
+            max_concurrency=spec.in_hand + 1,  # one more: it answers also while it works
             runtime_env=spec.environment or None,
             scheduling_strategy="SPREAD" if spec.light else "DEFAULT",
         )
-        return actor.remote(ray.cloudpickle.loads(self.reference), spec.device, spec.leases)
+        return actor.remote([ray.cloudpickle.loads(self.reference)], spec.device, spec.leases)
 
     def _bad_start(self, error: RayError) -> None:
         """A worker ended before it was ready. Wrong input, or failing for ever, ends the pool."""
@@ -228,10 +199,9 @@ class Dispatcher:
         for job in list(self.under_way.values()):
             _fail(job, cause)
 
-    async def _serve(self, worker: Any) -> None:
+    async def _serve(self, worker: Hired) -> None:
         """Hand items to this worker until it must be replaced; what it has in hand then goes back."""
-        in_hand = InHand()
-        hands = [asyncio.create_task(self._hand(worker, in_hand)) for _ in range(self.spec.in_hand)]
+        hands = [asyncio.create_task(self._hand(worker)) for _ in range(self.spec.in_hand)]
         try:
             await asyncio.wait(hands, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -241,19 +211,19 @@ class Dispatcher:
             if isinstance(end, Exception):
                 raise end
 
-    async def _hand(self, worker: Any, in_hand: InHand) -> None:
+    async def _hand(self, worker: Hired) -> None:
         """One item after another, until the worker must be replaced."""
         while True:
-            job = await self.jobs.get()
+            job = await self.jobs.get(worker.begun)
             if job.done.done():
                 continue
             try:
-                await in_hand.take(job)
+                await worker.take(job)
             except BaseException:
                 self.jobs.put_nowait(job)
                 raise
             try:
-                await worker.make.remote(job.item)
+                await worker.actor.make.remote(job.item)
             except RayTaskError as error:
                 cause = cause_of(error)
                 if not isinstance(cause, InputError):
@@ -263,20 +233,31 @@ class Dispatcher:
             except RayError as error:
                 if isinstance(cause := cause_of(error), InputError):  # it never reached the worker's code
                     _fail(job, cause)
-                    await in_hand.drop(job)
+                    await worker.drop(job)
                     continue
-                in_hand.lost = True
+                worker.lost = True
                 self._lost(job, error)
                 return
             except BaseException:
-                job.deaths += in_hand.lost  # it may have been the cause
+                job.deaths += worker.lost  # it may have been the cause
                 self.jobs.put_nowait(job)
                 raise
             else:
-                self.counts["made"] += 1
-                if not job.done.done():
-                    job.done.set_result(True)
-            await in_hand.drop(job)
+                self._made(job, worker)
+            await worker.drop(job)
+
+    def _made(self, job: Job, worker: Hired) -> None:
+        """Also by one that was late: what it took is learnt, and an item counts once. Who began it before is outrun."""
+        self.bound.learn(worker.took(job), job.work)
+        worker.made += 1
+        if job.done.done():
+            return
+        self.counts["made"] += 1
+        job.done.set_result(True)
+        for other in self.alive:
+            if job in other.begun and other.begun[job] < worker.begun[job]:
+                self.tell(f"{other}: {job.name} was made by another meanwhile; this one is replaced")
+                _end(other.actor)
 
     def _raised(self, job: Job, error: Exception) -> None:
         self.counts["raised"] += 1
@@ -302,6 +283,7 @@ class Dispatcher:
         while self.broken is None:
             await asyncio.sleep(min(1.0, self.spec.patience / 4))
             self._grow_where_behind()
+            self._look_for_late()
             if self.alive or not self.under_way:
                 self.last_alive = time.monotonic()
             elif time.monotonic() - self.last_alive > self.spec.patience:
@@ -313,6 +295,24 @@ class Dispatcher:
                     _fail(job, error)
                 self.refused.clear()
                 self.last_alive = time.monotonic()
+
+    def _look_for_late(self) -> None:
+        """An item that takes long is handed to another worker too; where none has made it after as long again, its
+        worker is replaced, and next time it is waited for longer."""
+        for worker in list(self.alive):
+            for job in list(worker.begun):
+                bound, took = self.bound.of(job.work, first=worker.made == 0) * 2**job.given_up, worker.took(job)
+                if took > bound and not job.late:
+                    self.counts["late"] += 1
+                    job.late = True
+                    usual = self.bound.usual(job.work) or "none was made before"
+                    self.tell(f"{worker}: {job.name} under way {since(took)}, {usual}; it is handed to another too")
+                    self.jobs.put_nowait(job)
+                elif took > 2 * bound:
+                    job.given_up += 1
+                    job.late = False
+                    self.tell(f"{worker}: {job.name} under way {since(took)}, nobody made it; it is replaced")
+                    _end(worker.actor)
 
     def _grow_where_behind(self) -> None:
         """Another worker where there is room for it and items have waited since the last look."""
@@ -330,12 +330,7 @@ class Dispatcher:
         await self.begin()
         while not self.alive:
             await asyncio.sleep(0.05)
-        found = await asyncio.gather(*[run_in_actor(each, _pid) for each in list(self.alive)], return_exceptions=True)
-        return [pid for pid in found if isinstance(pid, int)]
-
-
-def _pid(actor: Any) -> int:
-    return os.getpid()
+        return [worker.pid for worker in self.alive if worker.pid]
 
 
 def _fail(job: Job, error: Exception) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edm_ray.distributed.dispatcher import Dispatcher, PoolSpec
+from edm_ray.distributed.news import News
 
 
 class Dispatchers:
@@ -16,8 +17,9 @@ class Dispatchers:
     def __init__(self, recipes: Sequence[bytes], specs: Sequence[PoolSpec]) -> None:
         """recipes: the pickled references to them that the pools' owner holds."""
         self.each = [Dispatcher(recipe, spec) for recipe, spec in zip(recipes, specs, strict=True)]
+        self.told = News()
         for dispatcher in self.each:
-            dispatcher.wake = self.begin
+            dispatcher.wake, dispatcher.tell = self.begin, self.told.add
 
     async def begin(self) -> None:
         """Ask for the workers of all pools: those of one get ready while those of another work. Nobody is asked for as
@@ -40,6 +42,10 @@ class Dispatchers:
             for dispatcher, items in zip(self.each, steps, strict=True)
         ]
         return await asyncio.to_thread(request.answer, recipes, steps, made)
+
+    async def news(self, life: str, seen: int) -> tuple[str, int, list[str]]:
+        """As `News.after`."""
+        return await self.told.after(life, seen)
 
     async def status(self, place: int) -> dict[str, int]:
         return await self.each[place].status()

@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.train.torch import TorchConfig
 
+from edm_ray.distributed.heart import CONTROLLER, start_heart, start_in_rank
 from edm_ray.distributed.ray_private import backend_that_first_runs
 
 VARIABLE = "GLOO_SOCKET_IFNAME"
@@ -43,13 +44,30 @@ def use_own_interface() -> None:
         os.environ[VARIABLE] = name
 
 
-_Backend = backend_that_first_runs(use_own_interface)
+def _in_worker(config: NodeNetwork) -> None:
+    use_own_interface()
+    if config.watch:
+        start_in_rank(config.watch)
+
+
+def _in_controller(config: NodeNetwork) -> None:
+    if config.watch:
+        start_heart(config.watch, CONTROLLER)
 
 
 @dataclass
 class NodeNetwork(TorchConfig):
-    """`TorchConfig` whose workers find each other by their nodes' addresses."""
+    """`TorchConfig` whose workers find each other by their nodes' addresses, and give signs of life.
+
+    timeout_s: of the collectives.
+    """
+
+    watch: str = ""
+    """Key of the signs; '' for none."""
 
     @property
     def backend_cls(self) -> type[Any]:
         return _Backend
+
+
+_Backend = backend_that_first_runs(_in_worker, _in_controller)

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from edm_ray.distributed.ray_private import delete_key, get_key, has_key, own_node_is_drained, put_key
+from edm_ray.distributed.ray_private import delete_key, get_value, has_key, own_node_is_drained, put_key, put_value
 from edm_ray.training.signals import Signal
 
 DRIVER_POLL_S, WORKER_POLL_S = 0.1, 0.5
@@ -47,7 +47,7 @@ class StopSign:
                 continue
             looked_at = time.monotonic()
             with contextlib.suppress(Exception):  # a head that does not answer for a moment
-                if (found := get_key(_progress(self.key))) and found != heard:
+                if (found := get_value(_progress(self.key))) and found != heard:
                     heard = found
                     images_seen, total, _ = map(int, found.split())
                     self.on_step(images_seen, total)
@@ -84,7 +84,7 @@ class Listener:
                     self.told.set()
                 if self.at is not None:
                     beat += 1
-                    put_key(_progress(self.key), f"{self.at[0]} {self.at[1]} {beat}".encode())
+                    put_value(_progress(self.key), f"{self.at[0]} {self.at[1]} {beat}".encode())
             time.sleep(WORKER_POLL_S)
 
 

@@ -3,8 +3,10 @@
 What happens when something is lost:
 - a worker (killed, out of memory, its node gone): its item goes back to the dispatcher; a new worker is asked for, and
   starts when there is room, so the pool shrinks and grows with the cluster;
-- the dispatchers: Ray starts them again with new workers, and calls that were under way are made again. Their state is
-  the store: what is there is not made again, what was under way is;
+- a worker that is there and does not answer (stopped, its node hangs), or with which an item takes much longer than
+  others did: it is replaced, and the item handed to another (`dispatcher`, `patience`);
+- the dispatchers, or they do not answer: Ray starts them again with new workers, and calls that were under way are made
+  again. Their state is the store: what is there is not made again, what was under way is;
 - the driver: the pool ends with it; the same command resumes from the store.
 """
 
@@ -17,13 +19,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from edm_ray.distributed.cluster.node_check import require_nodes
 from edm_ray.distributed.cluster.preflight import WorkerRequest, preflight, preflight_here
 from edm_ray.distributed.dispatcher import PATIENCE_S, ItemFailed, PoolSpec, cause_of
 from edm_ray.distributed.dispatchers import Dispatchers
+from edm_ray.distributed.news import Listener
+from edm_ray.distributed.patience import patience_here
 from edm_ray.distributed.shipping import ShippedModel, environment
 from edm_ray.errors import InputError
 from edm_ray.evaluation.reference import ExtractorSpec
@@ -110,6 +114,7 @@ class Pool:
     place: int
     """Its own among those that were opened together."""
     recipe: Any
+    listener: Listener
 
     def ensure(self, *item: Any) -> Any:
         """Reference to whether the item was made for this call (`Dispatcher.ensure`)."""
@@ -145,7 +150,9 @@ class Pool:
 
     def stop(self) -> None:
         """With those that were opened together."""
+        self.listener.ended.set()
         ray.kill(self.dispatchers)
+        self.listener.join()
 
 
 def start_pools(
@@ -166,12 +173,26 @@ def start_pools(
         max_task_retries=-1,
         runtime_env=env or None,
     )
-    shared = [ray.put(shipped(recipe)) for recipe in recipes]
+    shared = [_put(shipped(recipe)) for recipe in recipes]
     specs = [_spec(on, recipe, patience, in_hand, env) for recipe in recipes]
     # As bytes: Ray warns of references among the arguments of an actor that it may start again, since they must be kept
     # alive for that; the `Pool` keeps it.
     dispatchers = actor.remote([ray.cloudpickle.dumps(each) for each in shared], specs)
-    return tuple(Pool(dispatchers, place, each) for place, each in enumerate(shared))
+    listener = Listener(dispatchers, specs[0].stuck)
+    return tuple(Pool(dispatchers, place, each, listener) for place, each in enumerate(shared))
+
+
+def _put(value: Any) -> Any:
+    """A reference to it in Ray's object store. Raises InputError where that is full, and its disk too."""
+    try:
+        return ray.put(value)
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"Ray's object store on this node is full ({first:.200}), so workers cannot be handed the model: end what "
+            "others hold there (`ray memory` shows it), start Ray with a larger --object-store-memory, or free the "
+            "disk it spills to"
+        ) from error
 
 
 def _spec(on: ClusterShare, recipe: Recipe, patience: float, in_hand: int | None, env: dict[str, Any]) -> PoolSpec:
@@ -185,6 +206,7 @@ def _spec(on: ClusterShare, recipe: Recipe, patience: float, in_hand: int | None
         in_hand=in_hand or (2 if needs.overlap and ask.gpus else 1),
         light=needs.light,
         leases=held(),
+        stuck=patience_here(),
     )
 
 

@@ -113,8 +113,11 @@ def trainer_without_idle_process() -> type[Any]:
     return Trainer
 
 
-def backend_that_first_runs(function: Callable[[], None]) -> type[Any]:
-    """For `TorchConfig.backend_cls`: its backend, whose workers run ``function`` before the process group is made.
+def backend_that_first_runs(
+    in_workers: Callable[[Any], None], in_controller: Callable[[Any], None] = lambda config: None
+) -> type[Any]:
+    """For `TorchConfig.backend_cls`: its backend, whose workers run ``in_workers(config)``, before the process group is
+    made, and Ray Train's controller ``in_controller(config)``.
 
     The class is private (`_TorchBackend`), and so is the group of workers handed to it. Nothing public runs in each
     worker before `init_process_group`. Without: gloo listens where the machine's own name points (see `network`).
@@ -125,7 +128,8 @@ def backend_that_first_runs(function: Callable[[], None]) -> type[Any]:
 
     class Backend(base):  # type: ignore[misc, valid-type]
         def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-            worker_group.execute(function)
+            in_controller(backend_config)
+            worker_group.execute(in_workers, backend_config)
             super().on_start(worker_group, backend_config)
 
     return Backend
@@ -241,12 +245,12 @@ def apart_from_terminal() -> Iterator[None]:
 KEYS = "edm_ray"
 
 
-def put_key(key: str, value: bytes = b"1") -> None:
+def put_key(key: str) -> None:
     """Set a key in the store of Ray's head, which every node reaches and which costs no process.
 
     An actor would do the same, for a process and its imports. Used to tell workers to stop; see `has_key`.
     """
-    _kv("_internal_kv_put")(key, value, namespace=KEYS)
+    _kv("_internal_kv_put")(key, b"1", namespace=KEYS)
 
 
 def has_key(key: str) -> bool:
@@ -254,9 +258,13 @@ def has_key(key: str) -> bool:
     return _kv("_internal_kv_get")(key, namespace=KEYS) is not None
 
 
-def get_key(key: str) -> bytes | None:
-    """The value of a key that is set; raises where the head does not answer. Without: None, so how far workers are is
-    seen only when they write metrics."""
+def put_value(key: str, value: bytes) -> None:
+    """As `put_key`. Without: nobody sees who of a training is stuck."""
+    _kv("_internal_kv_put")(key, value, namespace=KEYS)
+
+
+def get_value(key: str) -> bytes | None:
+    """Raises where the head does not answer."""
     found: bytes | None = _kv("_internal_kv_get")(key, namespace=KEYS)
     return found
 

@@ -24,8 +24,11 @@ from edm_ray.distributed.cluster.node_check import require_nodes
 from edm_ray.distributed.cluster.preflight import preflight
 from edm_ray.distributed.elastic import Growth, PlanWithLivingNodes, room_watcher
 from edm_ray.distributed.group import Group
+from edm_ray.distributed.group_watch import Watched, new_key, watched
+from edm_ray.distributed.heart import start_in_rank
 from edm_ray.distributed.network import NodeNetwork
 from edm_ray.distributed.notices import Listener, StopSign
+from edm_ray.distributed.patience import Patience, patience_here
 from edm_ray.distributed.ray_private import refresh_known_nodes, shorten_group_start, trainer_without_idle_process
 from edm_ray.distributed.retries import fit_with_retries
 from edm_ray.distributed.session import session
@@ -60,6 +63,10 @@ class WorkerTask:
     stop_key: str = ""
     leases: tuple[Lease, ...] = ()
     """Of the run; workers look at it before they write."""
+    watch: str = ""
+    """Key of the signs of life."""
+    stuck: Patience = Patience()  # noqa: RUF009 (frozen)
+    """With ranks that do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +92,14 @@ def train_on_ray(
     variables: dict[str, str] | None = None,
     must_stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[int, int], None] = lambda images_seen, total: None,
+    on_resume: Callable[[int], None] = lambda images_seen: None,
 ) -> None:
     """Train with a group of DDP processes; ``on_tick`` is called here, in the driver, for each new row of metrics.
 
     ``variables`` are set in the environment of every worker. When ``must_stop`` says so, the workers make a checkpoint
     and end, and Stopped is raised here. ``on_step(images seen, total)`` is called here about twice a second while their
-    loop runs. ``max_failures``: how often the workers may fail without a new checkpoint.
+    loop runs. ``on_resume`` is called for each group of workers that begins, with the images seen by the checkpoint
+    that it resumed from. ``max_failures``: how often the workers may fail without a new one.
     Raises InputError for what the cluster cannot hold, nodes that cannot work, and a loss that stays not finite.
 
     An elastic group starts with what the cluster has, and continues with fewer workers when a node is lost, from the
@@ -103,8 +112,15 @@ def train_on_ray(
         activity.stage("checking that every node can do the work")
         _require_cluster(job, group)
         variables = environment().get("env_vars", {}) | (variables or {})
-        task = WorkerTask(job=job, group=group, variables=variables, leases=held())
-        with _metrics_followed(job.run_uri, on_tick), _ray_train_s_files_removed(job.run_uri):
+        task = WorkerTask(
+            job=job, group=group, variables=variables, leases=held(), watch=new_key(), stuck=patience_here()
+        )
+        watching = Watched(key=task.watch, ranks=group.most, patience=task.stuck, on_resume=on_resume)
+        with (
+            _metrics_followed(job.run_uri, on_tick),
+            _ray_train_s_files_removed(job.run_uri),
+            watched(watching),
+        ):
             ended = _fit_groups(task, max_failures, must_stop, on_step)
         if ended.stopped:
             raise Stopped(ended.stopped)
@@ -159,7 +175,7 @@ def _fit_group(task: WorkerTask, max_failures: int) -> Ended:
     trainer = Trainer(
         _worker,
         train_loop_config={"task": task},
-        torch_config=NodeNetwork(),
+        torch_config=NodeNetwork(timeout_s=round(task.stuck.collective_s), watch=task.watch),
         datasets=shards,
         scaling_config=task.group.scaling(),
         run_config=RunConfig(
@@ -184,14 +200,16 @@ def _worker(told: dict[str, WorkerTask]) -> Ended:
     device = str(ray.train.torch.get_device())
     place = Place(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
     listener = Listener(task.stop_key, place.rank, room_watcher(task.group, place.world_size, task.patience_s))
+    pulse = start_in_rank(task.watch).pulse
+    pulse.on_step = listener.on_step
     try:
         train(
             job,
             place,
             on_tick=_report,
             ask=listener.ask,
-            on_step=listener.on_step,
             served=partial(ray_data.open_in_worker, job.dataset, job.config) if _streams(job) else None,
+            pulse=pulse,
         )
     except Stopped as stopped:
         return Ended(workers=place.world_size, stopped=str(stopped))

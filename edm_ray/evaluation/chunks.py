@@ -61,6 +61,11 @@ class Chunk:
         return f"chunk {key[:12]} (seeds {self.first}..{self.first + self.size - 1}, {self.settings})"
 
     @property
+    def work(self) -> float:
+        """Evaluations of the network."""
+        return float(self.size * self.settings.nfe)
+
+    @property
     def seeds(self) -> torch.Tensor:
         return torch.arange(self.first, self.first + self.size, dtype=torch.int64)
 
@@ -158,6 +163,10 @@ class SampledImages:
     def identity(self) -> dict[str, Any]:
         keys = [artifacts.key_of(chunk) for chunk in _in_order(self.chunks)]
         return {"chunks": keys, "within": None if self.within is None else [self.within.start, self.within.stop]}
+
+    @property
+    def size(self) -> int:
+        return sum(chunk.size for chunk in self.chunks)
 
     def rows(self, store: str) -> Iterator[FeatureRows]:
         return read_rows(store, self.chunks, self.within)

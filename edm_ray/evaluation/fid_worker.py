@@ -33,6 +33,10 @@ class Images(Protocol):
     @property
     def identity(self) -> dict[str, Any]: ...
 
+    @property
+    def size(self) -> int:
+        """Images, or a few more."""
+
     def rows(self, store: str) -> Iterator[FeatureRows]: ...
 
 
@@ -53,6 +57,10 @@ class Measurement:
             "code": CODE_VERSION,
             "numpy": np.__version__,
         }
+
+    @property
+    def work(self) -> float:
+        return float(self.images.size)
 
     def __str__(self) -> str:
         return f"measurement of {self.images}"

@@ -60,6 +60,11 @@ class Part:
         facts = {"dataset": self.dataset, "extractor": self.extractor, "device": self.device, "chosen": self.chosen}
         return {**facts, "rows": [self.first, self.stop], "moments": self.moments, "torch": torch.__version__}
 
+    @property
+    def work(self) -> float:
+        """Rows."""
+        return float(self.stop - self.first)
+
     def __str__(self) -> str:
         return f"features of rows {self.first}..{self.stop - 1} of the data set"
 
@@ -187,6 +192,10 @@ class RealImages:
     def identity(self) -> dict[str, Any]:
         return {"parts": [artifacts.key_of(part) for part in self.parts]}
 
+    @property
+    def size(self) -> int:
+        return sum(part.stop - part.first for part in self.parts)
+
     def rows(self, store: str) -> Iterator[FeatureRows]:
         stored = [artifacts.read(store, part) for part in self.parts]
         labels = np.concatenate([content.arrays["labels"] for content in stored])
@@ -203,6 +212,13 @@ class RealImages:
         return f"{self.parts[-1].stop} real images"
 
 
+def require_real(dataset: DataSet, num: int) -> None:
+    """Raises InputError unless a (held-out) data set has pictures, and so many of them."""
+    require_pictures(dataset)
+    if dataset.rows < num:
+        raise InputError(f"{dataset.uri}: {dataset.rows} images, {num} are needed: FIDs are compared at equal n only")
+
+
 def measure_real(
     dataset: DataSet,
     num: int,
@@ -215,9 +231,7 @@ def measure_real(
     """The first ``num`` images of a (held-out) data set by each plan, with the extractor beside it: what a perfect
     generator would score at that n. Features are taken where the executor works. Raises InputError when there are
     fewer images."""
-    require_pictures(dataset)
-    if dataset.rows < num:
-        raise InputError(f"{dataset.uri}: {dataset.rows} images, {num} are needed: FIDs are compared at equal n only")
+    require_real(dataset, num)
     rows, ranges = np.arange(num, dtype=np.int64), ranges_of(num)
     recipes = [
         ReferenceParts(dataset=dataset, extractor=spec, chosen=rows, store=store, moments=False) for spec in extractors

@@ -103,6 +103,12 @@ def is_made(recipe: Recipe, item: Item) -> bool:
     return all(recipe.is_stored(artifact) for artifact in item)
 
 
+def work_of(item: Item) -> float:
+    """How much there is to do, where its artefacts say it (``work``, in units of their kind), else 1: only items of one
+    recipe are compared."""
+    return max(1.0, sum(float(getattr(artifact, "work", 1.0)) for artifact in item))
+
+
 def make_all(maker: Maker, items: Sequence[Item], on_progress: OnProgress = no_progress) -> None:
     """Return when all of them are in the store; raises as `Maker.make` does."""
     for count, _ in enumerate(maker.make(items), 1):

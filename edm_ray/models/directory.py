@@ -116,9 +116,20 @@ def save_model(
     commit(uri, files, replace=True, kind=KIND)  # a longer run has a newer model
 
 
-def add_metrics(uri: str, metrics: Mapping[str, Any]) -> None:
-    """Write measurements of a model directory into it (config.json, model card), over older ones of the same names.
-    What it computes, and so its hash, stays."""
+def require_unchanged(model: Model) -> None:
+    """Before what was found of a model is written beside it. Raises InputError when another one is there by now."""
+    if open_model(model.uri, network=model.network).hash != dataclasses.replace(model, guide=None).hash:
+        raise InputError(
+            f"{model.uri}: holds another model than the one that was used; what was found is of the one before, and is "
+            "not written there"
+        )
+
+
+def add_metrics(measured: Model, metrics: Mapping[str, Any]) -> None:
+    """Write measurements of a model into its directory (config.json, model card), over older ones of the same names.
+    What it computes, and so its hash, stays. Raises InputError when the directory holds another model by now."""
+    require_unchanged(measured)
+    uri = measured.uri
     model = open_model(uri)
     about = {**model.about, "metrics": {**model.about.get("metrics", {}), **metrics}}
     save_model(uri, model.config, tensors_of(model.weights, uris.join(uri, WEIGHTS)), about, model.codec)

@@ -21,6 +21,7 @@ from edm_ray.errors import IntegrityError
 from edm_ray.storage import uris
 from edm_ray.storage.commit import canonical_json, sha256
 from edm_ray.storage.documents import load_json
+from edm_ray.storage.outlive import outlived
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -73,10 +74,12 @@ def path_of(store: str, artifact: Artifact) -> str:
 
 
 def write(store: str, artifact: Artifact, arrays: Mapping[str, np.ndarray], **notes: str) -> None:
-    """Put the artefact into the store, over whatever is there under its key."""
+    """Put the artefact into the store, over whatever is there under its key. A disk that is away or full for a while is
+    waited for."""
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     header = {"format": FORMAT, "identity": artifact.identity, "notes": notes, "sha256": _digest(whole, notes)}
-    uris.write_bytes(path_of(store, artifact), safetensors.numpy.save(whole, metadata={HEADER: canonical_json(header)}))
+    content, path = safetensors.numpy.save(whole, metadata={HEADER: canonical_json(header)}), path_of(store, artifact)
+    outlived(lambda: uris.write_bytes(path, content), path)
 
 
 def read(store: str, artifact: Artifact) -> Content:

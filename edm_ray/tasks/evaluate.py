@@ -27,7 +27,7 @@ from edm_ray.models.directory import Model
 from edm_ray.storage import uris
 from edm_ray.storage.lease import hold
 from edm_ray.storage.versioned import FORMAT
-from edm_ray.tasks.given import OpenedReference, model_of, references_of
+from edm_ray.tasks.given import OpenedReference, model_of, references_of, require_fit
 from edm_ray.tasks.options import read_options
 from edm_ray.training.run import snapshots
 
@@ -229,6 +229,8 @@ def plan_evaluation(
     opened = model_of(model, options.guide)
     check_labels(options.labels, opened.config.network.label_dim)
     references = references_of(reference)
+    for one in references:
+        require_fit(one, opened)
     plans, _ = plan_all(metrics, [one.uri for one in references])
     held_out = None if options.real is None else open_dataset(uris.absolute(options.real))
     if held_out is not None and held_out.rows < num:

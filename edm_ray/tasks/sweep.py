@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,15 @@ from edm_ray.distributed.executor import Ray
 from edm_ray.errors import InputError
 from edm_ray.evaluation.grids import image_grid
 from edm_ray.evaluation.measure import Plan
-from edm_ray.evaluation.parts import measure_real
+from edm_ray.evaluation.parts import measure_real, require_real
 from edm_ray.evaluation.reference import PIXELS
 from edm_ray.execution import activity
-from edm_ray.execution.executor import Executor, Maker
+from edm_ray.execution.executor import Executor, Maker, make_all
 from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, FidMeter, fid_meter, sample_grids
+from edm_ray.generation.trajectories import blocks_of, read_trajectories
 from edm_ray.models.denoiser import ModelDenoiser
-from edm_ray.models.directory import Model
+from edm_ray.models.directory import Model, require_unchanged
 from edm_ray.report.by_budget import folder, save_by_budget, write_budgets_page
 from edm_ray.report.html import Context
 from edm_ray.report.saved import save_progress, save_report
@@ -39,19 +39,21 @@ from edm_ray.search.races import Races
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.result import Confirmed, SweepResult, result_of
 from edm_ray.search.sampler_file import BEST_SAMPLER, best_sampler_yaml
+from edm_ray.search.shipped import BY_BUDGET, space_file
 from edm_ray.search.space import Space, load_space
 from edm_ray.search.statistics import Difference
 from edm_ray.search.time_budget import limit_hours
 from edm_ray.search.trials import Evaluation, TrialResult
 from edm_ray.storage import uris
 from edm_ray.storage.lease import hold
-from edm_ray.tasks.given import OpenedReference, model_of, reference_of
+from edm_ray.tasks.given import OpenedReference, model_of, reference_of, require_fit
 from edm_ray.tasks.options import read_options
 
 SAVE_SECONDS = 5.0
 """A report so far is kept at most so often."""
+BUDGET_IMAGES = 300_000
+"""Of each budget of network evaluations, confirmation included, where the plan does not say."""
 OnTrial = Callable[[TrialResult], None]
-DEFAULT_SPACE = Path(__file__).parents[2] / "tune_spaces" / "any-budget.yaml"
 """Of a sweep by budget."""
 
 
@@ -224,6 +226,7 @@ class SweepTask:
                 [held_out] = measure_real(self.held_out, self.confirm_images, [measured], extractors, spec.store, on)
                 real = held_out.measured.fid
             with fid_meter(spec, measured, on, self._concurrent(on)) as meter:
+                self._propose(meter.sampling, spec, on.device)
                 self._search(meter, spec.store, on, keep)
                 activity.stage("drawing the report and its samples")
                 results = tuple(result_of(driver) for driver in self.races.drivers)
@@ -234,30 +237,44 @@ class SweepTask:
         if real is not None and self.held_out is not None:
             about |= {"dataset": self.held_out.name, "debiased": f"{real.debiased:.3f}"}
         context = dataclasses.replace(context, real=about or None, seconds=time.monotonic() - started)
-        return Sweep(results=results, out=self.out, report=self._save(results, grids, context))
+        report = self._save(results, grids, context)
+        if self.options.export:
+            self._export(results)
+        return Sweep(results=results, out=self.out, report=report)
 
     def _save(self, results: tuple[SweepResult, ...], grids: Sequence[dict[str, bytes]], context: Context) -> str:
         """Samplers and pages, of each race and of all; the path of the page of all."""
-        guide = {} if self.model.guide is None else {"guide": self.model.guide.hash}
-        source = {"model": self.model.hash, **guide, "reference_data": self.reference.describe()}
-        exported = [self.model.uri] if self.options.export else []
         page = ""
         for result, pictures in zip(results, grids, strict=True):
             if result.nfe is not None and result.of(result.best) is None:
                 continue  # said on the page of all
             place = self.place(result.nfe)
-            text = best_sampler_yaml(result, **source)
-            for each in (place, *(exported if result.nfe is None else [])):
-                uris.write_bytes(uris.join(each, BEST_SAMPLER), text.encode())
+            self._write(place, BEST_SAMPLER, best_sampler_yaml(result, **self._source))
             page = save_report(place, result, dataclasses.replace(context, grids=pictures))
         if not self.budgets:
             return page
         page = write_budgets_page(self.out, results, (), context)
-        text = best_samplers_yaml(results, **source)
-        for each in (self.out, *exported):
-            uris.write_bytes(uris.join(each, BEST_SAMPLERS), text.encode())
+        self._write(self.out, BEST_SAMPLERS, best_samplers_yaml(results, **self._source))
         save_by_budget(self.out, self.budgets, context)
         return page
+
+    def _export(self, results: tuple[SweepResult, ...]) -> None:
+        """Into the model's directory, if it still holds the model. Raises InputError otherwise."""
+        require_unchanged(self.model)
+        if self.budgets:
+            self._write(self.model.uri, BEST_SAMPLERS, best_samplers_yaml(results, **self._source))
+        else:
+            self._write(self.model.uri, BEST_SAMPLER, best_sampler_yaml(results[0], **self._source))
+
+    @property
+    def _source(self) -> dict[str, str]:
+        """What samplers were found for."""
+        guide = {} if self.model.guide is None else {"guide": self.model.guide.hash}
+        return {"model": self.model.hash, **guide, "reference_data": self.reference.describe()}
+
+    @staticmethod
+    def _write(place: str, name: str, text: str) -> None:
+        uris.write_bytes(uris.join(place, name), text.encode())
 
     def place(self, nfe: int | None) -> str:
         """Where the report of a race goes."""
@@ -279,6 +296,16 @@ class SweepTask:
         from edm_ray.distributed.sweep import concurrency
 
         return self.options.concurrent or concurrency(on.workers)
+
+    def _propose(self, sampling: Maker, spec: EvaluationSpec, device: str) -> None:
+        """Stage 0 of a sweep by budget: noise levels from trajectories of the model, as starts of its races."""
+        if not self.races.wants_candidates:
+            return
+        denoiser = self.model.denoiser()
+        bounds = self.space.sampler.sigma_range(denoiser)
+        blocks = blocks_of(self.model.hash, spec.labels, device, denoiser.shape, bounds)
+        make_all(sampling, [(block,) for block in blocks])
+        self.races.propose(read_trajectories(spec.store, blocks, math.prod(denoiser.shape)))
 
     def _search(self, meter: FidMeter, store: str, on: Executor, on_trial: OnTrial) -> None:
         """As trials of Ray Tune on a cluster, one evaluation after the other here; the decisions are the same."""
@@ -374,13 +401,17 @@ def plan_sweep(
         raise InputError(
             f"{opened_space.name}: searches guidance, but {opened.uri} has no classes; give --guide MODEL too"
         )
+    against = reference_of(reference)
+    require_fit(against, opened)
     held_out = None if options.real is None else open_dataset(uris.absolute(options.real))
-    images = plan.budget_images
+    if held_out is not None:
+        require_real(held_out, plan.confirm_chunks * plan.chunk_size)
+    images = plan.budget_images or (BUDGET_IMAGES * len(spaces) if nfe else None)
     own = dataclasses.replace(plan, budget_images=None if images is None else images // len(spaces))
     denoiser = opened.denoiser()
     return SweepTask(
         model=opened,
-        reference=reference_of(reference),
+        reference=against,
         space=opened_space,
         out=uris.absolute(out),
         plan=plan,
@@ -393,8 +424,8 @@ def plan_sweep(
 def _open_space(space: str | Space | None, nfe: Sequence[int]) -> Space:
     if space is None and not nfe:
         raise InputError("give --space SPACE, or --nfe BUDGETS, which has a space of its own")
-    given = str(DEFAULT_SPACE) if space is None else space
-    return load_space(given) if isinstance(given, str) else given
+    given = BY_BUDGET if space is None else space
+    return load_space(space_file(given)) if isinstance(given, str) else given
 
 
 def _spaces(space: Space, plan: SweepPlan, nfe: Sequence[int]) -> list[Space]:
@@ -420,11 +451,11 @@ def sweep(
 ) -> Sweep:
     """The best sampler for a model, with error bars: `.best`, `.against_deterministic`, `.table`, `.report`.
 
-    model: a directory, or what `load_model` gave. reference: a directory that `reference` wrote. space: a file of
-    tune_spaces/, or a `Space`. out: where chunks, report.html, sweep.json and best-sampler.yaml go; the same call
-    resumes. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`. options: fields of `SweepOptions`, and
-    ``nfe=(5, 8)``, budgets of network evaluations: the best sampler for each, as `.at(8)`, `.budgets` and in
-    best-samplers.yaml; the space is then tune_spaces/any-budget.yaml where it is None.
+    model: a directory, or what `load_model` gave. reference: a directory that `reference` wrote. space: the name of one
+    that comes with the package, a file, or a `Space`. out: where chunks, report.html, sweep.json and best-sampler.yaml
+    go; the same call resumes. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`. options: fields of
+    `SweepOptions`, and ``nfe=(5, 8)``, budgets of network evaluations: the best sampler for each, as `.at(8)`,
+    `.budgets` and in best-samplers.yaml; the space is then `any-budget` where it is None.
     Raises InputError (a ValueError) for what cannot be searched.
     """
     asked = read_options(BudgetOptions, options)

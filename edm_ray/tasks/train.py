@@ -33,7 +33,8 @@ from edm_ray.training.device import Place
 from edm_ray.training.loop import Row, TrainingJob
 from edm_ray.training.loop import train as train_here
 from edm_ray.training.metrics import read_metrics
-from edm_ray.training.run import checkpoint_store, claim_run, model_uri, refuse_mirrored_latents
+from edm_ray.training.pulse import Pulse
+from edm_ray.training.run import claim_run, model_uri, refuse_mirrored_latents
 from edm_ray.training.signals import Loop, Signal
 from edm_ray.training.trackers import Tracking, parse_trackers
 
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 RAY_SILENCE_S = 10.0
 """Workers give a sign twice a second; without one for so long the group is lost, or another one starts."""
 OnTick = Callable[[Row], None]
+OnResume = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +96,6 @@ class TrainTask:
     def run_uri(self) -> str:
         return self.job.run_uri
 
-    @property
-    def resumes_at(self) -> int:
-        """Images seen by the newest checkpoint; 0 where there is none."""
-        done = [] if self.options.fresh else checkpoint_store(self.run_uri).committed()
-        return done[-1] if done else 0
-
     def check_executor(self, on: Executor) -> None:
         """Raises InputError for more workers than this machine can hold, where no cluster is named: before Ray starts,
         which takes seconds."""
@@ -113,17 +109,25 @@ class TrainTask:
 
         return Group(least=on.least or on.workers, most=on.workers, device=on.device, threads=self.config.threads)
 
-    def run(self, on: Executor, on_tick: OnTick = lambda row: None, on_note: Callable[[str], None] = print) -> None:
+    def run(
+        self,
+        on: Executor,
+        on_tick: OnTick = lambda row: None,
+        on_note: Callable[[str], None] = print,
+        on_resume: OnResume = lambda images_seen: None,
+    ) -> None:
         """To the end, or to the checkpoint that Ctrl-C or SIGTERM ask for (raises `Stopped`; `Interrupted` where the
-        first step was not begun). on_note: what trackers say.
+        first step was not begun). on_note: what trackers say. on_resume: called before the first step with the images
+        seen by the checkpoint that was really loaded (0 where there is none), and again where workers were lost and
+        others resume.
 
         Raises InputError within ten seconds when another process writes to the run's directory.
         """
         os.environ.update(self.options.cache_variables)
         with hold(self.run_uri, "train"):
-            self._run(on, on_tick, on_note)
+            self._run(on, on_tick, on_note, on_resume)
 
-    def _run(self, on: Executor, on_tick: OnTick, on_note: Callable[[str], None]) -> None:
+    def _run(self, on: Executor, on_tick: OnTick, on_note: Callable[[str], None], on_resume: OnResume) -> None:
         trackers = parse_trackers(list(self.options.track), self.run_uri)
         claim_run(self.run_uri, self.config, self.job.dataset, self.options.fresh)
         fields = identity_fields(self.config, self.job.dataset.hash)
@@ -136,16 +140,19 @@ class TrainTask:
         loop = Loop(RAY_SILENCE_S) if isinstance(on, Ray) else Loop()
         with saving(loop.is_running) as must_stop:
             try:
-                self._train(on, tick, loop, must_stop)
+                self._train(on, tick, loop, must_stop, on_resume)
                 ended = True
             finally:
                 for line in tracking.close(ended):
                     on_note(line)
 
-    def _train(self, on: Executor, on_tick: OnTick, loop: Loop, must_stop: Callable[[], bool]) -> None:
+    def _train(
+        self, on: Executor, on_tick: OnTick, loop: Loop, must_stop: Callable[[], bool], on_resume: OnResume
+    ) -> None:
         if not isinstance(on, Ray):
             ask = lambda: Signal.STOP if must_stop() else Signal.NONE  # noqa: E731
-            train_here(self.job, Place(device=on.device), on_tick, ask, on_step=loop.on_step)
+            pulse = Pulse(on_begin=on_resume, on_step=loop.on_step)
+            train_here(self.job, Place(device=on.device), on_tick, ask, pulse=pulse)
             return
         from edm_ray.distributed.train import train_on_ray
 
@@ -160,6 +167,7 @@ class TrainTask:
                 variables=self.options.cache_variables,
                 must_stop=must_stop,
                 on_step=loop.on_step,
+                on_resume=on_resume,
             )
 
 

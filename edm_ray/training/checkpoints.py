@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,10 +15,9 @@ import torch
 import torch.distributed as dist
 
 from edm_ray.config.codec import Codec
-from edm_ray.errors import InputError, IntegrityError
 from edm_ray.models import save_model
 from edm_ray.models.checkpoints import Checkpoint, CheckpointStore
-from edm_ray.storage.s3 import StorageError
+from edm_ray.storage.outlive import outlived
 from edm_ray.training.device import Place
 from edm_ray.training.metrics import MetricsLog
 from edm_ray.training.posthoc import save_snapshot
@@ -153,18 +151,7 @@ class BackgroundWriter:
 
 
 def _persist(write: Write) -> None:
-    for attempt in range(1, TRIES + 1):
-        try:
-            write()
-            return
-        except (InputError, IntegrityError, StorageError):  # storage was asked for long enough already
-            raise
-        except OSError as error:
-            if attempt == TRIES:
-                raise
-            wait = FIRST_WAIT_S * 2 ** (attempt - 1)
-            logger.warning("writing a checkpoint failed (%s); trying again in %.1f s", error, wait)
-            time.sleep(wait)
+    outlived(write, "a checkpoint", TRIES, FIRST_WAIT_S)
 
 
 def _persist_or_warn(write: Write, what: str) -> None:

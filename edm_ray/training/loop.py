@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,11 @@ from edm_ray.errors import InputError, IntegrityError
 from edm_ray.models import save_model
 from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.storage.documents import shortened_error
+from edm_ray.storage.outlive import outlived
 from edm_ray.training.checkpoints import Saver, agreed_checkpoint
 from edm_ray.training.device import Place, cpu_threads
 from edm_ray.training.metrics import MetricsLog
+from edm_ray.training.pulse import Pulse
 from edm_ray.training.run import checkpoint_store, model_uri, refuse_mirrored_latents
 from edm_ray.training.schedule import Schedule
 from edm_ray.training.signals import Signal, Signals, no_signal
@@ -67,30 +70,31 @@ def train(
     on_tick: Callable[[Row], None] = lambda row: None,
     ask: Callable[[], Signal] = no_signal,
     served: Callable[[], Served] | None = None,
-    on_step: Callable[[int, int], None] = lambda images_seen, total: None,
+    pulse: Pulse | None = None,
 ) -> None:
     """Train to the end, resuming from the newest whole checkpoint of ``job.run_uri``, and write the model directory.
 
     Every worker calls this; ``on_tick`` is called on every worker, equally often. A resumed run writes the same metrics
     as one that was not interrupted. ``ask`` is called after each step, on every worker, and what one of them is told
     all do after the same step: SAVE makes a checkpoint, STOP makes one and raises Stopped.
-    ``on_step(images seen, total)`` is called before the first step and after each, on every worker.
     ``served`` opens what images come from, where config.reader names another than the node's cache.
+    ``pulse`` is told of the checkpoint that is resumed from, and of each step.
     """
     _require_images_for_all(job.config, place)
     refuse_mirrored_latents(job.config, job.dataset)
-    images = served if served is not None else lambda: _cached(job)
+    images, pulse = served if served is not None else lambda: _cached(job), pulse or Pulse()
+    pulse.start()
     with cpu_threads(job.config.threads), contextlib.closing(images()) as reader:
-        _train(job, place, on_tick, on_step, ask, reader)
+        _train(job, place, on_tick, ask, reader, pulse)
 
 
 def _train(
     job: TrainingJob,
     place: Place,
     on_tick: Callable[[Row], None],
-    on_step: Callable[[int, int], None],
     ask: Callable[[], Signal],
     images: Served,
+    pulse: Pulse,
 ) -> None:
     run_uri, first = job.run_uri, place.rank == 0
     store = checkpoint_store(run_uri, job.config.keep_checkpoints, job.identity)
@@ -102,13 +106,14 @@ def _train(
     draw = _grid_drawer(job) if first and job.snapshot_kimg else None
     signals, skipped = Signals(ask, place.world_size), SkippedLog(run_uri, images.skipped)
     step.watch.start(state.images_seen)
-    on_step(state.images_seen, schedule.total)
+    pulse.total = schedule.total
+    pulse.begin(state.images_seen)
     with contextlib.closing(Saver(run_uri, store, {**job.about, "run": job.identity}, job.dataset.codec, log)) as saver:
         while state.images_seen < schedule.total:
             step.take(images)
-            on_step(state.images_seen, schedule.total)
             due = schedule.after_step(state.images_seen, signals.after_step())
             if not due:
+                pulse.step(state.images_seen)
                 continue
             step.refuse_nonfinite(due.tick)
             if due.tick:
@@ -122,16 +127,19 @@ def _train(
                 on_tick(row)
             tallies = signals.gather(step.tally.sums()) if due.checkpoint else []
             if first:
-                with step.watch.saving():
+                with step.watch.saving(), pulse.waiting_for_storage():
                     saver.save(due, state, tallies)
             if due.stop:
                 signals.close()
                 raise Stopped(f"{run_uri}: stopped at {state.images_seen:,} images, checkpoint written")
+            pulse.step(state.images_seen)
         signals.close()
+        pulse.storing = True  # to the end: the last checkpoint, then the model
     if log is not None:
-        log.flush()
+        outlived(log.flush, "metrics")
         about = {**job.about, "run": job.identity, "images_seen": state.images_seen, "metrics": _metrics(log)}
-        save_model(model_uri(run_uri), job.config.denoiser, state.average.state_dict(), about, job.dataset.codec)
+        model = (model_uri(run_uri), job.config.denoiser, state.average.state_dict(), about, job.dataset.codec)
+        outlived(partial(save_model, *model), "the model")
     if place.world_size > 1:
         dist.barrier()
 

@@ -239,6 +239,8 @@ def test_the_image_is_pinned_has_no_root_user_and_no_secret():
                 assert (ROOT / name).exists(), name
     ignored = (CLUSTER / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
     assert ignored[1] == "*", "everything is left out, and only what is named goes in"
+    copied = [name for line in lines if line.startswith("COPY") for name in line.split()[2:-1]]
+    assert not [name for name in copied if f"!{name}" not in ignored]
 
 
 def test_roles_are_narrow():

@@ -18,6 +18,16 @@ from edm_ray.storage.artifacts import key_of
 GENERATOR = Generator(model="m", extractor="e", labels="random", micro_batch=50, device="cpu")
 
 
+def actor(**methods) -> SimpleNamespace:
+    """A stand-in for an actor's handle; it answers unless it is given another ``hello``."""
+
+    async def hello() -> tuple[str, int]:
+        return "host", 7
+
+    given = {"hello": hello} | methods
+    return SimpleNamespace(**{name: SimpleNamespace(remote=each) for name, each in given.items()})
+
+
 class World:
     """Workers that die over some chunks, and with them whatever else they have in hand."""
 
@@ -45,7 +55,7 @@ class World:
         async def load() -> None:
             await asyncio.sleep(0)
 
-        return SimpleNamespace(make=SimpleNamespace(remote=make), load=SimpleNamespace(remote=load))
+        return actor(load=load, make=make)
 
 
 @pytest.mark.parametrize("in_hand", [1, 2])
@@ -89,7 +99,7 @@ def test_workers_that_work_now_and_then_are_one_until_items_wait(monkeypatch, li
 
     def worker() -> SimpleNamespace:
         started.append(1)
-        return SimpleNamespace(make=SimpleNamespace(remote=make), load=SimpleNamespace(remote=load))
+        return actor(load=load, make=make)
 
     async def play() -> list[int]:
         ask = WorkerRequest(what="measuring", count=most)

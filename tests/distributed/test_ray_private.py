@@ -103,7 +103,7 @@ def test_work_continues_without_any_private_name(nothing_private, monkeypatch, t
     ray_private.refresh_known_nodes()
     ray_private.remove_placement_groups()
     ray_private.put_key("key")
-    assert ray_private.has_key("key") is False and ray_private.get_key("key") is None
+    assert ray_private.has_key("key") is False and ray_private.get_value("key") is None
     ray_private.delete_key("key")
     with ray_private.apart_from_terminal():
         pass
@@ -209,14 +209,14 @@ def test_workers_run_a_function_before_the_process_group_is_made(monkeypatch):
     """With a group of workers that notes what it is told to run; `tests/multinode/test_namespaces.py` has real ones."""
     ran: list[object] = []
 
-    def first() -> None:
+    def first(config) -> None:
         """The function."""
 
-    backend = ray_private.backend_that_first_runs(first)
-    base = TorchConfig().backend_cls
+    backend = ray_private.backend_that_first_runs(first, lambda config: ran.append("controller"))
+    base, config = TorchConfig().backend_cls, TorchConfig()
     monkeypatch.setattr(base, "on_start", lambda self, group, config: ran.append("process group"))
-    backend().on_start(SimpleNamespace(execute=ran.append), TorchConfig())
-    assert ran == [first, "process group"] and issubclass(backend, base)
+    backend().on_start(SimpleNamespace(execute=lambda *call: ran.extend(call)), config)
+    assert ran == ["controller", first, config, "process group"] and issubclass(backend, base)
 
 
 def test_a_notice_that_a_node_will_go_is_seen_without_a_barrier(monkeypatch):
@@ -285,9 +285,9 @@ class TestOnRay:
         ray_private.put_key("test:key")
         look = ray.remote(num_cpus=0)(ray_private.has_key)
         assert ray_private.has_key("test:key") and ray.get(look.remote("test:key")), "a worker sees it too"
-        assert ray_private.get_key("test:key") == b"1"
-        ray_private.put_key("test:key", b"12 100")
-        assert ray_private.get_key("test:key") == b"12 100"
+        assert ray_private.get_value("test:key") == b"1"
+        ray_private.put_value("test:key", b"12 100")
+        assert ray_private.get_value("test:key") == b"12 100"
         ray_private.delete_key("test:key")
         assert ray_private.has_key("test:key") is False
 

@@ -19,8 +19,9 @@ from ray.exceptions import ActorDiedError
 from edm_ray.cli import main
 from edm_ray.diffusion.samplers import Sampler, sampler
 from edm_ray.distributed.cluster.preflight import WorkerRequest
-from edm_ray.distributed.dispatcher import MAX_DEATHS, Dispatcher, ItemFailed, Job, PoolSpec
+from edm_ray.distributed.dispatcher import MAX_DEATHS, Dispatcher, ItemFailed, PoolSpec
 from edm_ray.distributed.sweep import DriverSearcher, concurrency
+from edm_ray.distributed.watched import Job
 from edm_ray.evaluation.chunks import Generator, chunks_of
 from edm_ray.evaluation.reference import open_reference
 from edm_ray.generation.features import GenerateFeatures
@@ -96,7 +97,9 @@ def test_a_chunk_whose_workers_always_die_is_given_up_and_named():
         for death in range(1, MAX_DEATHS + 1):
             assert not job.done.done()
             queue._lost(job, ActorDiedError())
-            assert (queue.jobs.qsize() == death) == (death < MAX_DEATHS)
+            assert (queue.jobs.qsize() == 1) == (death < MAX_DEATHS)
+            if death < MAX_DEATHS:
+                assert await queue.jobs.get() is job
         with pytest.raises(ItemFailed, match=f"{MAX_DEATHS} workers died over it"):
             await job.done
 

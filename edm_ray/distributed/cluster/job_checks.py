@@ -105,6 +105,11 @@ def unreachable(address: str, error: object) -> str:
     )
 
 
+def holds_package(working_dir: Path) -> bool:
+    """Whether a working directory is a clone: then its code travels with it and is what the job runs."""
+    return (working_dir / "edm_ray" / "__init__.py").is_file()
+
+
 def upload_sizes(working_dir: Path) -> list[tuple[int, str]]:
     """(bytes, path) of every file that would travel, largest first: without .gitignore, .rayignore and EXCLUDES."""
     root = working_dir.absolute()
