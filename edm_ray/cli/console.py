@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import errno
 import json
 import math
 import os
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 _as_json: contextvars.ContextVar[bool] = contextvars.ContextVar("as_json", default=False)
+printer: Callable[[str], None] | None = None
+"""Prints a line above the live one, where there is one (`progress`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +58,38 @@ def lines_to() -> TextIO:
 
 
 def say(text: str = "") -> None:
-    _write(lines_to(), text)
+    _write(lines_to(), text, printer)
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _write(stream: TextIO, text: str, live: Callable[[str], None] | None = None) -> None:
     encoding = stream.encoding or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)  # names of files are any bytes
     try:
+        if live is not None:
+            live(text)
+            return
         stream.write(f"{text}\n")
         stream.flush()
     except BrokenPipeError:
         # Whoever was reading has gone (`edm-ray presets | head`): end as other programs do, and without a word.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise SystemExit(141) from None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        forget_terminal()  # it was closed; SIGHUP says so
+
+
+def forget_terminal() -> None:
+    """What would be written to a terminal that was closed goes nowhere, without an error."""
+    for number in (1, 2):
+        try:
+            os.write(number, b"")
+        except OSError as error:
+            if error.errno == errno.EIO:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
 
 
 def duration(seconds: float) -> str:
@@ -81,24 +102,3 @@ def duration(seconds: float) -> str:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
     days = seconds / 86400
     return f"{days:,.0f} days" if days < 2 * 365 else f"{days / 365.25:,.0f} years"
-
-
-class Progress:
-    """A line now and then: always the first and last step, others when ``every`` seconds have gone by."""
-
-    def __init__(self, label: str, every: float = 5.0) -> None:
-        self.label, self.every = label, every
-        self.started = self.last = time.monotonic()
-        self.first: float | None = None
-
-    def update(self, done: float, total: float, detail: str = "") -> None:
-        now = time.monotonic()
-        if self.first is None:
-            self.first, self.started = done, now
-        if done < total and now - self.last < self.every:
-            return
-        self.last = now
-        left = ""
-        if self.first < done < total:
-            left = f", {duration((now - self.started) * (total - done) / (done - self.first))} left"
-        say(f"  {self.label}: {done:,.0f} of {total:,.0f}{left}{'  ' + detail if detail else ''}")

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from edm_ray.cli.console import Progress, Reports, duration, report, say
+from edm_ray.cli.console import Reports, duration, report, say
+from edm_ray.cli.progress import Progress
 from edm_ray.cli.sampler import choose_settings
 from edm_ray.cli.workers import choose_executor
 from edm_ray.errors import InputError

@@ -13,8 +13,9 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from edm_ray.cli.console import Progress, Reports, report, say
+from edm_ray.cli.console import Reports, report, say
 from edm_ray.cli.prepare import facts
+from edm_ray.cli.progress import Progress
 from edm_ray.data.blocks import BlockOrder
 from edm_ray.data.codec import stored_pictures
 from edm_ray.data.decoders import find_decoder

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from edm_ray.cli.console import Progress, Reports, report, say
+from edm_ray.cli.console import Reports, report, say
+from edm_ray.cli.progress import Progress
 from edm_ray.cli.workers import choose_executor
 from edm_ray.data.manifest import DataSet
 from edm_ray.storage import uris

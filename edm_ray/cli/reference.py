@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from edm_ray.cli.console import Progress, Reports, report, say
+from edm_ray.cli.console import Reports, report, say
+from edm_ray.cli.progress import Progress
 from edm_ray.cli.weights_progress import WeightsProgress
 from edm_ray.cli.workers import choose_executor
 from edm_ray.tasks.given import OpenedReference

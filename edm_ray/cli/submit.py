@@ -16,6 +16,7 @@ import tyro
 from edm_ray.cli.console import Reports, duration, lines_to, report, say
 from edm_ray.cli.job import check_places, parse
 from edm_ray.errors import InputError
+from edm_ray.execution.stopping import Interrupted
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,9 @@ def _follow(client: Any, job: str) -> int:
 
     try:
         outcome = follow(client, job, write)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupted:
         say(f"\n{job}: runs on unwatched; --follow {job} shows it again, --stop {job} ends it")
-        return 130
+        return interrupted.code if isinstance(interrupted, Interrupted) else 130
     say(f"{job}: {outcome.status} after {duration(time.monotonic() - started)}")
     if outcome.code:
         say(f"  {outcome.message}")

@@ -16,6 +16,7 @@ import tyro
 from edm_ray.cli.console import Reports, duration, report, say
 from edm_ray.cli.workers import choose_executor
 from edm_ray.errors import InputError
+from edm_ray.execution import activity
 from edm_ray.search.baselines import GridSearch
 from edm_ray.search.by_budget import BEST_SAMPLERS, summary
 from edm_ray.search.plan import StrategyName, SweepPlan, sweep_plan
@@ -99,7 +100,7 @@ def run(args: Args) -> None:
         report({"sweep": task.describe(), **vars(work), **spent.facts})
         return
     started = time.monotonic()
-    found = task.run(executor, TrialLines(task.space, bool(budgets)), _commands(args, task))
+    found = task.run(executor, TrialLines(task.space, bool(budgets), task.races.most_images), _commands(args, task))
     if budgets:
         show(budgets_table(found.budgets))
     for line in summary(found.results) if budgets else found.result.summary():
@@ -177,8 +178,10 @@ def _as_flags(args: Args) -> list[str]:
 class TrialLines:
     """One line for every trial as it ends, with the settings of the space; by budget with its evaluations."""
 
-    def __init__(self, space: Space, by_budget: bool = False) -> None:
-        self.space, self.by_budget, self.count = space, by_budget, 0
+    def __init__(self, space: Space, by_budget: bool = False, most_images: int = 0) -> None:
+        self.space, self.by_budget, self.count, self.most_images = space, by_budget, 0, most_images
+        self.images: dict[tuple[str, str], int] = {}
+        """(settings, pool of seeds) -> how many were looked at."""
 
     def __call__(self, result: TrialResult) -> None:
         self.count += 1
@@ -186,3 +189,6 @@ class TrialLines:
         nfe = f"{asked.settings.nfe:>3} NFE  " if self.by_budget else ""
         text = f"FID {found.fid:6.2f} +- {found.se:.2f}  n={found.n}" if found else f"FAILED: {result.failure}"
         say(f"  trial {self.count:>3}  {nfe}{asked.stage:<8} {in_words(self.space.describe(asked.settings))}  {text}")
+        if found:
+            self.images[str(asked.settings), asked.seeds] = found.n
+        activity.count(sum(self.images.values()), self.most_images, "images, at most")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from edm_ray.cli.console import Progress, Reports, duration, report, say
+from edm_ray.cli.console import Reports, duration, report, say
+from edm_ray.cli.progress import Progress
 from edm_ray.cli.workers import choose_executor, parse_workers
 from edm_ray.config.presets import DEFAULT, proposed
 from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
+from edm_ray.execution.stopping import Interrupted, asked
 from edm_ray.storage import uris
 from edm_ray.tasks.train import TrainOptions, TrainTask
 
@@ -70,6 +73,8 @@ def run(args: Args) -> None:
         raise InputError(
             f"--no-ray trains without Ray, and --reader {task.config.reader} is Ray's; leave one of them out"
         )
+    if not (args.dry_run and args.device == "cuda"):  # GPUs may be planned for where there are none
+        task.check_executor(executor)
     plan = check_plan(args, task, workers)
     describe(task, f"{'this process' if workers == '0' else workers} x {args.device}")
     if args.dry_run:
@@ -99,7 +104,7 @@ def run(args: Args) -> None:
         task.run(executor, on_tick, lambda line: say(f"  {line}"), on_resume)
     except Stopped as stopped:
         say(f"  {stopped}; the same command resumes from there")
-        raise SystemExit(143) from stopped
+        raise Interrupted(asked() or signal.SIGTERM, said=True) from stopped
     summarise(task.run_uri, time.monotonic() - started, seen, resumed[0] if resumed else 0)
 
 

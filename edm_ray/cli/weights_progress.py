@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edm_ray.cli.console import Progress
+from edm_ray.cli.progress import Progress
 
 
 class WeightsProgress:

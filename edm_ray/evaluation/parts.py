@@ -24,6 +24,7 @@ from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.reference import ExtractorSpec
 from edm_ray.evaluation.reference_features import ReferenceFeatures
+from edm_ray.execution import activity
 from edm_ray.execution.executor import Executor, Item, Needs, OnProgress, make_all, no_progress
 from edm_ray.storage import artifacts
 from edm_ray.storage.artifacts import Artifact
@@ -244,6 +245,7 @@ def measure_real(
         Measurement(plan=key, images=RealImages(parts=tuple(own)))
         for key, own in zip(measuring.keys, parts, strict=True)
     ]
+    activity.stage(f"features of {num:,} real images")
     with executor.session(*recipes):
         for place, (recipe, own) in enumerate(zip(recipes, parts, strict=True)):
             # Opened together, so that the FID worker starts while features are taken.

@@ -24,6 +24,7 @@ from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.evaluation.fid_worker import Measurement, MeasureSets, SetResult
 from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.reference import PIXELS, ExtractorSpec
+from edm_ray.execution import activity
 from edm_ray.execution.executor import Executor, Maker, OnProgress, make_all, no_progress
 from edm_ray.generation.features import GenerateFeatures
 from edm_ray.generation.generate import MICRO_BATCH
@@ -82,6 +83,7 @@ def evaluate(
     ]
     with executor.open(spec.recipe(), measuring) as (sampling, fids):
         make_all(sampling, items, on_chunk)
+        activity.stage("measuring against the reference")
         make_all(fids, [(one,) for row in measurements for one in row])
     return [[measuring.result(one) for one in row] for row in measurements]
 

@@ -21,6 +21,7 @@ from edm_ray.evaluation.grids import grid_png, image_grid, rows_by_class
 from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.parts import measure_real, require_real
 from edm_ray.evaluation.reference import PIXELS
+from edm_ray.execution import activity
 from edm_ray.execution.executor import Executor, Maker, make_all
 from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, FidMeter, fid_meter, sample_grids
@@ -236,6 +237,7 @@ class SweepTask:
             with fid_meter(spec, measured, on, self._concurrent(on)) as meter:
                 self._propose(meter.sampling, spec, on.device)
                 self._search(meter, spec.store, on, keep)
+                activity.stage("drawing the report and its samples")
                 results = tuple(result_of(driver) for driver in self.races.drivers)
                 shown = [self._shown(*pair) for pair in zip(self.races.drivers, results, strict=True)]
                 balanced = dataclasses.replace(spec, labels="balanced")

@@ -106,6 +106,7 @@ def _train(
     draw = _grid_drawer(job) if first and job.snapshot_kimg else None
     signals, skipped = Signals(ask, place.world_size), SkippedLog(run_uri, images.skipped)
     step.watch.start(state.images_seen)
+    pulse.total = schedule.total
     pulse.begin(state.images_seen)
     with contextlib.closing(Saver(run_uri, store, {**job.about, "run": job.identity}, job.dataset.codec, log)) as saver:
         while state.images_seen < schedule.total:
