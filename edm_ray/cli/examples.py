@@ -22,6 +22,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "export runs/photos models/early --nimg 51200",
         "export runs/photos/model diffusers-photos --format diffusers",
     ),
+    "weights": ("weights", "weights inception"),
     "reference": (
         "reference --data data/photos --out refs/photos",
         "reference --data data/photos --out refs/photos --extractor dinov2 --device cuda",

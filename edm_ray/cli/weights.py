@@ -6,18 +6,18 @@ count only with the published sha256. EDM_RAY_WEIGHTS_MIRROR names a server of y
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from edm_ray.cli.console import say
+from edm_ray.cli.console import Reports, report, say
 from edm_ray.cli.weights_progress import WeightsProgress
 from edm_ray.errors import InputError, nearest
 from edm_ray.evaluation.extractors.published_weights import PUBLISHED, Published, fetch_weights, find_weights, place_of
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(Reports):
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Which to download, e.g. inception; none: list them."""
 
@@ -33,6 +33,19 @@ def run(args: Args) -> None:
         say(f"{name}: {path}")
     for published in () if args.names else PUBLISHED.values():
         _say(published)
+    report({name: _facts(PUBLISHED[name]) for name in args.names or PUBLISHED})
+
+
+def _facts(published: Published) -> dict[str, Any]:
+    found = find_weights(published)
+    return {
+        "what": published.what,
+        "bytes": published.size,
+        "licence": published.licence,
+        "source": published.source,
+        "sha256": published.sha256,
+        "path": None if found is None else str(found),
+    }
 
 
 def _say(published: Published) -> None:
