@@ -79,29 +79,49 @@ class Row:
         return f"{text}; {than}: difference {gap.gap:+.3f}, {gap.low:+.3f} to {gap.high:+.3f}."
 
 
+Found = tuple[SweepResult, Confirmed]
+"""A race, and its recommended sampler."""
+
+
 def rows_of(results: Sequence[SweepResult]) -> tuple[Row, ...]:
-    """The budgets that have a confirmed sampler, least first; the last of them is what the others are compared with."""
+    """The budgets that have a confirmed sampler, least first; the last of them is what the others are compared with.
+
+    The race of a larger budget may end with a sampler of few evaluations, better by the search's seeds than what the
+    smaller budgets' races found, since it began with that: then it is their sampler too.
+    """
     found = [(result, best) for result in results if (best := result.of(result.best)) is not None]
     found.sort(key=lambda pair: pair[0].nfe or 0)
-    return tuple(_row(result, best, found[-1]) for result, best in found)
+    return tuple(_row(result, _within(result, found[index:]), found[-1]) for index, (result, _) in enumerate(found))
 
 
-def _row(result: SweepResult, best: Confirmed, last: tuple[SweepResult, Confirmed]) -> Row:
-    largest, top = last
-    heun = largest.of(largest.paper)
+def _within(result: SweepResult, found: Sequence[Found]) -> Found:
+    """Of the race and those of larger budgets, the last whose sampler keeps to the race's budget."""
+    keeping = [(race, best) for race, best in found if result.nfe is None or best.settings.nfe <= result.nfe]
+    return keeping[-1] if keeping else found[0]
+
+
+def _row(result: SweepResult, taken: Found, last: Found) -> Row:
+    (race, best), (largest, top) = taken, last
+    heun, unsearched, heun_there = (result.of(result.paper), result.of(result.unsearched), largest.of(largest.paper))
+
+    def against(other: Confirmed | None) -> Difference | None:
+        if other is None or other.settings == best.settings:
+            return None
+        return difference(best.estimate, other.estimate)
+
     return Row(
         nfe=result.nfe or best.settings.nfe,
         best=best,
-        words=in_words(result.samplers[best.label]),
-        heun=result.of(result.paper),
-        against_heun=best.against_paper,
-        unsearched=result.of(result.unsearched),
-        against_unsearched=best.against_unsearched,
+        words=in_words(race.samplers[best.label]),
+        heun=heun,
+        against_heun=against(heun),
+        unsearched=unsearched,
+        against_unsearched=against(unsearched),
         largest=largest.nfe or top.settings.nfe,
-        against_largest=None if best.settings == top.settings else difference(best.estimate, top.estimate),
+        against_largest=against(top),
         margin=_margin(top),
-        against_heun_at_largest=None if heun is None else difference(best.estimate, heun.estimate),
-        margin_of_heun=0.0 if heun is None else _margin(heun),
+        against_heun_at_largest=against(heun_there),
+        margin_of_heun=0.0 if heun_there is None else _margin(heun_there),
     )
 
 

@@ -74,7 +74,8 @@ def search_tables(searches: dict[str, Any]) -> str:
                 f"{row['n']:,}",
                 _gap(row["against_unsearched"]),
                 _gap(row["against_heun"]),
-                _gap(row["against_largest"]) + (", no worse" if row["no_worse"] and row["against_largest"] else ""),
+                _gap(row["against_largest"])
+                + (", no worse" if row["no_worse"] and any(row["against_largest"] or ()) else ""),
                 *(f"{other[row['budget']]['fid']:.3f}" if row["budget"] in other else "-" for other in others.values()),
             ]
             lines.append("| " + " | ".join(cells) + " |")
@@ -83,7 +84,9 @@ def search_tables(searches: dict[str, Any]) -> str:
 
 
 def _gap(gap: list[float] | None) -> str:
-    return "-" if gap is None else f"{gap[0]:+.3f} ({gap[1]:+.3f} to {gap[2]:+.3f})"
+    if gap is None or not any(gap):
+        return "the same sampler"
+    return f"{gap[0]:+.3f} ({gap[1]:+.3f} to {gap[2]:+.3f})"
 
 
 def replay_table(replays: dict[str, Any]) -> str:
@@ -123,6 +126,9 @@ def draw(board: dict[str, Any], searches: dict[str, Any]) -> None:
         axes.set_yscale("log")
         axes.set_xticks([5, 8, 18, 35, 79], ["5", "8", "18", "35", "79"])
         axes.minorticks_off()
+        low, high = axes.get_ylim()
+        shown = [value for value in (0.5, 1, 2, 3, 5, 10, 30, 100) if low <= value <= high]
+        axes.set_yticks(shown, [f"{value:g}" for value in shown])
         axes.set_title(model, fontsize=10)
         axes.set_xlabel("network evaluations")
         axes.spines[["top", "right"]].set_visible(False)
