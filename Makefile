@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: before-after demo test test-here test-on-ray test-slow test-faults test-gpu test-isa test-lowest test-next soak lint format install clean-demo
+.PHONY: before-after demo docs docs-update test test-here test-on-ray test-slow test-faults test-gpu test-isa test-lowest test-next soak lint format install clean-demo
 
 install: $(STAMP)
 
@@ -18,6 +18,15 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@$(BIN)/edm-ray demo --out demo
+
+# The site, in site/: any link that leads nowhere ends it. `make docs-update` first writes the reference from the code.
+docs: $(STAMP)
+	@$(BIN)/python -c 'import zensical' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@$(BIN)/python docs/build_site.py
+	$(BIN)/zensical build --strict --clean
+
+docs-update: $(STAMP)
+	$(BIN)/python docs/write_reference.py
 
 # Two at a time: the tests on Ray mostly wait for processes to start, the others use one core.
 QUICK := not slow and not fault and not soak

@@ -44,7 +44,7 @@ def colour(bench: Bench) -> None:
     work = work_in(bench)
     shutil.rmtree(work, ignore_errors=True)
     device = bench.device.type
-    command(bench, f"prepare photographs {work}/photos --crops {64 if bench.toy else 20000} --resolution 32", "colour")
+    command(bench, f"prepare photographs {work}/photos --num {64 if bench.toy else 20000} --resolution 32", "colour")
     length = 0.016 if bench.toy else 60
     toy = "denoiser.network.model_channels=16 denoiser.network.num_blocks=1 denoiser.network.attn_resolutions=[] "
     sizes = toy + "batch_size=4" if bench.toy else "batch_size=256 precision=bf16 optimizer.ramp_kimg=50"

@@ -1,22 +1,95 @@
-"""What the commands say: plain lines on standard output, one idea a line."""
+"""What the commands say: plain lines on standard output, one idea a line. With --json one JSON object is there instead,
+and the lines go to standard error."""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import errno
+import json
+import math
 import os
 import sys
-import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+_as_json: contextvars.ContextVar[bool] = contextvars.ContextVar("as_json", default=False)
+printer: Callable[[str], None] | None = None
+"""Prints a line above the live one, where there is one (`progress`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reports:
+    """Options of every command that reports something."""
+
+    json: bool = False
+    """Print the result as one JSON object; what is said for people goes to standard error."""
+
+
+@contextlib.contextmanager
+def as_json(asked: bool) -> Iterator[None]:
+    """Whether `report` prints, as long as a command runs. (The demo's commands run inside of another.)"""
+    token = _as_json.set(asked)
+    try:
+        yield
+    finally:
+        _as_json.reset(token)
+
+
+def report(content: Mapping[str, Any]) -> None:
+    """The result of a command, for --json: once a command. Plain values; others as their text, and numbers that JSON
+    does not have ("inf", "nan") too."""
+    if _as_json.get():
+        _write(sys.stdout, json.dumps(_plain(content), indent=1, default=str, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def lines_to() -> TextIO:
+    """Where lines for people go."""
+    return sys.stderr if _as_json.get() else sys.stdout
 
 
 def say(text: str = "") -> None:
-    encoding = sys.stdout.encoding or "utf-8"
+    _write(lines_to(), text, printer)
+
+
+def _write(stream: TextIO, text: str, live: Callable[[str], None] | None = None) -> None:
+    encoding = stream.encoding or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)  # names of files are any bytes
     try:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+        if live is not None:
+            live(text)
+            return
+        stream.write(f"{text}\n")
+        stream.flush()
     except BrokenPipeError:
         # Whoever was reading has gone (`edm-ray presets | head`): end as other programs do, and without a word.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise SystemExit(141) from None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        forget_terminal()  # it was closed; SIGHUP says so
+
+
+def forget_terminal() -> None:
+    """What would be written to a terminal that was closed goes nowhere, without an error."""
+    for number in (1, 2):
+        try:
+            os.write(number, b"")
+        except OSError as error:
+            if error.errno == errno.EIO:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
 
 
 def duration(seconds: float) -> str:
@@ -25,25 +98,7 @@ def duration(seconds: float) -> str:
         return f"{seconds} s"
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-
-
-class Progress:
-    """A line now and then: always the first and last step, others when ``every`` seconds have gone by."""
-
-    def __init__(self, label: str, every: float = 5.0) -> None:
-        self.label, self.every = label, every
-        self.started = self.last = time.monotonic()
-        self.first: float | None = None
-
-    def update(self, done: float, total: float, detail: str = "") -> None:
-        now = time.monotonic()
-        if self.first is None:
-            self.first, self.started = done, now
-        if done < total and now - self.last < self.every:
-            return
-        self.last = now
-        left = ""
-        if self.first < done < total:
-            left = f", {duration((now - self.started) * (total - done) / (done - self.first))} left"
-        say(f"  {self.label}: {done:,.0f} of {total:,.0f}{left}{'  ' + detail if detail else ''}")
+    if seconds < 72 * 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    days = seconds / 86400
+    return f"{days:,.0f} days" if days < 2 * 365 else f"{days / 365.25:,.0f} years"

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edm_ray.cli.console import say
+from edm_ray.cli.console import Reports, report, say
 from edm_ray.storage import uris
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     address: str | None = None
     """http://HOST:8265 of a cluster's job API, or HOST:6379 of the cluster itself."""
     storage: str | None = None
@@ -39,6 +39,7 @@ def run(args: Args) -> int:
     storage = None if args.storage is None else uris.absolute(args.storage)
     weights = None if args.weights is None else uris.absolute(args.weights)
     findings = examine(Question(storage=storage, weights=weights, sha256=args.sha256, device=args.device), args.address)
+    report({"findings": [vars(finding) for finding in findings], "ok": all(finding.ok for finding in findings)})
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         say(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check:<{width}}  {finding.found}")
@@ -57,7 +58,7 @@ def _as_job(args: Args) -> int:
         if value := getattr(args, name):
             command += [f"--{name}", value]
     with tempfile.TemporaryDirectory() as nothing:
-        # Code travels, for nodes that have none of their own; whatever else lies here is not needed there.
+        # The package travels, for nodes that have none of their own; whatever else lies here is not needed there.
         here = "." if Path("edm_ray/distributed/cluster/doctor.py").is_file() else nothing
         return submit.run(
             submit.Args(command=tuple(command), address=args.address, insecure=args.insecure, working_dir=here)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from edm_ray.cli.console import say
+from edm_ray.cli.console import Reports, report, say
 from edm_ray.models import open_model, save_model
 from edm_ray.storage import uris
 from edm_ray.training.posthoc import synthesise
@@ -18,7 +18,7 @@ from edm_ray.training.run import model_uri
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     run: Annotated[str, tyro.conf.Positional]
     """Directory or s3:// URI of a finished run."""
     out: Annotated[str, tyro.conf.Positional]
@@ -37,4 +37,5 @@ def run(args: Args) -> None:
     kept = {name: value for name, value in json.loads(json.dumps(model.about)).items() if name != "metrics"}
     about = {**kept, "images_seen": at, "ema_sigma_rel": args.sigma_rel}
     save_model(uris.absolute(args.out), model.config, state, about, model.codec)
+    report({"model": args.out, "images_seen": at, "sigma_rel": args.sigma_rel})
     say(f"{args.out}: parameters at {at:,} images, averaged with sigma_rel {args.sigma_rel:g}")

@@ -9,15 +9,19 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from edm_ray.cli.console import Progress, duration, say
+from edm_ray.cli.console import Reports, duration, report, say
+from edm_ray.cli.progress import Progress
 from edm_ray.cli.sampler import choose_settings
 from edm_ray.cli.workers import choose_executor
 from edm_ray.errors import InputError
 from edm_ray.tasks.evaluate import RESULT, EvaluateOptions, Evaluation
 
+PICTURED, COLUMNS, GAP = 50, 10, 4
+"""Of the model card's picture."""
+
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     model: str = ""
     """Model directory. Or give --follow."""
     reference: list[str] = field(default_factory=list)
@@ -45,7 +49,8 @@ class Args:
     actors_per_gpu: int = 1
     """Actors that share a GPU."""
     card: bool = False
-    """Write the numbers into the model directory too: its config.json and model card."""
+    """Write the numbers into the model directory too, with how they were measured (its config.json and model card), and
+    a picture of samples."""
     dry_run: bool = False
     """Check what is given, say what would be done, and stop."""
 
@@ -61,21 +66,34 @@ def run(args: Args) -> None:
     sampler = choose_settings(args.sampler, args.set, args.nfe)
     if args.follow is not None:
         options = vars(args.evaluation)
+        rows = []
         for nimg, snapshot in follow(
             args.follow, args.reference[0], sampler, args.num, on=executor, out=args.out, **options
         ):
             say(f"  {nimg:>12,} images: {snapshot.measured.fid.describe()}")
+            rows.append({"nimg": nimg, **snapshot.measured.fid.to_dict()})
+        report({"snapshots": rows})
         return
     plan = plan_evaluation(args.model, args.reference, sampler, args.num, args.evaluation, args.out)
     if args.dry_run:
-        for line in plan.describe(executor):
+        from edm_ray.cli.spending import Work, spending
+
+        images, nfe = len(plan.starts) * args.num, plan.sampler.nfe
+        real = args.num if plan.held_out is not None else 0
+        calls = images * nfe if nfe else None
+        work = Work(images=images, calls=calls, stored=plan.stored(executor), real=real)
+        extractors = [each.extractor for each in plan.references]
+        spent = spending(work, plan.model, extractors, executor)
+        for line in [*plan.describe(executor), *spent.lines]:
             say(line)
+        report({**vars(work), **spent.facts})
         return
     progress, started = Progress("chunks"), time.monotonic()
     result = plan.run(executor, progress.update)
     _show(result)
     if args.card:
-        _write_card(result)
+        _write_card(result, args.device)
+    report({**result.to_dict(), "written": f"{args.out}/{RESULT}"})
     where = f"{args.out}/{RESULT}{' and into the model' if args.card else ''}"
     say(f"  {duration(time.monotonic() - started)}; written to {where}")
 
@@ -98,11 +116,30 @@ def _show(result: Evaluation) -> None:
         say(f"  made on {len(kinds)} kinds of device ({', '.join(kinds)}), whose images may differ by a level")
 
 
-def _write_card(result: Evaluation) -> None:
+def _write_card(result: Evaluation, device: str) -> None:
+    """The numbers with how they were measured, and a picture of samples by the same sampler."""
     from edm_ray.cli.tables import card_rows
     from edm_ray.models.directory import add_metrics
 
     card: dict[str, str] = {}
     for place, plan in enumerate(result.plans):
         card |= card_rows(result.measured(place), f"against {plan.reference.describe()}; {result.how()}")
-    add_metrics(result.model, card)
+    add_metrics(result.model, card, _picture(result, device))
+
+
+def _picture(result: Evaluation, device: str) -> bytes:
+    """PNG of PICTURED images, one class per row."""
+    import torch
+
+    from edm_ray.evaluation.grids import grid_png, image_grid, rows_by_class
+    from edm_ray.generation.generate import generate, labels_of
+
+    model, seeds, names = result.model, torch.arange(PICTURED), list[str]()
+    classes, precision = model.config.network.label_dim, result.options.precision
+    images = generate(model.denoiser(device), seeds, result.sampler, "balanced", precision=precision).numpy()
+    if classes:
+        labels = labels_of(seeds, classes, "balanced", model.empty_classes).numpy()
+        images, names = rows_by_class(images, labels, COLUMNS, model.class_names)
+    scale = max(1, 48 // images.shape[-1])
+    text = {"seeds": f"0..{PICTURED - 1}", "settings": result.how()}
+    return grid_png(image_grid(images, COLUMNS, scale, gap=GAP), text, names, images.shape[2] * scale + GAP)

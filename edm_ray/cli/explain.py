@@ -10,7 +10,7 @@ from pathlib import Path as FilePath
 import numpy as np
 import torch
 
-from edm_ray.cli.console import say
+from edm_ray.cli.console import Reports, report, say
 from edm_ray.cli.sampler import choose_settings
 from edm_ray.data.codec import decode
 from edm_ray.data.manifest import open_dataset
@@ -32,7 +32,7 @@ from edm_ray.storage import uris
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     out: str
     """Folder for the figures (PNG)."""
     model: str | None = None
@@ -122,4 +122,5 @@ def run(args: Args) -> None:
         say(
             f"inversion and back, {name}: " + ", ".join(f"{count} steps {error:.2g}" for count, error in errors.items())
         )
+    report({"figures": [str(out / f"{name}.png") for name in figures], "inversion": inversion})
     say(f"{len(figures)} figures: {', '.join(str(out / (name + '.png')) for name in figures)}")

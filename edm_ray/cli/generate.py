@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import tyro
 
-from edm_ray.cli.console import Progress, duration, say
+from edm_ray.cli.console import Reports, duration, report, say
+from edm_ray.cli.progress import Progress
 from edm_ray.cli.sampler import choose_settings
 from edm_ray.cli.workers import choose_executor
 from edm_ray.data.importers.source import PICTURE_SUFFIXES
@@ -23,7 +24,7 @@ from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.errors import InputError
 from edm_ray.evaluation.extractors.base import Extractor
-from edm_ray.evaluation.grids import save_grid
+from edm_ray.evaluation.grids import rows_by_class, save_grid
 from edm_ray.evaluation.neighbours import pixel_rows
 from edm_ray.evaluation.reference import open_reference
 from edm_ray.execution.executor import Executor
@@ -41,7 +42,7 @@ MOST_IN_GRID = 10_000
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     model: str
     """Model directory."""
     out: str
@@ -72,6 +73,7 @@ class Args:
     """Ray actors that sample, or LEAST:MOST to begin with fewer; 0: this process, without Ray. The images are the
     same. Every node must see the place of --out."""
     columns: int = 10
+    """Grid only: images in a row. Each row is of one class, named to its left."""
     scale: int | None = None
     """Grid only: enlarge pixels by this whole number; by default images become about 64 pixels wide."""
     device: str = "cpu"
@@ -95,27 +97,34 @@ def run(args: Args) -> None:
     if not figures and not is_grid:
         task.check_space(args.out)
     if args.dry_run:
-        what = figures[0] if figures else f"{num:,} images, seeds from {args.images.first_seed},"
+        what = figures[0] if figures else f"{num:,} images, seeds from {args.images.seed},"
         who = f"{args.workers} x {args.device}" if args.workers != "0" else "this process"
+        report({"out": args.out, "num": num, "seed": args.images.seed, "sampler": task.sampler.to_dict()})
         say(f"would sample {what} to {args.out}, by {who}; sampler: {task.sampler}")
         return
     started = time.monotonic()
     if figures:
         _save_figure(args, _figure(args, task))
+        report({"out": args.out, "figure": figures[0], "sampler": task.sampler.to_dict()})
         say(f"{figures[0]} in {duration(time.monotonic() - started)}: {args.out}")
         return
     is_file = is_grid or Path(args.out).suffix.lower() == ".zip"
     with hold(store if is_file else uris.absolute(args.out), "generate"):
         _write(args, task, is_grid, executor)
+    report({"out": args.out, "num": num, "seed": args.images.seed, "sampler": task.sampler.to_dict()})
     say(f"{num} images in {duration(time.monotonic() - started)}: {args.out}")
 
 
 def _write(args: Args, task: GenerateTask, is_grid: bool, executor: Executor) -> None:
     progress = Progress("chunks of images")
     if is_grid:
-        images = np.concatenate([part for _, part in task.parts(executor, progress.update)])
+        parts = list(task.parts(executor, progress.update))
+        seeds, images = (np.concatenate(each) for each in zip(*parts, strict=True))
+        names: list[str] = []
+        if task.model.config.network.label_dim:
+            images, names = rows_by_class(images, task.labels(seeds), args.columns, task.model.class_names)
         about = {**task.about, "seeds": f"{task.seeds.start}..{task.seeds.stop - 1}"}
-        save_grid(args.out, images, args.columns, about, _scale(args, images), GAP)
+        save_grid(args.out, images, args.columns, about, _scale(args, images), GAP, names=names)
     else:
         task.write(task.output(args.out, args.format), executor, progress.update)
     task.forget()
@@ -170,7 +179,7 @@ def _figure(args: Args, task: GenerateTask) -> Figure:
     # Read first: a bad reference should not cost the time of sampling.
     spec = open_reference(uris.absolute(args.reference))[1] if args.reference is not None else None
     step = BALANCED_RUN if labels == "balanced" and model.config.network.label_dim else 1
-    first = task.options.first_seed
+    first = task.options.seed
     wanted = torch.arange(first, first + task.num * step, step, dtype=torch.int64)
     seeds, samples = wanted.numpy(), np.concatenate(list(_samples(task, args.device, wanted)))
     training = pixels.images
@@ -219,7 +228,7 @@ def _save_figure(args: Args, figure: Figure) -> None:
     scale = _scale(args, figure.images)
     about = {
         "model": args.model,
-        "first seed": str(args.images.first_seed),
+        "first seed": str(args.images.seed),
         "labels": args.images.labels,
         **figure.text,
     }

@@ -1,4 +1,4 @@
-"""Turn a network file of the official EDM code into a model directory, or a model into a diffusers-style folder.
+"""Turn a network file of the official EDM code into a model directory, or into a diffusers-style folder.
 
 Nothing in the file is executed. Official weights are under CC BY-NC-SA 4.0: mind it. An FID reference (.npz with mu
 and sigma) becomes a reference directory."""
@@ -12,10 +12,10 @@ from typing import Annotated
 
 import tyro
 
-from edm_ray.cli.console import say
+from edm_ray.cli.console import Reports, report, say
+from edm_ray.cli.weights_progress import WeightsProgress
 from edm_ray.errors import InputError
-from edm_ray.models import open_model, save_model
-from edm_ray.models.interop.diffusers import KIND as FOLDER
+from edm_ray.models import save_model
 from edm_ray.models.interop.diffusers import save_diffusers
 from edm_ray.models.interop.nvlabs import Imported, import_pickle
 from edm_ray.storage import uris
@@ -25,9 +25,9 @@ FORMATS = ("model", "diffusers")
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     source: Annotated[str, tyro.conf.Positional]
-    """A .pkl snapshot, .pt training state or .npz FID reference (path, s3:// or https://); or a model directory."""
+    """A .pkl snapshot, .pt training state or .npz FID reference: a path, s3:// or https://."""
     out: Annotated[str, tyro.conf.Positional]
     """Directory or s3:// URI to write."""
     key: str = "ema"
@@ -39,7 +39,8 @@ class Args:
     extractor: str = "inception"
     """FID references only: the extractor they are of."""
     weights: str | None = None
-    """FID references only: the extractor's weights, kept beside the moments. A path or s3:// URI."""
+    """FID references only: the extractor's weights, kept beside the moments: a path or s3:// URI; without, as
+    `reference` finds them."""
 
 
 def run(args: Args) -> None:
@@ -64,6 +65,7 @@ def run(args: Args) -> None:
     )
     if "class_name" in imported.facts:
         say("  official weights are under CC BY-NC-SA 4.0 (non-commercial, share alike)")
+    report({"out": out, "format": args.format, **imported.facts})
     say(f"  {args.format}: {out}")
     if args.format == "model":
         say(f"  next: edm-ray generate --model {out} --out samples.png")
@@ -80,6 +82,7 @@ def check_free(out: str) -> None:
 
 def import_reference(args: Args, out: str) -> None:
     """A published mean and covariance -> a reference directory with the extractor's weights."""
+    from edm_ray.evaluation.extractors.published_weights import weights_file
     from edm_ray.evaluation.extractors.registry import load_extractor
     from edm_ray.evaluation.reference import commit_published
     from edm_ray.models.interop.fid_reference import MAX_BYTES, read_fid_npz
@@ -87,33 +90,24 @@ def import_reference(args: Args, out: str) -> None:
 
     file = fetch(args.source, args.sha256, MAX_BYTES)
     mean, covariance = read_fid_npz(file.content, file.name)
-    if args.weights is None:
-        load_extractor(args.extractor, None)  # says which weights are needed
-        return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights"
-        path.write_bytes(uris.read_bytes(args.weights))
-        extractor = load_extractor(args.extractor, path)
+        path = weights_file(args.extractor, args.weights, Path(folder), WeightsProgress().download)
+        extractor = load_extractor(args.extractor, path)  # says which weights are needed, where there are none
+        assert path is not None
         commit_published(
             out, mean, covariance, file.name.removesuffix(".npz"), file.sha256, extractor, path.read_bytes()
         )
+    report({"reference": out, "features": len(mean), "extractor": args.extractor})
     say(f"{out}: {len(mean)} features of {file.name}, extractor {args.extractor}")
     say("  FIDs against it are as good as the agreement of this extractor with the one that made the file")
 
 
 def read_source(args: Args) -> Imported:
-    """A foreign file, or a model directory of ours."""
+    """A foreign file. Raises InputError for what is no foreign file."""
     remote_file = "://" in args.source and not args.source.startswith(("s3://", "file://"))
     manifest = None if remote_file else read_manifest(args.source)
-    if manifest is None:
-        return import_pickle(args.source, args.key, args.sha256)
-    if manifest.get("kind") == FOLDER or args.format != "diffusers":
+    if manifest is not None:
         raise InputError(
-            f"{args.source}: is a {manifest.get('kind')!r} already; only --format diffusers converts a model"
+            f"{args.source}: is {manifest.get('kind')!r} already; `edm-ray export` turns a model into other formats"
         )
-    model = open_model(args.source)
-    if not model.codec.is_pixels:
-        raise InputError(
-            f"{args.source}: makes latents for the decoder {model.codec.decoder!r}; the format has no such"
-        )
-    return Imported(config=model.config, state=dict(model.denoiser().module.state_dict()), facts=dict(model.about))
+    return import_pickle(args.source, args.key, args.sha256)

@@ -11,9 +11,11 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from edm_ray.cli.console import Progress, say
+from edm_ray.cli.console import Reports, report, say
+from edm_ray.cli.prepare import facts
+from edm_ray.cli.progress import Progress
 from edm_ray.data.blocks import BlockOrder
 from edm_ray.data.codec import stored_pictures
 from edm_ray.data.decoders import find_decoder
@@ -21,7 +23,7 @@ from edm_ray.data.format import Pixels
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.verify import pooled_std, read_verified
 from edm_ray.errors import InputError, IntegrityError
-from edm_ray.evaluation.grids import GAP_LEVEL, image_grid
+from edm_ray.evaluation.grids import GAP_LEVEL, image_grid, with_names
 
 CELL = 48
 """Pictures are enlarged to about so many pixels."""
@@ -32,7 +34,7 @@ EPOCHS = 4
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     dataset: Annotated[str, tyro.conf.Positional]
     """Directory or s3:// URI of a data set."""
     out: str | None = None
@@ -65,6 +67,7 @@ def run(args: Args) -> None:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         drawn.picture().save(args.out)
         say(f"grid         {args.out}")
+    report({**facts(dataset), "sigma_data": pooled_std(dataset), "damaged": damaged, "verified": not args.no_verify})
     if damaged:
         raise IntegrityError(
             f"{dataset.uri}: {len(damaged)} of {len(dataset.shards)} shards are damaged: {', '.join(damaged)}; "
@@ -199,13 +202,4 @@ class Drawn:
         grid = image_grid(np.stack([image for row in rows for image in row]), self.columns, scale, gap=2)
         if not self.names:
             return grid
-        height = shape[1] * scale + 2
-        font = ImageFont.load_default(size=min(14, max(9, height - 4)))
-        texts = [name if len(name) <= 24 else f"{name[:23]}~" for name in self.names]
-        width = 12 + round(max(font.getlength(text) for text in texts))
-        sheet = Image.new("RGB", (width + grid.width, grid.height), "white")
-        sheet.paste(grid, (width, 0))
-        draw = ImageDraw.Draw(sheet)
-        for row, text in enumerate(texts):
-            draw.text((6, row * height + (height - 2) // 2), text, "black", font, anchor="lm")
-        return sheet
+        return with_names(grid, self.names, shape[1] * scale + 2)

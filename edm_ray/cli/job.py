@@ -15,6 +15,7 @@ from typing import Any
 from edm_ray import cli
 from edm_ray.data.importers.detect import BUILT_IN
 from edm_ray.errors import InputError, nearest
+from edm_ray.search import shipped
 from edm_ray.storage import uris
 
 JOB_COMMANDS = ("prepare", "train", "reference", "generate", "evaluate", "sweep", "doctor")
@@ -59,13 +60,28 @@ def check_places(name: str, args: Any, working_dir: Path | None = None) -> None:
         )
     if working_dir is None:
         return
+    from edm_ray.distributed.cluster.job_checks import RESULTS
+
     for key in CARRIED:
         carried = given.get(key)
-        if isinstance(carried, str) and not _is_absolute(carried) and not (working_dir / carried).is_file():
+        if not isinstance(carried, str) or _is_absolute(carried):
+            continue
+        if f"/{(Path(carried).parts or ('',))[0]}" in RESULTS:
+            raise InputError(
+                f"{_label(name, key)} {carried}: {Path(carried).parts[0]}/ does not travel with a job; copy the file "
+                "out of it, or give s3:// or an absolute path that all nodes share"
+            )
+        if not (working_dir / carried).is_file() and not (key == "space" and _is_shipped(carried, working_dir)):
             raise InputError(
                 f"{_label(name, key)} {carried}: not in the working directory {working_dir}, so it cannot travel with "
                 "the job; put it there, or give s3:// or an absolute path that all nodes share"
             )
+
+
+def _is_shipped(space: str, working_dir: Path) -> bool:
+    """Whether the job will find a tune space by this name: in the clone that travels, or in the installed package."""
+    packed = shipped.spaces_folder().is_relative_to(shipped.PACKAGE)
+    return (packed or (working_dir / "tune_spaces").is_dir()) and space in shipped.space_names()
 
 
 def _flat(args: Any) -> dict[str, Any]:

@@ -1,59 +1,159 @@
-"""What `edm-ray train --dry-run` prints: everything that is decided, and what it will need."""
+"""What `edm-ray train --dry-run` prints: everything that is decided, what it will need, and a better preset if any."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 
-from edm_ray.cli.console import duration, say
-from edm_ray.config.load import to_yaml
+from edm_ray.cli.console import duration, report, say
+from edm_ray.config.load import to_flat, to_yaml
+from edm_ray.config.presets import DEFAULT, PRESETS, proposed
 from edm_ray.config.published import Quantity, cpu_price, prices
 from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions
+from edm_ray.errors import InputError
 from edm_ray.networks.build import build_denoiser
 from edm_ray.networks.cost import network_cost
-from edm_ray.training.cost import Workload, costs_at, dollars, gpu_hours, memory_gib, on_gpus, workload
+from edm_ray.training.cost import (
+    Workload,
+    costs_at,
+    dollars,
+    gpu_hours,
+    machine_gib,
+    memory_gib,
+    on_gpus,
+    workload,
+)
 from edm_ray.training.device import cpu_threads
 
 MEASURED_IMAGES, MEASURED_STEPS = 4, 2
+SLOW_SECONDS = 0.5
+"""A network that takes longer for one image is measured with one."""
+LONG_HOURS, UNASKED_HOURS = 72.0, 30 * 24.0
+"""A plan of more hours gets a warning; of more hours, it is not started unless its preset was asked for."""
 
 
-def print_plan(config: TrainingConfig, dataset: DataSet, workers: tuple[int, int], device: str, preset: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A training that was configured, and where it is to run."""
+
+    config: TrainingConfig
+    dataset: DataSet
+    workers: tuple[int, int]
+    """At least, at most."""
+    device: str
+    preset: str | None
+    """None: not said, so DEFAULT."""
+    here: bool
+    """All workers are on this machine."""
+
+    @property
+    def name(self) -> str:
+        return self.preset or DEFAULT
+
+    @property
+    def images(self) -> float:
+        return self.config.total_kimg * 1000
+
+    @property
+    def epochs(self) -> float:
+        return self.images / self.dataset.rows / (2 if self.config.xflip else 1)
+
+    @property
+    def measurable(self) -> bool:
+        """Whether this machine has such a device."""
+        return self.device != "cuda" or torch.cuda.is_available()
+
+
+def print_plan(plan: Plan) -> None:
     """The batch and how it is shared, memory, data, Ray's bundles, time and cost, then the whole configuration."""
-    least, most = workers
-    cost = network_cost(config.denoiser, device)
+    config, dataset, (least, most) = plan.config, plan.dataset, plan.workers
+    cost = network_cost(config.denoiser, plan.device)
     shares = {len(rank_positions(0, config.batch_size, rank, most, config.lanes)) for rank in range(most)}
     share = max(shares)
     at_once = min(config.micro_batch or share, share)
     rounds = -(-share // at_once)
-    steps = -(-round(config.total_kimg * 1000) // config.batch_size)
     say("  batch     " + _batch(config.batch_size, most, sorted(shares), at_once, rounds))
-    say(f"  steps     {steps:,}; {config.total_kimg * 1000 / dataset.rows / (2 if config.xflip else 1):,.1f} epochs")
-    say(f"  memory    {memory_gib(cost, at_once, config.precision)}")
+    say(f"  steps     {-(-round(plan.images) // config.batch_size):,}; {plan.epochs:,.1f} epochs")
+    has = machine_gib(plan.device) if plan.here else None
+    of = "" if has is None else f"; this {'GPU' if plan.device == 'cuda' else 'machine'} has {has:,.0f} GiB"
+    say(f"  memory    {memory_gib(cost, at_once, config.precision)}{of}")
     decoded = dataset.rows * dataset.channels * dataset.resolution**2
     stored = sum(entry["bytes"] for entry in dataset.files.values())
     say(f"  data      {len(dataset.shards)} shards, {stored / 2**20:,.1f} MiB; {decoded / 2**20:,.1f} MiB decoded")
-    unit = "1 GPU" if device == "cuda" else f"{config.threads} CPU{'s' * (config.threads > 1)}"
+    unit = "1 GPU" if plan.device == "cuda" else f"{config.threads} CPU{'s' * (config.threads > 1)}"
     many = f"{most} bundles of {unit}" if least == most else f"{least} to {most} bundles of {unit}"
-    say(f"  Ray       {many}, one DDP process each ({'nccl' if device == 'cuda' else 'gloo'})")
-    if device == "cuda" and not torch.cuda.is_available():
-        hours = gpu_hours(preset, config, cost)
-        say(f"  time      {hours}")
-        say(f"  cost      {dollars(hours)}")
-        say(f"  on GPUs   {_on_gpus(workload(preset, config, cost), most)}")
-    else:
-        with cpu_threads(config.threads):
-            seconds = measure_image(config, device)
+    say(f"  Ray       {many}, one DDP process each ({'nccl' if plan.device == 'cuda' else 'gloo'})")
+    if plan.measurable:
+        seconds, at_a_time = measure_image(config, plan.device)
+        hours = seconds * plan.images / 3600
         say(
-            f"  time      about {duration(seconds * config.total_kimg * 1000 / most)} with {most} such workers: "
-            f"{seconds * 1e3:,.1f} ms an image (measured here, now, {MEASURED_IMAGES} images at a time, without the "
-            "exchange of gradients)"
+            f"  time      about {duration(hours * 3600 / most)} with {most} such workers: {seconds * 1e3:,.1f} ms an "
+            f"image (measured here, now, {at_a_time} at a time, without the exchange of gradients)"
         )
-        say(f"  cost      {_measured_cost(seconds * config.total_kimg * 1000 / 3600, config.threads, device)}")
+        say(f"  cost      {measured_cost(hours, config.threads, plan.device)}")
+    else:
+        published = gpu_hours(plan.name, config, cost)
+        hours = published.value
+        say(f"  time      {published}")
+        say(f"  cost      {dollars(published)}")
+        say(f"  on GPUs   {_on_gpus(workload(plan.name, config, cost), most)}")
     say()
     say(to_yaml(config).rstrip())
+    warning = warned(plan, hours / most)
+    memory = memory_gib(cost, at_once, config.precision).value
+    facts = {"parameters": cost.parameters, "gib_a_worker": memory, "hours": hours / most, "epochs": plan.epochs}
+    report({"preset": plan.name, **facts, "warning": warning, "config": to_flat(config)})
+    if warning:  # last: it is what should be seen
+        say(f"\nWARNING: {warning}")
+
+
+def warned(plan: Plan, hours: float | None) -> str | None:
+    """What is wrong with a plan that takes so many hours by the clock (None: not known), and which preset is for such
+    data; None where nothing is."""
+    better = proposed(plan.dataset.shape, plan.dataset.rows, plan.device)
+    if better == plan.name or (plan.preset is not None and hours is not None and hours <= LONG_HOURS):
+        return None
+    shape, where = plan.dataset.shape, "this machine" if plan.here and plan.measurable else "a cluster"
+    what = "pictures" if plan.dataset.codec.is_pixels else "latents"
+    of = f"{plan.dataset.rows:,} {what} of {shape.resolution}x{shape.resolution} on {_device(plan)} of {where}"
+    takes = "see" if hours is None else f"take {duration(hours * 3600)} and see"
+    large = ""
+    if shape.resolution > 64:
+        large = "; the presets are for up to 64x64: `edm-ray prepare --resolution 64`, or latents, take less"
+    about = PRESETS[better].about.partition(":")[2].strip().rstrip(".")
+    return (
+        f"{of}: --preset {better} is for that{f' ({about})' if about else ''}; this plan ({plan.name}) would {takes} "
+        f"each {plan.epochs:,.0f} times{large}"
+    )
+
+
+def _device(plan: Plan) -> str:
+    kind = "GPU" if plan.device == "cuda" else "CPU"
+    count = plan.workers[1] * (1 if plan.device == "cuda" else plan.config.threads)
+    return f"{count} {kind}{'s' * (count > 1)}"
+
+
+def refuse_years(plan: Plan) -> None:
+    """Without --preset nothing is started that takes more than a month. Raises InputError with the preset to give."""
+    if plan.preset is not None or proposed(plan.dataset.shape, plan.dataset.rows, plan.device) == plan.name:
+        return
+    hours = hours_by_clock(plan)
+    if hours is not None and hours > UNASKED_HOURS:
+        raise InputError(f"{warned(plan, hours)}; give it, or --preset {DEFAULT} where this is meant")
+
+
+def hours_by_clock(plan: Plan) -> float | None:
+    """About; None where this machine cannot even hold one image's step."""
+    cost = network_cost(plan.config.denoiser, plan.device)
+    if not plan.measurable:
+        return gpu_hours(plan.name, plan.config, cost).value / plan.workers[1]
+    if memory_gib(cost, 1, plan.config.precision).value > 0.5 * (machine_gib(plan.device) or 0.0):
+        return None
+    return measure_image(plan.config, plan.device)[0] * plan.images / 3600 / plan.workers[1]
 
 
 def _batch(batch: int, workers: int, shares: list[int], at_once: int, rounds: int) -> str:
@@ -73,7 +173,7 @@ def _on_gpus(work: Workload, count: int) -> str:
     )
 
 
-def _measured_cost(hours: float, threads: int, device: str) -> Quantity | str:
+def measured_cost(hours: float, threads: int, device: str) -> Quantity | str:
     """Money for so many hours of one worker, in all."""
     if device == "cuda":
         name = torch.cuda.get_device_name()
@@ -85,17 +185,22 @@ def _measured_cost(hours: float, threads: int, device: str) -> Quantity | str:
     return Quantity(value=hours * threads * price.value, unit="USD", kind="assumed", source=f"at {price}")
 
 
-def measure_image(config: TrainingConfig, device: str) -> float:
-    """Seconds of one image's forward and backward pass on this machine: the best of a few small steps."""
+def measure_image(config: TrainingConfig, device: str) -> tuple[float, int]:
+    """Seconds of one image's forward and backward pass on this machine, and how many were taken at a time: the best of
+    a few small steps, or the only step of a network that is slow."""
     network = config.denoiser.network
     denoiser = build_denoiser(config.denoiser).to(device).train()
-    shape = (MEASURED_IMAGES, network.img_channels, network.img_resolution, network.img_resolution)
-    images, sigma = torch.zeros(shape, device=device), torch.ones(MEASURED_IMAGES, device=device)
-    times = []
-    for _ in range(MEASURED_STEPS + 1):
+
+    def step(count: int) -> float:
+        shape = (count, network.img_channels, network.img_resolution, network.img_resolution)
+        images, sigma = torch.zeros(shape, device=device), torch.ones(count, device=device)
         began = time.perf_counter()
         denoiser(images, sigma).square().sum().backward()
         if device == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times[1:]) / MEASURED_IMAGES
+        return (time.perf_counter() - began) / count
+
+    with cpu_threads(config.threads):
+        if (first := step(1)) > SLOW_SECONDS:
+            return (first if device == "cpu" else step(1)), 1
+        return min([step(MEASURED_IMAGES) for _ in range(MEASURED_STEPS + 1)][1:]), MEASURED_IMAGES

@@ -9,11 +9,12 @@ python archives, MNIST idx files, Hugging Face style Parquet, tar shards (webdat
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from edm_ray.cli.console import Progress, say
+from edm_ray.cli.console import Reports, report, say
+from edm_ray.cli.progress import Progress
 from edm_ray.cli.workers import choose_executor
 from edm_ray.data.manifest import DataSet
 from edm_ray.storage import uris
@@ -21,7 +22,7 @@ from edm_ray.tasks.prepare import PrepareOptions
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     source: Annotated[str, tyro.conf.Positional]
     """`digits`, `photographs`, `more-photographs`, or a path or s3:// URI."""
     dest: Annotated[str, tyro.conf.Positional]
@@ -40,19 +41,41 @@ def run(args: Args) -> None:
     from edm_ray.data.manifest import open_dataset
     from edm_ray.tasks.prepare import plan_prepare
 
-    executor = choose_executor(args.workers, "cpu")
+    executor, made = choose_executor(args.workers, "cpu"), list[DataSet]()
+    planned = []
     for task in plan_prepare(args.source, args.dest, args.reading):
         for note in task.notes:
             say(f"{args.source}: {note}")
         if args.dry_run:
             say(task.describe())
+            planned.append({"dest": task.dest, "records": task.plan.records, "shards": task.plan.num_shards})
         elif task.is_there:
             say(f"{task.dest}: a data set is there already and is left as it is; delete it to write it again")
-            _describe(open_dataset(task.dest))
+            made.append(open_dataset(task.dest))
+            _describe(made[-1])
         else:
             progress = Progress("records")
             progress.update(0, task.plan.records)
-            _describe(task.run(executor, progress.update))
+            made.append(task.run(executor, progress.update))
+            _describe(made[-1])
+    report({"would_write": planned} if args.dry_run else {"datasets": [facts(dataset) for dataset in made]})
+
+
+def facts(dataset: DataSet) -> dict[str, Any]:
+    """Of a data set, for --json."""
+    return {
+        "uri": dataset.uri,
+        "name": dataset.name,
+        "hash": dataset.hash,
+        "rows": dataset.rows,
+        "resolution": dataset.resolution,
+        "channels": dataset.channels,
+        "classes": dict(zip(dataset.class_names, dataset.class_counts)) or list(dataset.class_names),
+        "shards": len(dataset.shards),
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "skipped": {"count": dataset.skipped.count, "first": dataset.skipped.first},
+    }
 
 
 def _describe(dataset: DataSet) -> None:

@@ -1,6 +1,7 @@
 """Make the reference of a data set: exact feature moments, features of some images, and which extractor they are of.
 
-The extractor's weights are copied beside them, so that the reference directory alone is enough to evaluate."""
+Inception's weights are found on this machine or downloaded (`edm-ray weights`); --extractor self needs none. They are
+copied beside the moments, so that the reference directory alone is enough to evaluate."""
 
 from __future__ import annotations
 
@@ -8,14 +9,16 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from edm_ray.cli.console import Progress, say
+from edm_ray.cli.console import Reports, report, say
+from edm_ray.cli.progress import Progress
+from edm_ray.cli.weights_progress import WeightsProgress
 from edm_ray.cli.workers import choose_executor
 from edm_ray.tasks.given import OpenedReference
 from edm_ray.tasks.reference import ReferenceOptions
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     data: str
     """Data set: a directory or s3:// URI."""
     out: str | None = None
@@ -40,18 +43,20 @@ def run(args: Args) -> None:
         _say(reference_of(str(task.out)), "the reference is there already")
         return
     if args.dry_run:
-        for line in task.describe(executor):
+        lines = list(task.describe(executor))
+        for line in lines:
             say(line)
+        report({"would_do": lines})
         return
-    if args.features.extractor == "digits" and args.features.weights is None:
-        say("  training the digits extractor (a small classifier, fixed seed)")
+    if args.features.weights is None:
+        say(f"  extractor {args.features.extractor}: weights: {task.origin}")
     measured, progress = [], Progress("parts of the reference")
 
     def on_part(done: int, total: int) -> None:
         measured.append(done)
         progress.update(done, total)
 
-    made = task.run(executor, on_part)
+    made = task.run(executor, on_part, WeightsProgress())
     _say(made, "made" if measured else "the reference is there already")
 
 
@@ -59,6 +64,18 @@ def _say(made: OpenedReference, what: str) -> None:
     from edm_ray.storage.commit import read_manifest
 
     kept = (read_manifest(made.uri) or {}).get("features", 0)
+    moments = made.reference.moments
+    report(
+        {
+            "reference": made.uri,
+            "is": what,
+            "describe": made.describe(),
+            "extractor": made.extractor.name,
+            "images": made.reference.images,
+            "features": moments.mean.size,
+            "features_kept": kept,
+        }
+    )
     say(f"{made.uri}: {what}: {made.describe()}, {made.reference.moments.mean.size} features")
     if kept:
         say(f"  the features of {kept:,} images are kept for KID, precision and recall")

@@ -6,7 +6,6 @@ The log is shown here and the job's exit code is returned. Submitting the same j
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from edm_ray.cli.console import duration, say
+from edm_ray.cli.console import Reports, duration, lines_to, report, say
 from edm_ray.cli.job import check_places, parse
 from edm_ray.errors import InputError
+from edm_ray.execution.stopping import Interrupted
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     command: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """The command and its options, after `--`."""
     address: str | None = None
@@ -54,11 +54,14 @@ def run(args: Args) -> int:
 
     with job_client(find_address(args.address), args.insecure) as client:
         if args.jobs:
-            for job in submitted(client):
+            jobs = submitted(client)
+            report({"jobs": [_facts(job) for job in jobs]})
+            for job in jobs:
                 started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((job.start_time or 0) / 1000))
                 say(f"{job.submission_id}  {job.status!s:<10} {started}  {job.entrypoint}")
         elif args.status:
             details = client.get_job_info(args.status)
+            report(_facts(details))
             say(f"{args.status}: {details.status}. {details.message or ''}".rstrip())
             return outcome_of(details).code if details.status.is_terminal() else 0
         elif args.stop:
@@ -66,6 +69,16 @@ def run(args: Args) -> int:
         elif args.follow:
             return _follow(client, args.follow)
     return 0
+
+
+def _facts(job: Any) -> dict[str, Any]:
+    return {
+        "job": job.submission_id,
+        "status": str(job.status),
+        "started_ms": job.start_time,
+        "entrypoint": job.entrypoint,
+        "message": job.message,
+    }
 
 
 def _submit(args: Args) -> int:
@@ -81,6 +94,7 @@ def _submit(args: Args) -> int:
     out = getattr(options, "out", None) or getattr(options, "dest", None)
     with job_client(address, args.insecure) as client:
         job = submit(client, args.command, working_dir, out, variables)
+        report({"job": job, "address": address, "working_dir": str(working_dir.absolute()), "bytes": size})
         say(f"{job}: submitted to {address}; {size / 2**20:.1f} MiB of {working_dir.absolute()} travel with it")
         if args.detach:
             say(f"  edm-ray submit --address {address} --follow {job}")
@@ -94,14 +108,14 @@ def _follow(client: Any, job: str) -> int:
     started = time.monotonic()
 
     def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        lines_to().write(text)
+        lines_to().flush()
 
     try:
         outcome = follow(client, job, write)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupted:
         say(f"\n{job}: runs on unwatched; --follow {job} shows it again, --stop {job} ends it")
-        return 130
+        return interrupted.code if isinstance(interrupted, Interrupted) else 130
     say(f"{job}: {outcome.status} after {duration(time.monotonic() - started)}")
     if outcome.code:
         say(f"  {outcome.message}")

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from edm_ray.cli.console import duration, say
+from edm_ray.cli.console import Reports, duration, report, say
 from edm_ray.cli.workers import choose_executor
 from edm_ray.errors import InputError
+from edm_ray.execution import activity
 from edm_ray.search.baselines import GridSearch
 from edm_ray.search.by_budget import BEST_SAMPLERS, summary
 from edm_ray.search.plan import StrategyName, SweepPlan, sweep_plan
@@ -26,9 +27,12 @@ from edm_ray.search.trials import TrialResult
 from edm_ray.storage import uris
 from edm_ray.tasks.sweep import SweepOptions, SweepTask
 
+CONFIRM_BY_BUDGET = 50
+"""Chunks: 100 for each of four samplers would leave a third of a budget's images to the search."""
+
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     model: str
     """Model directory."""
     reference: str
@@ -36,7 +40,8 @@ class Args:
     out: str
     """Directory or s3:// URI of the sweep."""
     space: str | None = None
-    """What to search: a file of tune_spaces/ (with --nfe: any-budget.yaml)."""
+    """What to search: the name of a space that comes with the package (cifar10, digits, ...), or a file of your own;
+    with --nfe: any-budget."""
     nfe: str | None = None
     """Budgets of network evaluations an image, e.g. 5,8,10,18,35: a race for each, in which every sampler takes as many
     steps as the budget pays for."""
@@ -53,7 +58,8 @@ class Args:
     within: float = 2.0
     """Percent: with fid,nfe the cheapest sampler within so much of the best FID is named."""
     budget_images: int | None = None
-    """Stop in good order at so many images, confirmation included; with --nfe the budgets share them."""
+    """Stop in good order at so many images, confirmation included; with --nfe the budgets share them, and 300,000 for
+    each is the default."""
     chunk_size: int = 500
     """Images a chunk."""
     initial_chunks: int = Race.initial_chunks
@@ -66,8 +72,8 @@ class Args:
     """race: settings spread evenly over the space. random, optuna, asha: settings in all."""
     num_model: int = Race.num_model
     """race: settings that a model of the FID proposes."""
-    confirm_chunks: int = SweepPlan.confirm_chunks
-    """Chunks of fresh seeds that confirm the winner."""
+    confirm_chunks: int | None = None
+    """Chunks of fresh seeds that confirm the winner (default: 100, with --nfe 50 for each budget)."""
     grid_points: int = GridSearch.points
     """grid: values that a range of the space is cut into."""
     more: tyro.conf.OmitArgPrefixes[SweepOptions] = field(default_factory=SweepOptions)
@@ -84,14 +90,26 @@ def run(args: Args) -> None:
     task = plan_sweep(args.model, args.reference, args.space, args.out, _plan(args), args.more, budgets)
     say(task.describe())
     if args.dry_run:
+        from edm_ray.cli.spending import Work, spending
+
+        real = task.confirm_images if task.held_out is not None else 0
+        work = Work(images=task.races.most_images, calls=task.most_calls, at_most=True, real=real)
+        spent = spending(work, task.model, [task.reference.extractor], executor)
+        for line in spent.lines:
+            say(f"  {line}")
+        report({"sweep": task.describe(), **vars(work), **spent.facts})
         return
     started = time.monotonic()
-    found = task.run(executor, TrialLines(task.space, bool(budgets)), _commands(args, task))
+    found = task.run(executor, TrialLines(task.space, bool(budgets), task.races.most_images), _commands(args, task))
     if budgets:
         show(budgets_table(found.budgets))
     for line in summary(found.results) if budgets else found.result.summary():
         say(f"  {line}")
     images = sum(result.images for result in found.results)
+    best = {"best": {str(row.nfe): row.best.settings.to_dict() for row in found.budgets}}
+    if not budgets:
+        best = {"best": found.best.to_dict()}
+    report({"out": found.out, "report": found.report, "images": images, **best, "confirmed": found.table})
     say(f"  {images:,} images, {duration(time.monotonic() - started)}; report: {found.report}")
 
 
@@ -117,9 +135,15 @@ def _plan(args: Args) -> SweepPlan:
         num_line=args.num_line,
         num_global=args.num_global,
         num_model=args.num_model,
-        confirm_chunks=args.confirm_chunks,
+        confirm_chunks=_confirm_chunks(args),
         grid_points=args.grid_points,
     )
+
+
+def _confirm_chunks(args: Args) -> int:
+    if args.confirm_chunks is not None:
+        return args.confirm_chunks
+    return SweepPlan.confirm_chunks if args.nfe is None else CONFIRM_BY_BUDGET
 
 
 def _commands(args: Args, task: SweepTask) -> tuple[str, ...]:
@@ -154,8 +178,10 @@ def _as_flags(args: Args) -> list[str]:
 class TrialLines:
     """One line for every trial as it ends, with the settings of the space; by budget with its evaluations."""
 
-    def __init__(self, space: Space, by_budget: bool = False) -> None:
-        self.space, self.by_budget, self.count = space, by_budget, 0
+    def __init__(self, space: Space, by_budget: bool = False, most_images: int = 0) -> None:
+        self.space, self.by_budget, self.count, self.most_images = space, by_budget, 0, most_images
+        self.images: dict[tuple[str, str], int] = {}
+        """(settings, pool of seeds) -> how many were looked at."""
 
     def __call__(self, result: TrialResult) -> None:
         self.count += 1
@@ -163,3 +189,6 @@ class TrialLines:
         nfe = f"{asked.settings.nfe:>3} NFE  " if self.by_budget else ""
         text = f"FID {found.fid:6.2f} +- {found.se:.2f}  n={found.n}" if found else f"FAILED: {result.failure}"
         say(f"  trial {self.count:>3}  {nfe}{asked.stage:<8} {in_words(self.space.describe(asked.settings))}  {text}")
+        if found:
+            self.images[str(asked.settings), asked.seeds] = found.n
+        activity.count(sum(self.images.values()), self.most_images, "images, at most")

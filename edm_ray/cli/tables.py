@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from edm_ray.cli.console import lines_to
 from edm_ray.evaluation.measure import Measured, ProtocolRow, over_sets
 from edm_ray.search.by_budget import COLUMNS, Row
 from edm_ray.search.by_budget import table as cells_of
@@ -18,8 +18,9 @@ PIPE_WIDTH = 120
 
 def show(table: Table) -> None:
     """Print to standard output; as wide as it needs where that is not a terminal."""
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    Console(file=sys.stdout, width=width).print(table)
+    stream = lines_to()
+    width = None if stream.isatty() else PIPE_WIDTH
+    Console(file=stream, width=width).print(table)
 
 
 def number(value: float | None) -> str:

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from edm_ray.cli.console import Progress, duration, say
+from edm_ray.cli.console import Reports, duration, report, say
+from edm_ray.cli.progress import Progress
 from edm_ray.cli.workers import choose_executor, parse_workers
+from edm_ray.config.presets import DEFAULT, proposed
+from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
+from edm_ray.execution.stopping import Interrupted, asked
+from edm_ray.storage import uris
 from edm_ray.tasks.train import TrainOptions, TrainTask
+
+if TYPE_CHECKING:
+    from edm_ray.cli.plan import Plan
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Reports):
     data: str
     """Data set that `edm-ray prepare` wrote: a directory or s3:// URI."""
     out: str
     """Directory or s3:// URI of the run."""
-    preset: str = "ddpmpp-32"
-    """Starting point: see `edm-ray presets`."""
+    preset: str | None = None
+    """Starting point: see `edm-ray presets`. Without it ddpmpp-32, and a word on which preset suits the data."""
     config: str | None = None
     """YAML file laid over the preset."""
     set: list[str] = field(default_factory=list)
     """KEY=VALUE pairs laid over both, e.g. --set ema.halflife_kimg=50 optimizer.lr=1e-3"""
+    seed: int | None = None
+    """Of everything random in the training (default: 0). The same as --set seed=..."""
     workers: str = "1"
     """DDP processes (one CPU or GPU each); LEAST:MOST for as many as the cluster has, fewer when a node is lost; 0:
     this process, without Ray."""
@@ -40,6 +52,7 @@ class Args:
 
 
 def run(args: Args) -> None:
+    from edm_ray.networks.cost import network_cost
     from edm_ray.tasks.train import plan_train
     from edm_ray.training.loop import Stopped
 
@@ -49,21 +62,30 @@ def run(args: Args) -> None:
         )
     workers = "0" if args.no_ray else args.workers
     executor = choose_executor(workers, args.device)
-    task = plan_train(args.data, args.preset, args.out, args.training, file=args.config, overrides=args.set)
+    preset = args.preset or DEFAULT
+    overrides = [*args.set, *([] if args.seed is None else [f"seed={args.seed}"])]
+    try:
+        task = plan_train(args.data, preset, args.out, args.training, file=args.config, overrides=overrides)
+        network_cost(task.config.denoiser, args.device)  # refuses levels that the resolution does not have
+    except InputError as error:
+        raise InputError(_with_preset(args, error)) from error
     if workers == "0" and task.config.reader != "cache":
         raise InputError(
             f"--no-ray trains without Ray, and --reader {task.config.reader} is Ray's; leave one of them out"
         )
-    from edm_ray.training.cost import check_memory
-
-    check_memory(task.config, 1 if workers == "0" else parse_workers(workers)[0], args.device, workers == "0")
+    if not (args.dry_run and args.device == "cuda"):  # GPUs may be planned for where there are none
+        task.check_executor(executor)
+    plan = check_plan(args, task, workers)
     describe(task, f"{'this process' if workers == '0' else workers} x {args.device}")
     if args.dry_run:
         from edm_ray.cli.plan import print_plan
 
-        counts = (1, 1) if workers == "0" else parse_workers(workers)
-        print_plan(task.config, task.job.dataset, counts, args.device, args.preset)
+        print_plan(plan)
         return
+    if task.is_new:
+        from edm_ray.cli.plan import refuse_years
+
+        refuse_years(plan)
     progress, seen, started = Progress("images"), list[dict[str, Any]](), time.monotonic()
     resumed = list[int]()
 
@@ -82,8 +104,35 @@ def run(args: Args) -> None:
         task.run(executor, on_tick, lambda line: say(f"  {line}"), on_resume)
     except Stopped as stopped:
         say(f"  {stopped}; the same command resumes from there")
-        raise SystemExit(143) from stopped
+        raise Interrupted(asked() or signal.SIGTERM, said=True) from stopped
     summarise(task.run_uri, time.monotonic() - started, seen, resumed[0] if resumed else 0)
+
+
+def _with_preset(args: Args, error: InputError) -> str:
+    """Where none was given and the default does not fit the data: which does. Raises InputError for no data set."""
+    dataset = open_dataset(uris.absolute(args.data))
+    better = proposed(dataset.shape, dataset.rows, args.device)
+    if args.preset is not None or better == DEFAULT:
+        return str(error)
+    what = f"{dataset.rows:,} images of {dataset.resolution}x{dataset.resolution}"
+    return f"{what}: give --preset {better} for them; the default, {DEFAULT}, does not fit: {error}"
+
+
+def check_plan(args: Args, task: TrainTask, workers: str) -> Plan:
+    """Raises InputError for what does not fit the memory."""
+    from edm_ray.cli.plan import Plan, hours_by_clock, warned
+    from edm_ray.training.cost import check_memory
+
+    counts = (1, 1) if workers == "0" else parse_workers(workers)
+    here = workers == "0" or not os.environ.get("RAY_ADDRESS")
+    dataset = task.job.dataset
+    plan = Plan(config=task.config, dataset=dataset, workers=counts, device=args.device, preset=args.preset, here=here)
+    try:
+        check_memory(task.config, counts[0], args.device, here)
+    except InputError as error:
+        warning = warned(plan, hours_by_clock(plan))
+        raise InputError(f"{error}. {warning}" if warning else str(error)) from error
+    return plan
 
 
 def grid_line(run_uri: str, row: dict[str, Any]) -> str:
@@ -101,6 +150,9 @@ def summarise(run_uri: str, seconds: float, seen: list[dict[str, Any]], resumed_
     from edm_ray.training.run import model_uri, snapshot_model_uri, snapshots
     from edm_ray.training.skipped_shards import skipped_lines
 
+    model = model_uri(run_uri)
+    last_row = seen[-1] if seen else {}
+    report({"run": run_uri, "model": model, "resumed_at": resumed_at, "seconds": seconds, "last": last_row})
     if seen:
         last, images = seen[-1], seen[-1]["nimg"] - resumed_at
         whole = f" ({last['nimg']:,} in all)" if resumed_at else ""
@@ -114,8 +166,8 @@ def summarise(run_uri: str, seconds: float, seen: list[dict[str, Any]], resumed_
         say(f"  snapshots: {len(written)}, the last {written[-1][1]}")
     for nimg in sorted({row["nimg"] for row in seen if "grid_s" in row} - {nimg for nimg, _ in written}):
         say(f"  warning: {snapshot_model_uri(run_uri, nimg)} was not written; see the log")
-    model = shlex.quote(model_uri(run_uri))
-    say(f"  model: {model_uri(run_uri)}")
+    say(f"  model: {model}")
+    model = shlex.quote(model)
     say(f"  sample from it: edm-ray generate --model {model} --out samples.png")
     say(f"  sweep its samplers: edm-ray sweep --model {model} --reference REFERENCE --space SPACE.yaml --out sweep")
 

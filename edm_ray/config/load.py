@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -46,20 +47,41 @@ def _brief(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-def merge(base: Mapping[str, Any], change: Mapping[str, Any], source: str, path: str = "") -> dict[str, Any]:
-    """Lay ``change`` over ``base``; only keys that ``base`` has are allowed."""
-    merged = dict(base)
+def merge(
+    base: Mapping[str, Any], change: Mapping[str, Any], source: str, path: str = "", whole: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """Lay ``change`` over ``base``; only keys that ``base`` has are allowed. whole: what ``base`` is a part of, at
+    ``path``."""
+    merged, whole = dict(base), whole or base
     for key, value in change.items():
         where = f"{path}{key}"
         if key not in base:
-            known = ", ".join(sorted(base))
-            raise InputError(f"{source}: unknown key {shortened(where)}{nearest(str(key), base)}; known here: {known}")
+            here = nearest(str(key), base) if path else ""
+            close = _elsewhere(str(key), whole) or here or _elsewhere(str(key), whole, exact=False)
+            raise InputError(f"{source}: unknown key {shortened(where)}{close}; known here: {', '.join(sorted(base))}")
         if isinstance(base[key], dict):
             if not isinstance(value, dict):
                 raise InputError(f"{source}: {where} holds several settings, got {shortened(value)}; use {where}.NAME")
-            value = merge(base[key], value, source, f"{where}.")
+            value = merge(base[key], value, source, f"{where}.", whole)
         merged[key] = value
     return merged
+
+
+def _elsewhere(name: str, tree: Mapping[str, Any], exact: bool = True) -> str:
+    """``' (did you mean optimizer.lr?)'`` for ``lr``: paths of which the last part is the name, or like it."""
+    paths = _paths(tree)
+    last = {path.rpartition(".")[2] for path in paths}
+    wanted = {name} if exact else set(difflib.get_close_matches(name[:SHOWN], sorted(last), n=1))
+    found = [path for path in paths if path.rpartition(".")[2] in wanted]
+    return f" (did you mean {' or '.join(map(repr, found[:3]))}?)" if found else ""
+
+
+def _paths(tree: Mapping[str, Any], path: str = "") -> list[str]:
+    """Dotted paths of all keys, those of the upper levels first."""
+    below = [
+        deeper for key, value in tree.items() if isinstance(value, Mapping) for deeper in _paths(value, f"{path}{key}.")
+    ]
+    return [*(f"{path}{key}" for key in tree), *below]
 
 
 def validate(cls: type[T], mapping: Mapping[str, Any], source: str, path: str = "") -> T:

@@ -22,7 +22,9 @@ class NetworkConfig:
 
     kind: str = field(default="", init=False)
     img_resolution: int = 32
+    """Pixels of a side; the data set's."""
     img_channels: int = 3
+    """1 for grey, 3 for colour; the data set's."""
     label_dim: int = 0
     """Number of classes; 0 = unconditional."""
     augment_dim: int = 0
@@ -47,11 +49,15 @@ class UNetConfig(NetworkConfig):
     """What the U-Nets have in common."""
 
     model_channels: int = 128
+    """Channels that channel_mult multiplies."""
     channel_mult: tuple[int, ...] = (2, 2, 2)
+    """Width of each level, the highest resolution first; each level halves the resolution."""
     num_blocks: int = 4
     """Residual blocks a level in the encoder; the decoder has one more."""
     attn_resolutions: tuple[int, ...] = (16,)
+    """Resolutions of the levels that have attention."""
     dropout: float = 0.10
+    """Probability that an activation is dropped in training."""
     label_dropout: float = 0.0
     """Probability of training an image without its label (for classifier-free guidance)."""
     channel_mult_emb: int = 4

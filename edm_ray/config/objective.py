@@ -50,8 +50,11 @@ class EDMObjective(ObjectiveConfig):
 
     kind: str = field(default="edm", init=False)
     p_mean: float = noise.LogNormal.p_mean
+    """Mean of ln sigma."""
     p_std: float = noise.LogNormal.p_std
+    """Standard deviation of ln sigma."""
     sigma_data: float | None = None
+    """none: the preconditioning's where that is of this kind, else that of Table 1."""
 
     def __post_init__(self) -> None:
         noise.LogNormal(self.p_mean, self.p_std).check("objective")
@@ -91,8 +94,11 @@ class VPObjective(_Bounded):
     levels: ClassVar = noise.VP
     kind: str = field(default="vp", init=False)
     beta_d: float | None = None
+    """none: the preconditioning's where that is of this kind, else that of Table 1."""
     beta_min: float | None = None
+    """none: the preconditioning's where that is of this kind, else that of Table 1."""
     epsilon_t: float | None = None
+    """none: the preconditioning's where that is of this kind, else that of Table 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +108,9 @@ class VEObjective(_Bounded):
     levels: ClassVar = noise.VE
     kind: str = field(default="ve", init=False)
     sigma_min: float | None = None
+    """none: the preconditioning's where that is of this kind, else that of Table 1."""
     sigma_max: float | None = None
+    """none: the preconditioning's where that is of this kind, else that of Table 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +120,11 @@ class IDDPMObjective(_Bounded):
     levels: ClassVar = noise.IDDPMGrid
     kind: str = field(default="iddpm", init=False)
     num_train_steps: int | None = None
+    """none: the preconditioning's where that is of this kind, else that of Table 1."""
     c_1: float | None = None
+    """none: the preconditioning's where that is of this kind, else that of Table 1."""
     c_2: float | None = None
+    """none: the preconditioning's where that is of this kind, else that of Table 1."""
 
 
 OBJECTIVES: Kinds[ObjectiveConfig] = Kinds(

@@ -53,7 +53,9 @@ class VPPreconditioning(PreconditioningConfig):
 
     kind: str = field(default="vp", init=False)
     beta_d: float = noise.VP.beta_d
+    """Slope of beta(t)."""
     beta_min: float = noise.VP.beta_min
+    """beta(0)."""
     epsilon_t: float = noise.VP.epsilon_t
     """The smallest time of training."""
     num_train_steps: int = noise.IDDPMGrid.num_train_steps
@@ -78,7 +80,9 @@ class VEPreconditioning(PreconditioningConfig):
 
     kind: str = field(default="ve", init=False)
     sigma_min: float = noise.VE.sigma_min
+    """The least noise level that the network knows."""
     sigma_max: float = noise.VE.sigma_max
+    """The greatest."""
 
     def __post_init__(self) -> None:
         self.schedule.check("preconditioning")
@@ -98,8 +102,11 @@ class IDDPMPreconditioning(PreconditioningConfig):
 
     kind: str = field(default="iddpm", init=False)
     num_train_steps: int = noise.IDDPMGrid.num_train_steps
+    """M, the number of noise levels of the grid."""
     c_1: float = noise.IDDPMGrid.c_1
+    """Least ratio of neighbouring abar."""
     c_2: float = noise.IDDPMGrid.c_2
+    """Offset of the cosine schedule."""
 
     def __post_init__(self) -> None:
         self.grid.check("preconditioning")

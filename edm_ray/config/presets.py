@@ -88,6 +88,15 @@ def small_32(shape: DataShape) -> TrainingConfig:
     )
 
 
+def small_64(shape: DataShape) -> TrainingConfig:
+    """Small DDPM++ for 64x64 images with augmentation: hours on two CPU cores, minutes on a GPU."""
+    small = small_32(shape)
+    network = small.denoiser.network
+    assert isinstance(network, DDPMpp)
+    deeper = dataclasses.replace(network, channel_mult=(1, 2, 2, 2), attn_resolutions=(shape.resolution // 8,))
+    return dataclasses.replace(small, denoiser=DenoiserConfig(network=deeper))
+
+
 def ddpmpp_32(shape: DataShape) -> TrainingConfig:
     """Your own 32x32 images: configuration F of CIFAR-10, VP column (start here)."""
     return recipes.config_f(shape, recipes.CIFAR10, "vp")
@@ -148,11 +157,29 @@ PRESETS: dict[str, Preset] = {
     "digits": _own(digits, 8, 1, 10),
     "tiny": _own(tiny, 8, 1, 10),
     "small-32": _own(small_32, 32, 3, 0),
+    "small-64": _own(small_64, 64, 3, 0),
     "ddpmpp-32": _own(ddpmpp_32, 32, 3, 0, gpus=8),
     "ddpmpp-64": _own(ddpmpp_64, 64, 3, 0, gpus=8),
     **_paper_presets(),
     "imagenet64-adm": _own(recipes.imagenet64_adm, 64, 3, 1000, gpus=32),
 }
+
+
+DEFAULT = "ddpmpp-32"
+"""Of a training for which none is named: the same on every machine, so that a run resumes anywhere."""
+FOR_PEOPLE = ("digits", "small-32", "small-64", "ddpmpp-32", "ddpmpp-64")
+"""What `edm-ray presets` lists first; the others are the paper's, and one for tests."""
+MANY_IMAGES = 5_000
+"""A large network learns fewer than so many pictures by heart: the smallest set of the paper (AFHQv2) has 15,803."""
+
+
+def proposed(shape: DataShape, rows: int, device: str) -> str:
+    """The preset for so many images of this shape on the CPU or on GPUs (device: cpu or cuda)."""
+    if shape.resolution <= 16 and shape.channels == 1:
+        return "digits"
+    size = 32 if shape.resolution <= 32 else 64
+    large = device == "cuda" and rows >= MANY_IMAGES and shape.resolution in (32, 64, 128)  # 16x16 is one of its levels
+    return f"{'ddpmpp' if large else 'small'}-{size}"
 
 
 def preset(name: str, shape: DataShape) -> TrainingConfig:

@@ -31,9 +31,13 @@ class OptimizerConfig:
     """Adam without weight decay, learning rate ramped up linearly over images."""
 
     lr: float = 1e-3
+    """Learning rate, after the ramp."""
     ramp_kimg: float = 10_000.0
+    """It rises from 0 over so many thousand images."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay of the first and second moment."""
     eps: float = 1e-8
+    """Adam's, added to the root of the second moment."""
     grad_clip: float = 0.0
     """Largest norm of the gradient, cut there; 0 = never (configuration A: 1)."""
     nonfinite: str = "stop"
@@ -53,6 +57,7 @@ class EmaConfig:
     """Exponential moving average of the parameters, by half-life in images."""
 
     halflife_kimg: float = 500.0
+    """Half-life of the average, in thousands of images."""
     rampup_ratio: float = 0.05
     """The half-life is at most this share of the images seen so far; 0 = no ramp."""
     sigma_rels: tuple[float, ...] = ()
@@ -90,6 +95,7 @@ class TrainingConfig:
     loss_scale: float = 1.0
     """fp16 only: the loss is multiplied by it before the backward pass and the gradient divided by it after."""
     seed: int = 0
+    """Of everything random in the training."""
     xflip: bool = False
     """Mirror images belong to the data set too: an epoch is twice as long (configurations A-E)."""
     batch_size: int = 512
@@ -110,7 +116,9 @@ class TrainingConfig:
     tick_kimg: float = 50.0
     """One line of metrics every so many thousand images."""
     checkpoint_kimg: float = 500.0
+    """A checkpoint every so many thousand images."""
     keep_checkpoints: int = 2
+    """The newest so many are kept; 2 or more."""
     lanes: int = 840
     """Positions of the data order belong to position mod lanes; workers share the lanes out. 840 = lcm(1..8)."""
     order: str = "rows"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +101,8 @@ def open_dataset(uri: str, *, rows_agree: bool = True) -> DataSet:
     manifest = read_manifest(uri)
     if manifest is None:
         found = uris.list_names(uri)
+        if (found and MANIFEST not in found) or uris.file_size(uri) is not None:
+            refuse_source(uri, found)
         hint = f"found {', '.join(found[:4])} there, but no {MANIFEST}" if found else "nothing is there"
         if found and any(uris.exists(uris.join(uri, name, MANIFEST)) for name in found):
             nested = [name for name in found if uris.exists(uris.join(uri, name, MANIFEST))]
@@ -114,6 +118,19 @@ def open_dataset(uri: str, *, rows_agree: bool = True) -> DataSet:
     dataset = validate(DataSet, {**known, "uri": uri, "hash": manifest_hash(content)}, path)
     _check(dataset, path, rows_agree)
     return dataset
+
+
+def refuse_source(uri: str, found: Sequence[str]) -> None:
+    """Raises InputError for pictures that were not prepared: the data set goes to a place of its own. (Nothing is
+    raised for a folder of data sets.)"""
+    if any(uris.exists(uris.join(uri, name, MANIFEST)) for name in found):
+        return
+    name = uri.rstrip("/").rsplit("/", 1)[-1].partition(".")[0] or "images"
+    first = f" (found {', '.join(found[:4])} there)" if found else ""
+    raise InputError(
+        f"{uri}: no data set{first}; if these are pictures: edm-ray prepare {shlex.quote(uri)} "
+        f"data/{shlex.quote(name)}, and give data/{name}"
+    )
 
 
 def _check(dataset: DataSet, path: str, rows_agree: bool) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,11 +21,12 @@ import numpy as np
 
 from edm_ray.config.codec import check_scale
 from edm_ray.config.load import validate
+from edm_ray.data.complaints import Complaints, check_shape
 from edm_ray.data.format import ENCODINGS, Pixels, encode
 from edm_ray.data.importers.detect import open_source
 from edm_ray.data.importers.pictures import PictureOptions, deep_range, to_pixels
 from edm_ray.data.importers.source import (
-    LabelError,
+    ListingError,
     Record,
     RecordError,
     Source,
@@ -139,7 +140,10 @@ def make_plan(spec: SourceSpec, pictures: PictureOptions, options: PlanOptions) 
     pictures.check()
     if not plain_name(spec.split):
         raise InputError(f"--split {shortened(spec.split)} is not allowed: {PLAIN_NAME}")
-    source = open_source(spec)
+    try:
+        source = open_source(spec)
+    except ListingError as error:
+        raise _and_the_rest(error, dataclasses.replace(spec, unlabelled=True), pictures, options) from error
     if len(source) == 0:
         raise InputError(f"{spec.uri}: holds no records")
     latents = _latents(source, spec, pictures, options)
@@ -165,6 +169,15 @@ def make_plan(spec: SourceSpec, pictures: PictureOptions, options: PlanOptions) 
     _open.clear()
     _open[spec, source.fingerprint] = source
     return plan, notes
+
+
+def _and_the_rest(error: InputError, without: SourceSpec, pictures: PictureOptions, options: PlanOptions) -> InputError:
+    """What is wrong with the listing, and what would be once that is settled: people are told in one run."""
+    try:
+        make_plan(without, pictures, options)
+    except InputError as more:
+        return InputError(f"{error}. Then: {more}")
+    return error
 
 
 def _latents(source: Source, spec: SourceSpec, pictures: PictureOptions, options: PlanOptions) -> LatentOptions | None:
@@ -225,11 +238,11 @@ def _probe(
             pixels = _sample(record, pictures, latents)
             if shape is None:
                 shape, first = pixels.shape, record.name
-            _check_shape(pixels, record.name, shape, first)
+            check_shape(pixels, record.name, shape, first)
             sizes.append(len(encode(pixels, encoding)) + len(record.name) + 16)
         except RecordError as error:
             if on_error == "raise":
-                raise _refusal(where, error) from error
+                raise _refused(source, where, error, pictures, latents, source.class_names) from error
             reasons.append(str(error))
     if shape is None:
         raise InputError(f"{where}: none of {len(reasons)} pictures looked at can be used; the first: {reasons[0]}")
@@ -242,14 +255,17 @@ def _probed(source: Source) -> list[int]:
     return numbers
 
 
-def _refusal(where: str, error: RecordError) -> InputError:
-    """A record that cannot be used ends it; every such line names an option."""
-    way_out = "; --on-error skip leaves such records out"
-    if isinstance(error, LabelError):
-        way_out = "; give --unlabelled to leave labels out, or --on-error skip"
-    if " --" in str(error):
-        way_out = ""
-    return InputError(f"{where}: {error}{way_out}")
+def _refused(
+    source: Source,
+    where: str,
+    error: RecordError,
+    pictures: PictureOptions,
+    latents: LatentOptions | None,
+    class_names: Sequence[str],
+) -> InputError:
+    """A record that cannot be used ends it, with all else that is wrong."""
+    sample = partial(_sample, latents=latents)
+    return Complaints().look(source, pictures, sample, class_names).refusal(where, error)
 
 
 def _empty_classes(source: Source) -> tuple[str, ...]:
@@ -366,7 +382,8 @@ def _rows(source: Source, plan: Plan, start: int, stop: int, skipped: list[str])
             yield record.name, check_label(record.label, plan.class_names, record.name), _fitting(record, plan)
         except RecordError as error:
             if plan.on_error == "raise":
-                raise _refusal(plan.source.uri, error) from error
+                where, names = plan.source.uri, plan.class_names
+                raise _refused(source, where, error, plan.pictures, plan.latents, names) from error
             skipped.append(str(error))
 
 
@@ -389,14 +406,8 @@ def _records(source: Source, start: int, stop: int) -> Iterator[Callable[[], Rec
 
 def _fitting(record: Record, plan: Plan) -> Pixels:
     pixels = _sample(record, plan.pictures, plan.latents)
-    _check_shape(pixels, record.name, plan.shape, plan.first)
+    check_shape(pixels, record.name, plan.shape, plan.first)
     return pixels
-
-
-def _check_shape(pixels: Pixels, name: str, shape: tuple[int, ...], first: str) -> None:
-    if pixels.shape != shape:
-        fix = "--mode rgb or grey" if pixels.shape[0] != shape[0] else "--resolution R to crop and resize"
-        raise RecordError(f"{name}: {pixels.shape} (channels, height, width), {first} has {shape}; give {fix}")
 
 
 def prepare(dest: str, plan: Plan, executor: Executor, on_shard: OnProgress = no_progress) -> DataSet:

@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import RayError, RaySystemError, RayTaskError
 
 from edm_ray.distributed.cluster.preflight import WorkerRequest, in_use, nodes_free, nodes_there, refusal
+from edm_ray.distributed.metrics import QUEUE, WORKERS, tell
 from edm_ray.distributed.patience import Patience, TimeBound, since
 from edm_ray.distributed.watched import Hired, Job, Waiting
 from edm_ray.distributed.worker import Worker
@@ -284,6 +285,8 @@ class Dispatcher:
             await asyncio.sleep(min(1.0, self.spec.patience / 4))
             self._grow_where_behind()
             self._look_for_late()
+            tell(QUEUE, self.jobs.qsize(), self.spec.ask.what)
+            tell(WORKERS, len(self.alive), self.spec.ask.what)
             if self.alive or not self.under_way:
                 self.last_alive = time.monotonic()
             elif time.monotonic() - self.last_alive > self.spec.patience:

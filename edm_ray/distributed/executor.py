@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edm_ray.errors import InputError, require
+from edm_ray.execution import activity, stopping
 from edm_ray.execution.executor import Recipe
 
 
@@ -34,6 +35,10 @@ class Ray:
                 "least not above most"
             )
 
+    def __str__(self) -> str:
+        count = f"{self.workers}" if self.least in (None, self.workers) else f"{self.least} to {self.workers}"
+        return f"{self.device}, by {count} worker{'s' * (self.workers > 1)} of Ray"
+
     @property
     def size(self) -> int:
         return self.workers
@@ -56,5 +61,12 @@ class Ray:
         with self.session(*recipes), ExitStack() as ends:
             check(self, recipes)
             pools = start_pools(self, recipes)
-            ends.callback(pools[0].stop)
+            ends.callback(_stop, pools[0])
+            activity.stage(f"starting {self.workers} worker{'s' * (self.workers > 1)}, about 15 s")
             yield pools
+
+
+def _stop(pool: Any) -> None:
+    """A command that was asked to end takes its actors with it: killed before, those who wait for them complain."""
+    if not (stopping.is_command() and stopping.asked()):
+        pool.stop()

@@ -8,9 +8,11 @@ runs it with the newest Ray.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -42,6 +44,7 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune prints no tables
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning that CUDA_VISIBLE_DEVICES is left alone
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is heard by `stopping`; Tune would end as if all were done
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the sweep names its loggers
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -65,6 +68,17 @@ def set_defaults(*, local: bool) -> None:
         os.environ.setdefault(name, value)
 
 
+def set_start_patience(factor: int) -> None:
+    """How long Ray's processes of this machine wait for each other when they start: so many times as long as Ray does.
+
+    A busy machine needs more than the defaults (30 s each). Without: the same wait again.
+    """
+    for name, usual in (("RAY_raylet_start_wait_time_s", 30), ("RAY_gcs_server_port_wait_time_s", 30)):
+        os.environ[name] = str(max(usual * factor, int(os.environ.get(name, 0))))
+    name = "RAY_agent_register_timeout_ms"
+    os.environ[name] = str(max(30_000 * factor, int(os.environ.get(name, 0))))
+
+
 def shorten_group_start(seconds: int = 40) -> None:
     """A group of workers that waits for a node that is gone gives up after this long, unless the user says otherwise.
 
@@ -77,7 +91,7 @@ def shorten_group_start(seconds: int = 40) -> None:
 
 
 def trainer_without_idle_process() -> type[Any]:
-    """`TorchTrainer` that starts no DatasetManager where ``datasets`` is empty.
+    """`TorchTrainer` that leaves Ctrl-C alone, and starts no DatasetManager where ``datasets`` is empty.
 
     Ray Train starts that process with every group of workers. It imports what a worker imports, at the moment when the
     workers do: after a kill, one import in three. Without: a few seconds more to the first step.
@@ -88,6 +102,10 @@ def trainer_without_idle_process() -> type[Any]:
     manager = _private(module, "DatasetsCallback", "each group of workers starts a process it has no use for")
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ray Train would take Ctrl-C for itself, end without a checkpoint, and leave its handler behind, which
+            keeps the controller's process. `stopping` hears of Ctrl-C."""
+
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
             return [each for each in callbacks if self.datasets or manager is None or not isinstance(each, manager)]
@@ -183,6 +201,43 @@ def keep_aws_keys_out_of_trials() -> None:
             ) from error
         return
     module.ENV_VARS_TO_PROPAGATE = {name for name in names if "AWS_" not in name}
+
+
+# --- Ray's processes and signals
+
+
+@contextlib.contextmanager
+def apart_from_terminal() -> Iterator[None]:
+    """Ray's processes that start meanwhile get a session of their own, so what a terminal that closes and `kill` or
+    `timeout` send to a whole group of processes reaches the command alone, which ends them in good order.
+
+    Ray starts them with a subclass of Popen. Without: a closed terminal ends Ray at once, and what was done since the
+    last checkpoint is lost.
+    """
+    module = "ray._private.services"
+    base = _private(module, "ConsolePopen", "when the terminal is closed, Ray ends before there is a checkpoint")
+    if base is None:
+        yield
+        return
+    services: Any = importlib.import_module(module)
+
+    class Apart(base):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            first = options.get("preexec_fn")
+
+            def prepare() -> None:
+                if first is not None:
+                    first()
+                # SIGTERM waits in this process meanwhile, and a child inherits that.
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+            super().__init__(*args, **{**options, "preexec_fn": prepare, "start_new_session": True})
+
+    services.ConsolePopen = Apart
+    try:
+        yield
+    finally:
+        services.ConsolePopen = base
 
 
 # --- Ray's core

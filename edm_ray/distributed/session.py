@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,12 +21,24 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError
 
-from edm_ray.distributed.ray_private import private_session, read_authentication_again, sends_token, set_defaults
+from edm_ray.distributed.ray_private import (
+    apart_from_terminal,
+    private_session,
+    read_authentication_again,
+    sends_token,
+    set_defaults,
+    set_start_patience,
+)
 from edm_ray.distributed.session_folder import private_folder
 from edm_ray.errors import InputError
+from edm_ray.execution import activity
+from edm_ray.execution.stopping import sigterm_waits
 
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 _own_local = False
+STARTS, PAUSE_S = 3, 5.0
+"""A Ray of this machine that was not up in time is started again, after a pause."""
+logger = logging.getLogger(__name__)
 
 
 def is_own_local_ray() -> bool:
@@ -48,7 +61,7 @@ def session(address: str | None = None) -> Iterator[None]:
     set_defaults(local=local)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     with ExitStack() as ends:
-        with _own_sigterm():
+        with sigterm_waits(), _own_sigterm():
             if local:
                 _start_local(ends)
             else:
@@ -71,13 +84,35 @@ def _start_local(ends: ExitStack) -> None:
     cpus = os.environ.get("EDM_RAY_LOCAL_CPUS")
     if "lo" in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # workers of a training talk over loopback, without a token
-    with _token_mode():
-        ray.init(
-            "local", include_dashboard=False, num_cpus=int(cpus) if cpus else None, **private_session(folder), **_QUIET
-        )
-    ends.callback(ray.shutdown)
+    ends.callback(ray.shutdown)  # also of one that has started in part
+    activity.stage("starting Ray, about 15 s")
+    with _token_mode(), apart_from_terminal():
+        _init_patiently(num_cpus=int(cpus) if cpus else None, **private_session(folder), **_QUIET)
     if not sends_token():
         raise InputError(f"Ray {ray.__version__} was started without a token, so anyone could use it; it was ended")
+
+
+def _init_patiently(**options: Any) -> None:
+    """On a busy machine Ray's processes may not be up in the time that Ray gives them."""
+    began = time.monotonic()
+    for attempt in range(1, STARTS + 1):
+        set_start_patience(attempt)
+        try:
+            ray.init("local", include_dashboard=False, **options)
+            return
+        except Exception as error:
+            if "timed out" not in str(error).lower():
+                raise
+            ray.shutdown()
+            logger.debug("the start that failed", exc_info=True)
+            load, cpus = os.getloadavg()[0], os.cpu_count() or 1
+            if attempt == STARTS:
+                raise InputError(
+                    f"Ray did not start in {time.monotonic() - began:.0f} s and {STARTS} tries: this machine is too "
+                    f"busy (load {load:.0f} on {cpus} CPUs); run it again when less runs here, or with --workers 0"
+                ) from error
+            activity.stage(f"starting Ray again, with more patience: this machine is busy (load {load:.0f})")
+            time.sleep(PAUSE_S * attempt)
 
 
 @contextmanager

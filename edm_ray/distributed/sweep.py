@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,6 +20,7 @@ import ray
 import ray.tune
 from ray.tune.search import Searcher
 
+from edm_ray.distributed.metrics import BEST_FID, ENDED, tell
 from edm_ray.distributed.pool import Pool
 from edm_ray.distributed.ray_private import keep_aws_keys_out_of_trials
 from edm_ray.distributed.requests import FirstFid
@@ -47,9 +49,11 @@ def concurrency(workers: int) -> int:
 class DriverSearcher(Searcher):
     """Ray Tune's side of a sweep's driver."""
 
-    def __init__(self, driver: AskTell, on_trial: OnTrial):
+    def __init__(self, driver: AskTell, on_trial: OnTrial, out: str = ""):
+        """out: the sweep's place, by which Ray's metrics tell it from others."""
         super().__init__(metric="fid", mode="min")
-        self.driver, self.on_trial = driver, on_trial
+        self.driver, self.on_trial, self.out = driver, on_trial, out
+        self.ended, self.best = 0, math.inf
         self.waiting: list[Evaluation] = []
         self.running: dict[str, Evaluation] = {}
         self.most = LEAST_CONCURRENT
@@ -77,7 +81,15 @@ class DriverSearcher(Searcher):
         else:
             estimate = FidEstimate.from_dict(json.loads(result["estimate"]))
             told = self.driver.tell(evaluation.id, estimate, result["seconds"])
+        self._tell(told)
         self.on_trial(told)
+
+    def _tell(self, told: TrialResult) -> None:
+        self.ended += 1
+        tell(ENDED, self.ended, self.out)
+        if told.estimate is not None:
+            self.best = min(self.best, told.estimate.fid)
+            tell(BEST_FID, self.best, self.out)
 
     def __reduce__(self) -> Any:
         """A driver is a running program and is not pickled; nobody restores Tune's state."""
@@ -120,7 +132,7 @@ def sweep_on_ray(
     with tempfile.TemporaryDirectory() as folder:
         request = ray.put(FirstFid(generator=generator))
         trainable = ray.tune.with_parameters(evaluate, dispatchers=sampling.dispatchers, request=[request])
-        searcher = DriverSearcher(driver, on_trial)
+        searcher = DriverSearcher(driver, on_trial, out)
         grid = _tuner(ray.tune.with_resources(trainable, {"cpu": TRIAL_CPUS}), searcher, folder, most).fit()
     lines = [json.dumps({"format": FORMAT, **result.metrics}, default=str) for result in grid if result.metrics]
     uris.write_bytes(uris.join(out, TRIALS), "\n".join([*lines, ""]).encode())

@@ -26,14 +26,16 @@ from edm_ray.distributed.elastic import Growth, PlanWithLivingNodes, room_watche
 from edm_ray.distributed.group import Group
 from edm_ray.distributed.group_watch import Watched, new_key, watched
 from edm_ray.distributed.heart import start_in_rank
+from edm_ray.distributed.metrics import tell_tick
 from edm_ray.distributed.network import NodeNetwork
-from edm_ray.distributed.notices import listener, stop_sign
+from edm_ray.distributed.notices import Listener, StopSign
 from edm_ray.distributed.patience import Patience, patience_here
 from edm_ray.distributed.ray_private import refresh_known_nodes, shorten_group_start, trainer_without_idle_process
 from edm_ray.distributed.retries import fit_with_retries
 from edm_ray.distributed.session import session
 from edm_ray.distributed.shipping import environment
 from edm_ray.errors import InputError
+from edm_ray.execution import activity
 from edm_ray.storage import uris
 from edm_ray.storage.lease import Lease, LeaseLost, held
 from edm_ray.training.device import Place
@@ -90,13 +92,15 @@ def train_on_ray(
     on_tick: Callable[[Row], None],
     variables: dict[str, str] | None = None,
     must_stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[int, int], None] = lambda images_seen, total: None,
     on_resume: Callable[[int], None] = lambda images_seen: None,
 ) -> None:
     """Train with a group of DDP processes; ``on_tick`` is called here, in the driver, for each new row of metrics.
 
     ``variables`` are set in the environment of every worker. When ``must_stop`` says so, the workers make a checkpoint
-    and end, and Stopped is raised here. ``on_resume`` is called for each group of workers that begins, with the images
-    seen by the checkpoint that it resumed from. ``max_failures``: how often the workers may fail without a new one.
+    and end, and Stopped is raised here. ``on_step(images seen, total)`` is called here about twice a second while their
+    loop runs. ``on_resume`` is called for each group of workers that begins, with the images seen by the checkpoint
+    that it resumed from. ``max_failures``: how often the workers may fail without a new one.
     Raises InputError for what the cluster cannot hold, nodes that cannot work, and a loss that stays not finite.
 
     An elastic group starts with what the cluster has, and continues with fewer workers when a node is lost, from the
@@ -106,18 +110,24 @@ def train_on_ray(
     if group.elastic:
         shorten_group_start()
     with session():
+        activity.stage("checking that every node can do the work")
         _require_cluster(job, group)
         variables = environment().get("env_vars", {}) | (variables or {})
         task = WorkerTask(
             job=job, group=group, variables=variables, leases=held(), watch=new_key(), stuck=patience_here()
         )
         watching = Watched(key=task.watch, ranks=group.most, patience=task.stuck, on_resume=on_resume)
+
+        def told(row: Row) -> None:
+            tell_tick(row, job.run_uri)
+            on_tick(row)
+
         with (
-            _metrics_followed(job.run_uri, on_tick),
+            _metrics_followed(job.run_uri, told),
             _ray_train_s_files_removed(job.run_uri),
             watched(watching),
         ):
-            ended = _fit_groups(task, max_failures, must_stop)
+            ended = _fit_groups(task, max_failures, must_stop, on_step)
         if ended.stopped:
             raise Stopped(ended.stopped)
         if ended.refused:
@@ -147,12 +157,14 @@ def _streams(job: TrainingJob) -> bool:
     return job.config.reader == "ray-data"
 
 
-def _fit_groups(task: WorkerTask, max_failures: int, must_stop: Callable[[], bool]) -> Ended:
+def _fit_groups(
+    task: WorkerTask, max_failures: int, must_stop: Callable[[], bool], on_step: Callable[[int, int], None]
+) -> Ended:
     """One group after another, each larger or smaller than the last, until one ends for good."""
     growth = Growth()
     while True:
-        with stop_sign(must_stop) as key:
-            this = replace(task, stop_key=key, patience_s=growth.patience_s)
+        with StopSign(must_stop, on_step) as sign:
+            this = replace(task, stop_key=sign.key, patience_s=growth.patience_s)
             store = checkpoint_store(task.job.run_uri)
             ended = fit_with_retries(partial(_fit_group, this, max_failures), store, max_failures)
         if not ended.stopped or must_stop():
@@ -163,7 +175,8 @@ def _fit_groups(task: WorkerTask, max_failures: int, must_stop: Callable[[], boo
 
 
 def _fit_group(task: WorkerTask, max_failures: int) -> Ended:
-    job = task.job
+    job, count = task.job, task.group.most
+    activity.stage(f"starting {count} training worker{'s' * (count > 1)}, about 15 s")
     shards = {ray_data.NAME: ray_data.shards_to_come(job.dataset, job.config, job.run_uri)} if _streams(job) else None
     trainer = Trainer(
         _worker,
@@ -192,15 +205,17 @@ def _worker(told: dict[str, WorkerTask]) -> Ended:
         lease.guard_process()
     device = str(ray.train.torch.get_device())
     place = Place(rank=context.get_world_rank(), world_size=context.get_world_size(), device=device)
-    room = room_watcher(task.group, place.world_size, task.patience_s)
+    listener = Listener(task.stop_key, place.rank, room_watcher(task.group, place.world_size, task.patience_s))
+    pulse = start_in_rank(task.watch).pulse
+    pulse.on_step = listener.on_step
     try:
         train(
             job,
             place,
             on_tick=_report,
-            ask=listener(task.stop_key, place.rank, room),
+            ask=listener.ask,
             served=partial(ray_data.open_in_worker, job.dataset, job.config) if _streams(job) else None,
-            pulse=start_in_rank(task.watch).pulse,
+            pulse=pulse,
         )
     except Stopped as stopped:
         return Ended(workers=place.world_size, stopped=str(stopped))

@@ -24,6 +24,7 @@ from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.reference import ExtractorSpec
 from edm_ray.evaluation.reference_features import ReferenceFeatures
+from edm_ray.execution import activity
 from edm_ray.execution.executor import Executor, Item, Needs, OnProgress, make_all, no_progress
 from edm_ray.storage import artifacts
 from edm_ray.storage.artifacts import Artifact
@@ -211,6 +212,13 @@ class RealImages:
         return f"{self.parts[-1].stop} real images"
 
 
+def require_real(dataset: DataSet, num: int) -> None:
+    """Raises InputError unless a (held-out) data set has pictures, and so many of them."""
+    require_pictures(dataset)
+    if dataset.rows < num:
+        raise InputError(f"{dataset.uri}: {dataset.rows} images, {num} are needed: FIDs are compared at equal n only")
+
+
 def measure_real(
     dataset: DataSet,
     num: int,
@@ -223,9 +231,7 @@ def measure_real(
     """The first ``num`` images of a (held-out) data set by each plan, with the extractor beside it: what a perfect
     generator would score at that n. Features are taken where the executor works. Raises InputError when there are
     fewer images."""
-    require_pictures(dataset)
-    if dataset.rows < num:
-        raise InputError(f"{dataset.uri}: {dataset.rows} images, {num} are needed: FIDs are compared at equal n only")
+    require_real(dataset, num)
     rows, ranges = np.arange(num, dtype=np.int64), ranges_of(num)
     recipes = [
         ReferenceParts(dataset=dataset, extractor=spec, chosen=rows, store=store, moments=False) for spec in extractors
@@ -239,6 +245,7 @@ def measure_real(
         Measurement(plan=key, images=RealImages(parts=tuple(own)))
         for key, own in zip(measuring.keys, parts, strict=True)
     ]
+    activity.stage(f"features of {num:,} real images")
     with executor.session(*recipes):
         for place, (recipe, own) in enumerate(zip(recipes, parts, strict=True)):
             # Opened together, so that the FID worker starts while features are taken.

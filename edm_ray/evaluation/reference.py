@@ -9,9 +9,9 @@ from typing import cast
 
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError, IntegrityError, shortened
-from edm_ray.evaluation.extractors import pixels
+from edm_ray.evaluation.extractors import pixels, self_trained
 from edm_ray.evaluation.extractors.base import Extractor
-from edm_ray.evaluation.extractors.registry import load_extractor
+from edm_ray.evaluation.extractors.registry import load_extractor, misfit
 from edm_ray.evaluation.moments import Array, Moments
 from edm_ray.evaluation.published import PublishedMoments
 from edm_ray.evaluation.reference_features import FEATURES_FILE, ReferenceFeatures
@@ -40,7 +40,13 @@ class Reference:
 
     def describe(self) -> str:
         images = f"n={self.moments.n}" if isinstance(self.moments, Moments) else self.moments.images
-        return f"{self.dataset} ({images}), extractor {self.extractor_name}"
+        # Whoever reads the FID reads this too.
+        own = f" {self.weights_sha256[:8]} (comparable within one data set only)" if self.is_self_trained else ""
+        return f"{self.dataset} ({images}), extractor {self.extractor_name}{own}"
+
+    @property
+    def is_self_trained(self) -> bool:
+        return self.extractor_name == self_trained.NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,12 @@ class ExtractorSpec:
             path = Path(folder) / "weights"
             path.write_bytes(self.weights)
             return load_extractor(self.name, path, self.sha256, device)
+
+    def misfit(self, channels: int, resolution: int) -> str | None:
+        """What it takes, in words, where it does not take images of this size; else None."""
+        if self.name == self_trained.NAME:
+            return self_trained.self_misfit(bytes(self.weights), "extractor-weights", channels, resolution)
+        return misfit(self.name, channels, resolution)
 
 
 PIXELS = ExtractorSpec(name=pixels.NAME, weights=b"", sha256="")

@@ -19,6 +19,9 @@ class Local:
     def __post_init__(self) -> None:
         require(self.device.partition(":")[0] in ("cpu", "cuda"), "device", self.device, "cpu or cuda")
 
+    def __str__(self) -> str:
+        return f"{self.device}, in this process"
+
     @property
     def size(self) -> int:
         return 1

@@ -24,6 +24,7 @@ from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.evaluation.fid_worker import Measurement, MeasureSets, SetResult
 from edm_ray.evaluation.measure import Plan
 from edm_ray.evaluation.reference import PIXELS, ExtractorSpec
+from edm_ray.execution import activity
 from edm_ray.execution.executor import Executor, Maker, OnProgress, make_all, no_progress
 from edm_ray.generation.features import GenerateFeatures
 from edm_ray.generation.generate import MICRO_BATCH
@@ -69,9 +70,7 @@ def evaluate(
 
     Images are sampled once for all plans. ``on_chunk(done, total)`` says how far it is.
     """
-    effective = sampler.effective(spec.model.denoiser())
-    made = [spec.generator(plan.reference.moments.extractor, executor.device) for plan in plans]
-    sets = [[chunks_for(generator, effective, first, num_images) for generator in made] for first in starts]
+    sets = chunks_of_sets(spec, sampler, starts, num_images, plans, executor.device)
     # Two references may be of one extractor; its chunks are asked for once.
     items = [tuple(dict.fromkeys(same)) for chunks in sets for same in zip(*chunks, strict=True)]
     measuring = MeasureSets(plans=tuple(plans), store=spec.store, most=len(starts) * len(plans))
@@ -84,8 +83,18 @@ def evaluate(
     ]
     with executor.open(spec.recipe(), measuring) as (sampling, fids):
         make_all(sampling, items, on_chunk)
+        activity.stage("measuring against the reference")
         make_all(fids, [(one,) for row in measurements for one in row])
     return [[measuring.result(one) for one in row] for row in measurements]
+
+
+def chunks_of_sets(
+    spec: EvaluationSpec, sampler: Sampler, starts: Sequence[int], num_images: int, plans: Sequence[Plan], device: str
+) -> list[list[list[Chunk]]]:
+    """The chunks of each set of images: [start][plan]."""
+    effective = sampler.effective(spec.model.denoiser())
+    made = [spec.generator(plan.reference.moments.extractor, device) for plan in plans]
+    return [[chunks_for(generator, effective, first, num_images) for generator in made] for first in starts]
 
 
 def evaluate_models(

@@ -1,4 +1,4 @@
-"""The recipe of chunks: sample images from seeds, take their features."""
+"""The recipe of the sampling pool: sample images from seeds and take their features; or follow trajectories."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from edm_ray.evaluation.device import kind_of
 from edm_ray.evaluation.reference import ExtractorSpec
 from edm_ray.execution.executor import Item, Needs
 from edm_ray.generation.generate import generate
+from edm_ray.generation.trajectories import TrajectoryBlock, make_block
 from edm_ray.models.directory import Model
 from edm_ray.storage import artifacts
 from edm_ray.storage.artifacts import Artifact
@@ -25,7 +27,8 @@ SAMPLER_CPUS = 0.9
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GenerateFeatures:
-    """An item is chunks of the same images, one for each extractor whose features are wanted of them."""
+    """An item is chunks of the same images, one for each extractor whose features are wanted of them, or one block of
+    trajectories (`trajectories.TrajectoryBlock`)."""
 
     model: Model
     extractors: tuple[ExtractorSpec, ...]
@@ -72,7 +75,14 @@ class FeatureWorker:
             torch.cuda.synchronize(device)  # weights are there before another stream reads them
 
     def make(self, item: Item) -> None:
-        wanted: list[Chunk] = artifacts.missing(self.store, item)
+        wanted: list[Any] = artifacts.missing(self.store, item)
+        blocks = [each for each in wanted if isinstance(each, TrajectoryBlock)]
+        for block in blocks:
+            with torch_threads(self.threads), self.sampling:
+                artifacts.write(self.store, block, {"products": make_block(self.denoiser, block)}, made_on=self.kind)
+        self._make_chunks([each for each in wanted if each not in blocks])
+
+    def _make_chunks(self, wanted: list[Chunk]) -> None:
         for chunk in wanted:
             if chunk.generator.extractor not in self.extractors:
                 names = " and ".join(extractor.name for extractor in self.extractors.values())

@@ -11,6 +11,7 @@ from edm_ray.data.codec import to_pictures
 from edm_ray.diffusion.labels import one_hot_labels
 from edm_ray.diffusion.samplers import Sampler, sample
 from edm_ray.errors import InputError
+from edm_ray.execution import activity
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.seeding import image_noise, stream_key, uniform
 
@@ -82,6 +83,8 @@ def generate(
     """
     device, classes = denoiser.device, denoiser.label_dim
     parts = []
+    if activity.is_shown():
+        denoiser.on_call = _Calls(sampler.nfe * -(-len(seeds) // micro_batch))
     for first in range(0, len(seeds), micro_batch):
         part = seeds[first : first + micro_batch].to(device)
         padded = torch.cat([part, part[-1:].expand(micro_batch - len(part))])
@@ -101,3 +104,15 @@ def generate(
         with torch.inference_mode():  # the decoder too sees whole micro-batches only
             parts.append(to_pictures(images, denoiser.codec)[: len(part)].cpu())
     return torch.cat(parts)
+
+
+class _Calls:
+    """Says how far a call of `generate` is: once a call of the network."""
+
+    def __init__(self, most: int) -> None:
+        self.done, self.most = 0, most
+
+    def __call__(self) -> None:
+        self.done += 1
+        if self.most:  # an adaptive solver's is not known
+            activity.within(min(self.done, self.most), self.most, "network call")

@@ -65,8 +65,10 @@ class PngFolder:
             name, content = f"seed{seed:08d}.png", png(image, {**self.about, "seed": str(seed)})
             if uris.is_remote(self.folder):
                 uris.write_bytes(uris.join(self.folder, name), content)
-            else:  # without waiting for the disk at every picture
-                (Path(self.folder) / name).write_bytes(content)
+            else:  # without waiting for the disk at every picture, but never half a picture
+                part = Path(self.folder) / f".{name}.part"
+                part.write_bytes(content)
+                part.replace(Path(self.folder) / name)
 
     def finish(self) -> None:
         pass

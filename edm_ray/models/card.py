@@ -12,8 +12,13 @@ from edm_ray.storage.commit import canonical_json
 _FIRST = ("preset", "dataset", "images_seen", "seed", "file", "sha256", "class_name")
 
 
-def model_card(config: DenoiserConfig, about: Mapping[str, Any], layout: str = "model") -> str:
-    """Markdown. What ``about`` knows comes first in a fixed order; the licence is left to whoever publishes."""
+PICTURE = "samples.png"
+
+
+def model_card(config: DenoiserConfig, about: Mapping[str, Any], layout: str = "model", pictured: bool = False) -> str:
+    """Markdown. pictured: PICTURE lies beside it.
+
+    What ``about`` knows comes first in a fixed order; the licence is left to whoever publishes."""
     network = config.network
     condition = f"{network.label_dim} classes" if network.label_dim else "unconditional"
     size = network.img_resolution
@@ -27,7 +32,9 @@ def model_card(config: DenoiserConfig, about: Mapping[str, Any], layout: str = "
     if isinstance(metrics, Mapping) and metrics:
         rows += ["", "| metric | value |", "|---|---|"]
         rows += [f"| {_text(name)} | {_text(value)} |" for name, value in sorted(metrics.items())]
-    return "\n".join([*_front_matter(bool(network.label_dim)), "", "# EDM denoiser", "", *rows, "", *_USE[layout], ""])
+    picture = [f"![Samples of the model]({PICTURE})", ""] if pictured else []
+    head = [*_front_matter(bool(network.label_dim)), "", "# EDM denoiser", "", *picture]
+    return "\n".join([*head, *rows, "", *_USE[layout], ""])
 
 
 def _text(value: Any) -> str:

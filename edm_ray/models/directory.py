@@ -18,7 +18,7 @@ from edm_ray.config.network import OwnNetwork
 from edm_ray.data.decoders import decoder_version
 from edm_ray.diffusion.preconditioning import Preconditioned
 from edm_ray.errors import InputError, IntegrityError, nearest, shortened
-from edm_ray.models.card import model_card
+from edm_ray.models.card import PICTURE, model_card
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.weights import misfit, tensors_of, weights_bytes
 from edm_ray.networks.build import build_denoiser, on_device
@@ -69,6 +69,12 @@ class Model:
         """Classes without a picture in the data that it was trained on."""
         return tuple(self.about.get("empty_classes", ()))
 
+    @property
+    def class_names(self) -> list[str]:
+        """Of every class; numbers where the model does not say."""
+        classes, names = self.config.network.label_dim, self.about.get("class_names") or []
+        return [*names] if len(names) == classes else [str(i) for i in range(classes)]
+
     def denoiser(self, device: str = "cpu") -> ModelDenoiser:
         """D in evaluation mode, with its guide if there is one."""
         state = tensors_of(self.weights, uris.join(self.uri, WEIGHTS))
@@ -103,16 +109,22 @@ def network_with(
 
 
 def save_model(
-    uri: str, config: DenoiserConfig, state: dict[str, torch.Tensor], about: dict[str, Any], codec: Codec = PIXELS
+    uri: str,
+    config: DenoiserConfig,
+    state: dict[str, torch.Tensor],
+    about: dict[str, Any],
+    codec: Codec = PIXELS,
+    picture: bytes | None = None,
 ) -> None:
-    """Commit a model directory; the same arguments give the same bytes."""
+    """Commit a model directory; the same arguments give the same bytes. picture: PNG of samples, for the card."""
     content: dict[str, Any] = {"format": FORMAT, "denoiser": to_flat(config), "about": about}
     if not codec.is_pixels:
         content["codec"] = dataclasses.asdict(codec)
     text = json.dumps(content, indent=1, sort_keys=True)
     weights = weights_bytes(state, {"edm_ray.denoiser": canonical_json(dataclasses.asdict(config))})
-    card = model_card(config, about)
+    card = model_card(config, about, pictured=picture is not None)
     files = [(CONFIG, text.encode()), (WEIGHTS, weights), (CARD, card.encode())]
+    files += [] if picture is None else [(PICTURE, picture)]
     commit(uri, files, replace=True, kind=KIND)  # a longer run has a newer model
 
 
@@ -125,14 +137,17 @@ def require_unchanged(model: Model) -> None:
         )
 
 
-def add_metrics(measured: Model, metrics: Mapping[str, Any]) -> None:
-    """Write measurements of a model into its directory (config.json, model card), over older ones of the same names.
-    What it computes, and so its hash, stays. Raises InputError when the directory holds another model by now."""
+def add_metrics(measured: Model, metrics: Mapping[str, Any], picture: bytes | None = None) -> None:
+    """Write measurements of a model into its directory (config.json, model card), over older ones of the same names,
+    and a picture of samples. What it computes, and so its hash, stays. Raises InputError when the directory holds
+    another model by now."""
     require_unchanged(measured)
     uri = measured.uri
     model = open_model(uri)
     about = {**model.about, "metrics": {**model.about.get("metrics", {}), **metrics}}
-    save_model(uri, model.config, tensors_of(model.weights, uris.join(uri, WEIGHTS)), about, model.codec)
+    if picture is None and (manifest := read_manifest(uri)) is not None and PICTURE in manifest["files"]:
+        picture = read_file(uri, PICTURE, manifest)
+    save_model(uri, model.config, tensors_of(model.weights, uris.join(uri, WEIGHTS)), about, model.codec, picture)
 
 
 def open_model(uri: str, guide: str | None = None, network: torch.nn.Module | None = None) -> Model:
@@ -140,13 +155,18 @@ def open_model(uri: str, guide: str | None = None, network: torch.nn.Module | No
     model was trained with one. Raises InputError when there is none."""
     if guide is not None:
         return open_model(uri, network=network).with_guide(open_model(guide))
-    manifest = open_manifest(uri, KIND, (), (CONFIG, WEIGHTS, CARD))
+    manifest = open_manifest(uri, KIND, (), (CONFIG, WEIGHTS, CARD, PICTURE))
     if manifest is None and read_manifest(uris.join(uri, "model")) is not None:
         raise InputError(f"{uri}: is a run, not a model; give {uris.join(uri, 'model')}")
     if manifest is None:
         if uri.lower().endswith(FOREIGN):
             what = "a file of another project; " if uris.file_size(uri) is not None else ""
             raise InputError(f"{uri}: {what}no model directory; make one of a .pkl or .pt: edm-ray import {uri} MODEL")
+        run = uri.rstrip("/").rpartition("/")[0]
+        if uri.rstrip("/").endswith("/model") and uris.exists(uris.join(run, "run.json")):
+            raise InputError(
+                f"{uri}: the run is not finished; `edm-ray export {run}` makes a model of its last checkpoint"
+            )
         raise InputError(f"{uri}: no model directory there; `edm-ray train` writes one to RUN/model when it is done")
     where = uris.join(uri, CONFIG)
     config, codec, about = read_config(read_file(uri, CONFIG, manifest), where)

@@ -16,11 +16,13 @@ from edm_ray.config.load import validate
 from edm_ray.errors import IntegrityError, shortened
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.report.figures import Drawing
+from edm_ray.report.forest import Interval, forest
 from edm_ray.report.html import Context, render
 from edm_ray.report.plots import ACCENT, INK, MUTED, WIDE, reach, svg
 from edm_ray.report.saved import CONTEXT, PAGE, PROGRESS, RESULT, load_report, write_page
 from edm_ray.search import by_budget
 from edm_ray.search.result import REWRITE, SweepResult
+from edm_ray.search.statistics import Difference
 from edm_ray.storage import uris
 from edm_ray.storage.versioned import read_json, write_json
 
@@ -78,7 +80,7 @@ def summary(results: Sequence[SweepResult], missing: Sequence[int], context: Con
 def write_budgets_page(out: str, results: Sequence[SweepResult], missing: Sequence[int], context: Context) -> str:
     """Returns the page's path."""
     rows = by_budget.rows_of(results)
-    drawing = draw(rows) if rows else None
+    figures = [draw(rows), draw_differences(rows)] if rows else []
     text = render(
         "budgets.html.j2",
         results=results,
@@ -87,8 +89,7 @@ def write_budgets_page(out: str, results: Sequence[SweepResult], missing: Sequen
         columns=by_budget.COLUMNS,
         rows=by_budget.table(rows),
         margin=f"{by_budget.MARGIN:g}",
-        figure=drawing,
-        svg=Markup(drawing.svgs[0]) if drawing is not None else "",
+        figures=[(figure, Markup(figure.svgs[0])) for figure in figures],
         images=sum(result.images for result in results),
         evaluations=sum(result.evaluations for result in results),
     )
@@ -120,6 +121,27 @@ def draw(rows: Sequence[by_budget.Row]) -> Drawing:
         "than these bars say: they stand in the table."
     )
     return Drawing("fid-nfe", "FID against network evaluations", about, (svg(figure),))
+
+
+def draw_differences(rows: Sequence[by_budget.Row]) -> Drawing:
+    """A forest plot: paired differences of every budget's sampler, in percent of the FID compared with."""
+    rivals = (("Heun, rho 7", MUTED), ("best unsearched solver", INK), (f"Heun at {rows[0].largest}", ACCENT))
+    intervals = [
+        Interval(str(row.nfe), row.best.estimate, gap, colour, rival)
+        for row in rows
+        for gap, (rival, colour) in zip(_gaps(row), rivals, strict=True)
+        if gap is not None
+    ]
+    xlabel = "FID of the sampler found, percent above or below"
+    about = (
+        "Paired differences on the same fresh seeds, with 95 % intervals: left of 0 the sampler found is better. The "
+        "others are Heun with rho 7 and the best unsearched solver at the same budget, and Heun at the largest budget."
+    )
+    return Drawing("differences", "What the search is worth", about, (forest(intervals, "budget (NFE)", xlabel),))
+
+
+def _gaps(row: by_budget.Row) -> tuple[Difference | None, ...]:
+    return row.against_heun, row.against_unsearched, row.against_heun_at_largest
 
 
 def _line(axes: Axes, points: Sequence[tuple[int, FidEstimate]], colour: str, label: str) -> None:

@@ -9,7 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from edm_ray.evaluation.fid import FidEstimate
-from edm_ray.report.parameters import each_choice, each_value, looks_of, pair, searched, searched_choices
+from edm_ray.report.forest import Interval, forest
+from edm_ray.report.parameters import (
+    each_choice,
+    each_value,
+    looks_of,
+    pair,
+    searched,
+    searched_choices,
+    tells_more_than_noise,
+)
 from edm_ray.report.plots import ACCENT, INK, MUTED, WIDE, fid_against_churn, fid_of_all, reach, svg
 from edm_ray.search.objective import front
 from edm_ray.search.registry import DETERMINISTIC
@@ -36,6 +45,12 @@ def drawings(result: SweepResult) -> list[Drawing]:
     first = looks_of(result, result.first_chunks)
     names, choices = searched(first), searched_choices(first)
     found = []
+    if differences := _differences(result):
+        about = (
+            f"The confirmed samplers against {result.plain}, on the same fresh seeds, with 95 % intervals of the "
+            "paired differences: left of 0 is better."
+        )
+        found.append(Drawing("differences", "What the search is worth", about, (differences,)))
     if first and result.line:
         about = "S_churn alone, at every noise level, with 95 % intervals."
         found.append(Drawing("fid-churn", "FID against S_churn", about, (fid_against_churn(result),)))
@@ -52,10 +67,11 @@ def drawings(result: SweepResult) -> list[Drawing]:
                 ),
             )
         )
-    if pairs := list(itertools.combinations(names, 2))[:MOST_PAIRS]:
+    pairs = [both for both in itertools.combinations(names, 2) if tells_more_than_noise(result, first, *both)]
+    if pairs := pairs[:MOST_PAIRS]:
         about = (
             "Mean debiased FID of the samplers in each cell, where any was looked at; darker is lower. Dots are the "
-            "samplers, the ring is what the search found."
+            "samplers, the ring is what the search found. Pairs whose cells differ by no more than noise are left out."
         )
         found.append(
             Drawing(
@@ -75,6 +91,17 @@ def drawings(result: SweepResult) -> list[Drawing]:
         about = "Sorted by FID, with 95 % intervals, all on the same seeds."
         found.append(Drawing("fid-all", "First look at every sampler", about, (fid_of_all(result),)))
     return found
+
+
+def _differences(result: SweepResult) -> str:
+    """Empty where nothing was compared."""
+    entries = sorted(result.confirmed, key=lambda entry: entry.estimate.debiased)
+    intervals = [
+        Interval(entry.label, entry.estimate, gap, ACCENT if entry.label == result.found else INK)
+        for entry in entries
+        if (gap := result.against_plain(entry)) is not None
+    ]
+    return forest(intervals, "", f"FID, percent above or below {result.plain}") if intervals else ""
 
 
 def _chunks(result: SweepResult) -> str:

@@ -153,6 +153,31 @@ def each_choice(result: SweepResult, looks: list[Look], name: str) -> str:
     return svg(figure)
 
 
+def tells_more_than_noise(result: SweepResult, looks: list[Look], x: str, y: str) -> bool:
+    """Whether the cells of two settings differ by more than noise makes them: their means have twice the spread that
+    the standard error of a paired difference alone would give them."""
+    shown = [look for look in looks if look.label != DETERMINISTIC]
+    shown = [look for look in shown if math.isfinite(_value(look, x)) and math.isfinite(_value(look, y))]
+    if result.noise is None or len(shown) < 3:
+        return False
+    cells: dict[tuple[int, int], list[float]] = {}
+    places = [_places(np.array([_value(look, name) for look in shown]), _scale(shown, name)) for name in (x, y)]
+    for look, *cell in zip(shown, *places, strict=True):
+        cells.setdefault((int(cell[0]), int(cell[1])), []).append(look.estimate.debiased)
+    means = [float(np.mean(values)) for values in cells.values()]
+    by_noise = result.noise.paired_se * math.sqrt(float(np.mean([1 / len(values) for values in cells.values()])))
+    return len(means) > 1 and float(np.std(means)) > 2 * by_noise
+
+
+def _places(values: Array, scale: dict[str, Any]) -> Array:
+    """The cell of each value, along one axis."""
+    axis = Figure().subplots()
+    axis.set_xscale(**scale)
+    edges = _edges(axis.xaxis, values)
+    found: Array = np.digitize(values, edges[1:-1])
+    return found
+
+
 def pair(result: SweepResult, looks: list[Look], x: str, y: str) -> str:
     """Cells are means of what was measured in them; the others stay empty."""
     shown = [look for look in looks if look.label != DETERMINISTIC]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edm_ray.diffusion.samplers import SOLVERS, Sampler, sampler
 from edm_ray.diffusion.samplers.base import settings as settings_of
 from edm_ray.errors import InputError
+from edm_ray.search.levels import stretched
 from edm_ray.search.space import Point, Space
 
 HEUN = "heun"
@@ -52,7 +53,10 @@ class BudgetSpace(Space):
 
     def starting_with(self, label: str, found: Sampler) -> BudgetSpace:
         """With what was found at a smaller budget as starts: as it is, and with the steps of this budget."""
-        more = {label: found, f"{label}, more steps": _fit(found, self.budget) or found}
+        return self.with_starts({label: found, f"{label}, more steps": _with_more_steps(found, self.budget)})
+
+    def with_starts(self, more: Mapping[str, Sampler]) -> BudgetSpace:
+        """With these starts too."""
         return dataclasses.replace(self, starts={**self.starts, **more})
 
     def _steps_of_lists(self, point: Point) -> int:
@@ -120,6 +124,15 @@ def _fit(given: Sampler, nfe: int) -> Sampler | None:
         return fitted(lambda count: given.replace(num_steps=len(lists) or count), nfe)
     except InputError:
         return None
+
+
+def _with_more_steps(given: Sampler, nfe: int) -> Sampler:
+    """As many steps as the budget pays for; explicit noise levels are stretched over them."""
+    lists_of_steps = bool(getattr(given, "gammas", ()))
+    if not given.sigmas or lists_of_steps:
+        return _fit(given, nfe) or given
+
+    return fitted(lambda count: given.replace(sigmas=tuple(stretched(given.sigmas, count)), num_steps=count), nfe)
 
 
 def _unsearched(space: Space, nfe: int) -> dict[str, Sampler]:

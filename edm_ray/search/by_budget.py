@@ -47,47 +47,86 @@ class Row:
     largest: int
     """The largest budget of the sweep."""
     against_largest: Difference | None
-    """FID minus that of the largest budget's sampler; None in its own row."""
+    """FID minus that of the largest budget's sampler; None where it is that sampler."""
     margin: float
     """``MARGIN`` of the FID at the largest budget."""
+    against_heun_at_largest: Difference | None = None
+    """FID minus that of Heun with rho 7 at the largest budget, the paper's way; None where it was not confirmed."""
+    margin_of_heun: float = 0.0
+    """``MARGIN`` of that FID."""
 
     @property
     def no_worse(self) -> bool:
         """Whether the interval says that the FID is within the margin of that at the largest budget, or lower."""
         return self.against_largest is None or bool(self.against_largest.high <= self.margin)
 
+    @property
+    def as_good_as_heun(self) -> bool:
+        """Whether the interval says so of Heun with rho 7 at the largest budget."""
+        gap = self.against_heun_at_largest
+        return gap is not None and bool(gap.high <= self.margin_of_heun)
+
     def sentence(self) -> str:
         """For people: what to use, and what the largest budget would be worth."""
         estimate = self.best.estimate
         text = f"{self.nfe} evaluations: {self.words}: FID {estimate.fid:.3f} +- {estimate.se:.3f}"
-        gap = self.against_largest
+        gap, cheaper = self.against_largest, self.best.settings.nfe < self.nfe
+        if gap is None and self.nfe < self.largest:
+            return f"{text}; nothing better was found with {self.largest} evaluations."
         if gap is None:
-            return f"{text}."
+            return f"{text}{f'; it takes {self.best.settings.nfe}' if cheaper else ''}."
         than = f"no worse than {self.largest} evaluations" if self.no_worse else f"against {self.largest} evaluations"
         return f"{text}; {than}: difference {gap.gap:+.3f}, {gap.low:+.3f} to {gap.high:+.3f}."
 
 
+Found = tuple[SweepResult, Confirmed]
+"""A race, and its recommended sampler."""
+
+
 def rows_of(results: Sequence[SweepResult]) -> tuple[Row, ...]:
-    """The budgets that have a confirmed sampler, least first; the last of them is what the others are compared with."""
+    """The budgets that have a confirmed sampler, least first; the last of them is what the others are compared with.
+
+    The race of a larger budget may end with a sampler of few evaluations, better by the search's seeds than what the
+    smaller budgets' races found, since it began with that: then it is their sampler too.
+    """
     found = [(result, best) for result in results if (best := result.of(result.best)) is not None]
     found.sort(key=lambda pair: pair[0].nfe or 0)
-    return tuple(_row(result, best, found[-1]) for result, best in found)
+    return tuple(_row(result, _within(result, found[index:]), found[-1]) for index, (result, _) in enumerate(found))
 
 
-def _row(result: SweepResult, best: Confirmed, last: tuple[SweepResult, Confirmed]) -> Row:
-    largest, top = last
+def _within(result: SweepResult, found: Sequence[Found]) -> Found:
+    """Of the race and those of larger budgets, the last whose sampler keeps to the race's budget."""
+    keeping = [(race, best) for race, best in found if result.nfe is None or best.settings.nfe <= result.nfe]
+    return keeping[-1] if keeping else found[0]
+
+
+def _row(result: SweepResult, taken: Found, last: Found) -> Row:
+    (race, best), (largest, top) = taken, last
+    heun, unsearched, heun_there = (result.of(result.paper), result.of(result.unsearched), largest.of(largest.paper))
+
+    def against(other: Confirmed | None) -> Difference | None:
+        if other is None or other.settings == best.settings:
+            return None
+        return difference(best.estimate, other.estimate)
+
     return Row(
         nfe=result.nfe or best.settings.nfe,
         best=best,
-        words=in_words(result.samplers[best.label]),
-        heun=result.of(result.paper),
-        against_heun=best.against_paper,
-        unsearched=result.of(result.unsearched),
-        against_unsearched=best.against_unsearched,
+        words=in_words(race.samplers[best.label]),
+        heun=heun,
+        against_heun=against(heun),
+        unsearched=unsearched,
+        against_unsearched=against(unsearched),
         largest=largest.nfe or top.settings.nfe,
-        against_largest=None if result is largest else difference(best.estimate, top.estimate),
-        margin=MARGIN / 100 * max(top.estimate.debiased, 0.0),
+        against_largest=against(top),
+        margin=_margin(top),
+        against_heun_at_largest=against(heun_there),
+        margin_of_heun=0.0 if heun_there is None else _margin(heun_there),
     )
+
+
+def _margin(entry: Confirmed) -> float:
+    return MARGIN / 100 * max(entry.estimate.debiased, 0.0)
 
 
 def summary(results: Sequence[SweepResult]) -> list[str]:
@@ -102,6 +141,7 @@ def summary(results: Sequence[SweepResult]) -> list[str]:
     told = {row.nfe for row in rows}
     lines += [f"{each.nfe} evaluations: every evaluation failed." for each in results if each.nfe not in told]
     last, cheapest = rows[-1], next(row for row in rows if row.no_worse)
+    lines += _against_the_paper(rows)
     if cheapest is not last:
         lines.append(
             f"The fewest evaluations that are no worse than {last.nfe}: {cheapest.nfe} (paired 95 % interval, margin "
@@ -109,8 +149,23 @@ def summary(results: Sequence[SweepResult]) -> list[str]:
         )
     elif len(rows) > 1:
         lines.append(f"No smaller budget is surely within {MARGIN:g} % of {last.nfe} evaluations.")
-    stopped = [f"{each.nfe} ({each.stopped})" for each in results if each.stopped]
-    return [*lines, *([f"Searches that ended early: {', '.join(stopped)}."] if stopped else [])]
+    spent = [str(each.nfe) for each in results if each.stopped]
+    if spent:
+        lines.append(
+            f"The search took all the images that it was given: {', '.join(spent)}. More may find better ones."
+        )
+    return lines
+
+
+def _against_the_paper(rows: Sequence[Row]) -> list[str]:
+    """The fewest evaluations that are as good as Heun's at the largest budget."""
+    row = next((row for row in rows if row.as_good_as_heun), None)
+    if row is None or row.nfe == row.largest or row.against_heun_at_largest is None:
+        return []
+    gap = row.against_heun_at_largest
+    verdict = "better" if gap.high < 0 else "no worse"
+    interval = f"difference {gap.gap:+.3f}, {gap.low:+.3f} to {gap.high:+.3f}"
+    return [f"{row.nfe} evaluations are {verdict} than {row.largest} of Heun with rho 7: {interval}."]
 
 
 COLUMNS = (
@@ -121,6 +176,7 @@ COLUMNS = (
     "against Heun, rho 7",
     "against the best unsearched",
     "against the largest budget",
+    "against Heun there",
 )
 
 
@@ -135,6 +191,7 @@ def table(rows: Sequence[Row], brief: bool = False) -> list[tuple[str, ...]]:
             gap_in_words(row.against_heun),
             gap_in_words(row.against_unsearched),
             gap_in_words(row.against_largest) + (", no worse" if row.against_largest and row.no_worse else ""),
+            gap_in_words(row.against_heun_at_largest),
         )
         for row in rows
     ]
@@ -157,6 +214,7 @@ def _entry(row: Row) -> dict[str, Any]:
         "against_heun_rho_7": row.against_heun,
         "against_best_unsearched": row.against_unsearched,
         f"against_{row.largest}_evaluations": row.against_largest,
+        f"against_heun_at_{row.largest}_evaluations": row.against_heun_at_largest,
     }
     told = {
         name: {"difference": _plain(gap.gap), "low": _plain(gap.low), "high": _plain(gap.high)}

@@ -6,6 +6,7 @@
                 it expects any
     polish      a race of the best; then the values beside the survivors that the model does not rule out join them, and
                 the race is run again, until nothing beside them is promising
+    refine      at a budget of evaluations: the noise levels of the best, moved one by one (`search/refine.py`)
     final       a race of the survivors and of deterministic sampling
 
 A race doubles the chunks of those that may still be best and drops who is worse than the best by z standard errors of
@@ -26,6 +27,7 @@ from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.elimination import Elimination, places
 from edm_ray.search.objective import Objective
 from edm_ray.search.proposals import Proposals
+from edm_ray.search.refine import Refinement
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.space import Space
 from edm_ray.search.statistics import measure_noise
@@ -39,6 +41,8 @@ LEAST_PROPOSED = 30
 """Proposals that are made in any case: a model of few points is too sure of itself."""
 RACE_SHARE = 0.4
 """Of the budget: proposals end where less is left, so that there is always a race."""
+LEVELS_SHARE, REFINE_SHARE, FINAL_SHARE = 0.5, 0.4, 0.1
+"""At a budget of evaluations: what is left of the search's images when proposals, polishing and refinement end."""
 NUM_MEASURED = 4
 """Samplers that tell how noisy FIDs are."""
 POLISHED = 4
@@ -67,6 +71,8 @@ class Race(Strategy):
     """So many of a race's survivors have their neighbours looked at."""
     num_finalists: int = 20
     """At most so many enter a race; half as many after each doubling of their chunks."""
+    refine: bool = True
+    """At a budget of evaluations: the noise levels of the best are moved one by one."""
     tie: float = 0.003
     """Samplers surely closer than this share of the FID are taken for equally good."""
 
@@ -127,6 +133,8 @@ class RaceRun:
         alive = self._going_on(search.trials.at(chunks), 2 * chunks)
         polished = longest if search.objective.nfe else min(longest, max(longest // POLISHED, 2 * chunks))
         for spacing in SPACINGS:
+            if search.space.nfe is not None and search.budget.share_left() < REFINE_SHARE:
+                break
             found, tied = yield from self._race(alive, "polish", polished)
             alive = [*list(found)[:1], *tied]
             new = self.proposals.beside(alive, self._around(alive), spacing)
@@ -134,8 +142,16 @@ class RaceRun:
                 break
             yield from search.look(new, chunks, "polish")
             alive += new
+        alive = yield from self._refine(alive)
         found, tied = yield from self._race([*alive, DETERMINISTIC], "final", longest)
         return search.outcome(found, tied)
+
+    def _refine(self, alive: list[str]) -> Generator[list[Evaluation], None, list[str]]:
+        """At a budget of evaluations the best with its noise levels refined, before the others."""
+        if self.search.space.nfe is None or not self.race.refine:
+            return alive
+        refined = yield from Refinement(self.search, FINAL_SHARE).run(alive[0])
+        return list(dict.fromkeys([refined, *alive]))
 
     def _first(self) -> list[str]:
         """Deterministic, starts, line, Sobol points."""
@@ -170,7 +186,7 @@ class RaceRun:
         """Batches of proposals, as long as they promise something and enough is left to race."""
         promised, most = math.inf, self.race.num_model
         for done in range(0, most, BATCH):
-            if self.search.budget.share_left() < RACE_SHARE:
+            if self.search.budget.share_left() < (RACE_SHARE if self.search.space.nfe is None else LEVELS_SHARE):
                 return
             enough = GAIN if done >= LEAST_PROPOSED and promised < GAIN else 0.0
             proposed, promised = self.proposals.expected_best(min(BATCH, most - done), enough)

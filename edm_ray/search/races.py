@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edm_ray.diffusion.analysis.trajectories import Trajectories
 from edm_ray.diffusion.samplers import Sampler
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.budget_space import BudgetSpace
+from edm_ray.search.candidates import MOST_CANDIDATES, candidates, wants_candidates
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan
 from edm_ray.search.trials import Evaluation, TrialResult
@@ -68,6 +70,24 @@ class Races:
             self.drivers[after] = self.drivers[after].over(space.starting_with(f"of {driver.nfe}", winner))
         return result
 
+    @property
+    def wants_candidates(self) -> bool:
+        """Whether `propose` would add starts."""
+        return any(wants_candidates(space) for space in self._budget_spaces().values())
+
+    def propose(self, trajectories: Trajectories) -> None:
+        """Stage 0: before the first look, every budget of few steps starts with noise levels chosen on trajectories."""
+        for index, space in self._budget_spaces().items():
+            if wants_candidates(space):
+                found = candidates(space, trajectories)
+                self.drivers[index] = self.drivers[index].over(space.with_starts(found))
+                self.drivers[index].search.log.decisions.append(f"noise levels from trajectories: {', '.join(found)}")
+
+    def _budget_spaces(self) -> dict[int, BudgetSpace]:
+        """Of the races that have one."""
+        spaces = {index: driver.search.space for index, driver in enumerate(self.drivers)}
+        return {index: space for index, space in spaces.items() if isinstance(space, BudgetSpace)}
+
     def limit_evaluations(self, count: int) -> None:
         """Shared among the races in proportion to what their samplers cost."""
         costs = [max(each.baseline.nfe, 1) for each in self.drivers]
@@ -84,5 +104,10 @@ class Races:
 
     @property
     def most_images(self) -> int:
-        """Upper bound of the images of all races before the first has begun; what is inherited is counted."""
-        return sum(each.most_images(INHERITED if i else 0) for i, each in enumerate(self.drivers))
+        """Upper bound of the images of all races before the first has begun; starts that join are counted."""
+        return sum(self.most_images_of_each)
+
+    @property
+    def most_images_of_each(self) -> list[int]:
+        more = MOST_CANDIDATES if self._budget_spaces() else 0
+        return [each.most_images(more + (INHERITED if i else 0)) for i, each in enumerate(self.drivers)]

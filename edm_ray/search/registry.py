@@ -22,7 +22,7 @@ class Registry:
         self.labels: dict[str, str] = {}
         """Label -> the label under which the same sampler is evaluated."""
         self.points: dict[str, Point] = {}
-        self._denoiser, self._decisions = denoiser, decisions
+        self.denoiser, self._decisions = denoiser, decisions
         self._known: dict[Sampler, str] = {}
         self.enter(DETERMINISTIC, space.sampler)
         for label, settings in space.starts.items():
@@ -34,7 +34,7 @@ class Registry:
 
     def enter(self, label: str, settings: Sampler, point: Point | None = None) -> str:
         """Register a sampler; returns the label it is evaluated under, another one if the same sampler has one."""
-        effective = settings.effective(self._denoiser)
+        effective = settings.effective(self.denoiser)
         other = self._known.setdefault(effective, label)
         self.labels[label] = other
         if other != label:
@@ -52,6 +52,10 @@ class Registry:
             return None
         return self._label_of(settings) or self.enter(label, settings, point)
 
+    def name(self, settings: Sampler, label: str, point: Point) -> str:
+        """The label of a sampler that lies beside the space, an older one where it has one; ``point`` is near it."""
+        return self._label_of(settings) or self.enter(label, settings, point)
+
     def is_new(self, point: Point) -> bool:
         """Whether a point is a sampler that has no label yet."""
         try:
@@ -60,4 +64,4 @@ class Registry:
             return False
 
     def _label_of(self, settings: Sampler) -> str | None:
-        return self._known.get(settings.effective(self._denoiser))
+        return self._known.get(settings.effective(self.denoiser))

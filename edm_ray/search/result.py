@@ -16,7 +16,7 @@ from edm_ray.search.driver import Driver
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.sampler_field import SamplerField
 from edm_ray.search.space import in_words
-from edm_ray.search.statistics import Difference, Noise, difference, probability_best
+from edm_ray.search.statistics import Difference, Noise, difference, probability_best, undecided
 from edm_ray.search.trials import TrialResult
 from edm_ray.storage.versioned import FORMAT, check_format
 
@@ -70,7 +70,7 @@ class SweepResult:
     noise: Noise | None
     decisions: tuple[str, ...]
     stopped: str
-    """Why the search ended early; empty if it did not."""
+    """That the images given were spent before the search had ended by itself; empty if it had."""
     costs: tuple[Cost, ...]
     """By stage, in the order of the stages."""
     images: int
@@ -128,9 +128,11 @@ class SweepResult:
                 first.replace("Best of", "The search found, of", 1),
                 f"Fresh seeds show no gain over {plain} ({interval}), so that is what is recommended: "
                 f"FID {best.estimate.fid:.3f} +- {best.estimate.se:.3f}.",
+                *([undecided(gain, found.estimate.n)] if gain.low < 0 else []),
             ]
         verdict = "lower" if gain.high < 0 else "not clearly different"
-        return [first, f"That is {verdict} against {plain} on the same seeds: {interval}."]
+        told = f"That is {verdict} against {plain} on the same seeds: {interval}."
+        return [first, told, *([] if gain.high < 0 else [undecided(gain, found.estimate.n)])]
 
     def _more(self, found: Confirmed) -> list[str]:
         lines = []
@@ -144,7 +146,7 @@ class SweepResult:
                 f"FID {cheapest.estimate.fid:.3f} +- {cheapest.estimate.se:.3f}; chosen to be within {self.within:g} %."
             )
         if self.stopped:
-            lines.append(f"The search ended early: {self.stopped}.")
+            lines.append("The search took all the images that it was given; more may find better samplers.")
         return lines
 
     def to_dict(self) -> dict[str, Any]:

@@ -38,7 +38,9 @@ def best_sampler_yaml(result: SweepResult, **source: str) -> str:
             for entry in others
         ]
     text = yaml.safe_dump(as_lists(content), sort_keys=False)
-    return "# The best sampler a sweep found. Use: edm-ray generate --sampler THIS_FILE ...\n" + text
+    estimate = best.estimate
+    head = f"# {best.settings}: FID {estimate.fid:.3f} +- {estimate.se:.3f} on {estimate.n:,} fresh images"
+    return f"{head}, {best.settings.nfe} evaluations each.\n# Use: edm-ray generate --sampler THIS_FILE ...\n{text}"
 
 
 def as_lists(value: Any) -> Any:

@@ -30,6 +30,8 @@ Point = Mapping[str, Any]
 """Value of each searched setting; churn as a share of its cap."""
 CHURN = "churn_fraction"
 BINS = "churn_bins"
+GIVEN_BY_LEVELS = ("rho", "sigma_min", "sigma_max")
+"""Settings that explicit noise levels stand for."""
 IN_PAPER = {"s_churn": "S_churn", "s_tmin": "S_tmin", "s_tmax": "S_tmax", "s_noise": "S_noise"}
 """Settings that the paper writes otherwise."""
 
@@ -102,6 +104,8 @@ class Space:
         Bounds that ``sampler`` leaves open are told where they are searched only.
         """
         mine, base = settings.to_dict(), self.sampler.to_dict()
+        if settings.sigmas:  # which say all of that
+            mine = {name: value for name, value in mine.items() if name not in (*GIVEN_BY_LEVELS, "num_steps")}
         others = [name for name in mine if base.get(name) is not None and mine[name] != base[name]]
         return {name: text_of(mine[name]) for name in dict.fromkeys([*self.searched, *others]) if name in mine}
 
@@ -172,6 +176,8 @@ def _value(settings: Sampler, name: str, base: Sampler) -> Any:
     if index is not None:
         bins = getattr(settings, BINS, ())
         return _share(settings, bins[index][2] if index < len(bins) else 0.0)
+    if settings.sigmas and name in ("sigma_min", "sigma_max"):
+        return settings.sigmas[-1 if name == "sigma_min" else 0]
     return getattr(settings, name, getattr(base, name, None))
 
 
@@ -183,7 +189,7 @@ def _share(settings: Sampler, s_churn: float) -> float:
 def load_space(path: str) -> Space:
     """Read a tune space. Raises InputError naming the file, the key, what was got and what is allowed."""
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such tune space; the repository has some in tune_spaces/")
+        raise InputError(f"{path}: no such tune space")
     return space_of(read_yaml(path), path)
 
 

@@ -16,6 +16,8 @@ from edm_ray.seeding import stream_key, uniform
 
 Array = npt.NDArray[np.float64]
 RESAMPLES = 4000
+MOST_NEEDED = 10_000_000
+"""Images that nobody would make to decide a difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,23 @@ def difference(a: FidEstimate, b: FidEstimate) -> Difference:
     gap, se = paired_difference(a, b)
     reach = float(student.ppf(0.975, len(a.leave_one_out) - 1)) * se
     return Difference(gap=gap, se=se, low=gap - reach, high=gap + reach)
+
+
+def undecided(gap: Difference, n: int) -> str:
+    """What could not be seen with n fresh images, and how many would show the difference found: its interval shrinks
+    with the root of n."""
+    reach = gap.high - gap.gap
+    text = f"With {n:,} images differences below {reach:.3f} cannot be seen"
+    needed = math.inf if gap.gap == 0 else n * (reach / gap.gap) ** 2
+    if needed > MOST_NEEDED:
+        return f"{text}; this one is too small to be worth deciding."
+    return f"{text}; about {round_up(needed):,} would decide one of {abs(gap.gap):.3f}."
+
+
+def round_up(count: float) -> int:
+    """To two digits."""
+    unit: int = 10 ** max(math.floor(math.log10(max(count, 1.0))) - 1, 0)
+    return math.ceil(count / unit) * unit
 
 
 def gap_in_words(gap: Difference | None) -> str:

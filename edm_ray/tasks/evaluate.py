@@ -19,15 +19,16 @@ from edm_ray.evaluation.measure import Measured, Plan, Row, over_sets, parse_met
 from edm_ray.evaluation.parts import measure_real
 from edm_ray.execution.executor import Executor, OnProgress, no_progress
 from edm_ray.execution.local import Local
-from edm_ray.generation.evaluate import EvaluationSpec, evaluate_models
+from edm_ray.generation.evaluate import EvaluationSpec, chunks_of_sets, evaluate_models
 from edm_ray.generation.evaluate import evaluate as evaluate_sets
 from edm_ray.generation.generate import PRECISIONS, check_labels
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
 from edm_ray.storage import uris
+from edm_ray.storage.artifacts import is_stored
 from edm_ray.storage.lease import hold
 from edm_ray.storage.versioned import FORMAT
-from edm_ray.tasks.given import OpenedReference, model_of, references_of
+from edm_ray.tasks.given import OpenedReference, model_of, references_of, require_fit
 from edm_ray.tasks.options import read_options
 from edm_ray.training.run import snapshots
 
@@ -155,6 +156,13 @@ class EvaluationPlan:
         lines = [f"would sample {times} images on {on}; sampler: {self.sampler}; {self.sampler.nfe} evaluations each"]
         return lines + [f"  and measure {', '.join(p.metrics)} against {p.reference.describe()}" for p in self.plans]
 
+    def stored(self, on: Executor) -> int:
+        """How many of the images need not be sampled: the features that every reference asks for are there."""
+        with self.open_spec() as spec:
+            sets = chunks_of_sets(spec, self.sampler, self.starts, self.num, self.plans, on.device)
+            chunks = [same for of_set in sets for same in zip(*of_set, strict=True)]
+            return sum(same[0].size for same in chunks if all(is_stored(spec.store, each) for each in same))
+
     def run(self, on: Executor, on_chunk: OnProgress = no_progress) -> Evaluation:
         with hold(self.out, "evaluate"):
             return self._run(on, on_chunk)
@@ -229,6 +237,8 @@ def plan_evaluation(
     opened = model_of(model, options.guide)
     check_labels(options.labels, opened.config.network.label_dim)
     references = references_of(reference)
+    for one in references:
+        require_fit(one, opened)
     plans, _ = plan_all(metrics, [one.uri for one in references])
     held_out = None if options.real is None else open_dataset(uris.absolute(options.real))
     if held_out is not None and held_out.rows < num:

@@ -34,8 +34,8 @@ MOST_SEEDS = 1 << 62
 class GenerateOptions:
     """Which images."""
 
-    first_seed: int = 0
-    """Seeds count up from this."""
+    seed: int = 0
+    """Of the first image; the next has the next seed."""
     labels: str = "balanced"
     """random, balanced (ten seeds in a row share a class), or a class number."""
     precision: str = "fp32"
@@ -58,7 +58,7 @@ class GenerateTask:
 
     @property
     def seeds(self) -> range:
-        return range(self.options.first_seed, self.options.first_seed + self.num)
+        return range(self.options.seed, self.options.seed + self.num)
 
     @property
     def about(self) -> dict[str, str]:
@@ -89,14 +89,17 @@ class GenerateTask:
 
     def write(self, output: Output, on: Executor, on_chunk: OnProgress = no_progress) -> None:
         """Into a folder, a zip or a data set."""
-        classes = self.model.config.network.label_dim
         with Writing(output) as writing:
             for seeds, images in self.parts(on, on_chunk):
-                numbers = torch.from_numpy(seeds)
-                labels = torch.zeros_like(numbers)
-                if classes:
-                    labels = labels_of(numbers, classes, self.options.labels, self.model.empty_classes)
-                writing.add(seeds, labels.numpy(), images)
+                writing.add(seeds, self.labels(seeds), images)
+
+    def labels(self, seeds: np.ndarray) -> np.ndarray:
+        """The class of each seed, int64; 0 without classes."""
+        classes = self.model.config.network.label_dim
+        if not classes:
+            return np.zeros(len(seeds), np.int64)
+        numbers = torch.from_numpy(seeds)
+        return labels_of(numbers, classes, self.options.labels, self.model.empty_classes).numpy()
 
     def output(self, out: str, form: Literal["png", "parquet"]) -> Output:
         """Where ``out`` says: a .zip file, a folder of PNG files, or a Parquet data set."""
@@ -105,9 +108,7 @@ class GenerateTask:
             return PngZip(out, classes > 0, self.about)
         if form == "png":
             return PngFolder(out, self.about)
-        names = self.model.about.get("class_names") or []
-        names = names if len(names) == classes else [str(i) for i in range(classes)]
-        return ParquetSet(out, self.num, names, self.about)
+        return ParquetSet(out, self.num, self.model.class_names, self.about)
 
     def check_space(self, out: str) -> None:
         """Raises InputError when the images cannot fit on the local disk they are to go to."""
@@ -140,10 +141,10 @@ def plan_generate(
     store: str | None = None,
 ) -> GenerateTask:
     """Open and check everything. Raises InputError for what cannot be sampled."""
-    if num < 1 or options.first_seed < 0:
-        raise InputError(f"--num {num}, --first-seed {options.first_seed}: give 1 or more, and 0 or more")
-    if options.first_seed + num > MOST_SEEDS:
-        raise InputError(f"--num {num}, --first-seed {options.first_seed}: seeds end at {MOST_SEEDS - 1:,}")
+    if num < 1 or options.seed < 0:
+        raise InputError(f"--num {num}, --seed {options.seed}: give 1 or more, and 0 or more")
+    if options.seed + num > MOST_SEEDS:
+        raise InputError(f"--num {num}, --seed {options.seed}: seeds end at {MOST_SEEDS - 1:,}")
     if options.precision not in PRECISIONS:
         raise InputError(f"--precision {options.precision}: give {', '.join(PRECISIONS)}")
     opened = model_of(model, options.guide)

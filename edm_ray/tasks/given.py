@@ -42,6 +42,18 @@ def reference_of(given: str | OpenedReference) -> OpenedReference:
     return OpenedReference(uri=uri, reference=reference, extractor=extractor)
 
 
+def require_fit(reference: OpenedReference, model: Model) -> None:
+    """Raises InputError where the reference's extractor does not take what the model makes."""
+    channels, size = model.config.network.img_channels, model.config.network.img_resolution
+    if not model.codec.is_pixels:
+        return  # what a decoder makes of latents is seen when it does
+    if (takes := reference.extractor.misfit(channels, size)) is not None:
+        raise InputError(
+            f"--reference {reference.uri}: its extractor {reference.extractor.name} takes {takes}; {model.uri} makes "
+            f"images of {size}x{size}x{channels}; give a reference of such images"
+        )
+
+
 def references_of(given: str | OpenedReference | Sequence[str | OpenedReference]) -> list[OpenedReference]:
     several = [given] if isinstance(given, (str, OpenedReference)) else list(given)
     if not several:

@@ -10,7 +10,7 @@ from edm_ray.data import plan as data_plan
 from edm_ray.data.claim import claim, is_complete, refuse_other
 from edm_ray.data.importers.detect import BUILT_IN, detect_kind
 from edm_ray.data.importers.pictures import PictureOptions
-from edm_ray.data.importers.source import SourceSpec
+from edm_ray.data.importers.source import KindError, SourceSpec
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.plan import Plan, PlanOptions, make_plan
 from edm_ray.errors import InputError
@@ -53,8 +53,8 @@ class PrepareOptions:
     """Exactly so many Parquet files; without it, files of about --shard-mib."""
     shard_mib: float = 64.0
     """Size of a Parquet file; small sets have 4 files all the same."""
-    crops: int = 10_000
-    """Number of crops of `photographs` and `more-photographs`."""
+    num: int = 10_000
+    """Of `photographs` and `more-photographs`: number of crops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +93,23 @@ class PrepareTask:
 def plan_prepare(source: str, dest: str, options: PrepareOptions) -> list[PrepareTask]:
     """Look at the source; one task a data set (`digits` has two). Raises InputError for what cannot be read."""
     _refuse_inside(source, dest)
-    kind = options.kind or ("latents" if options.codec == "latents" else detect_kind(source))
+    try:
+        kind = options.kind or ("latents" if options.codec == "latents" else detect_kind(source))
+    except KindError as error:
+        raise _with_what_follows(error, source, dest, options) from error
     if kind == "digits":
         splits = [(split, uris.join(dest, split), f"digits {split}") for split in ("train", "heldout")]
         return [_plan(source, kind, split, place, name, options) for split, place, name in splits]
     return [_plan(source, kind, options.split, dest, None, options)]
+
+
+def _with_what_follows(error: KindError, source: str, dest: str, options: PrepareOptions) -> InputError:
+    """What is wrong with the pictures of a folder that has other things too."""
+    try:
+        _plan(source, "folder", options.split, dest, None, options)
+    except InputError as more:
+        return InputError(f"{error}. As --kind folder: {more}")
+    return InputError(f"{error}, for example --kind folder")
 
 
 def _refuse_inside(source: str, dest: str) -> None:
@@ -119,7 +131,7 @@ def _plan(source: str, kind: str, split: str, dest: str, name: str | None, optio
         label_column=options.label_column,
         unlabelled=options.unlabelled,
         resolution=options.pictures.resolution if crops else None,
-        crops=options.crops if crops else 0,
+        crops=options.num if crops else 0,
     )
     layout = PlanOptions(
         on_error=options.on_error,

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from edm_ray.data.manifest import DataSet, open_dataset
-from edm_ray.data.reader import open_reader
+from edm_ray.data.reader import Reader, open_reader
 from edm_ray.errors import InputError
 from edm_ray.evaluation.extractors.base import Extractor
-from edm_ray.evaluation.extractors.digits import CLASSES, save_digits_classifier, train_digits_classifier
-from edm_ray.evaluation.extractors.registry import load_extractor
+from edm_ray.evaluation.extractors.digits import CLASSES, train_digits_classifier
+from edm_ray.evaluation.extractors.published_weights import PUBLISHED, find_weights, weights_file
+from edm_ray.evaluation.extractors.registry import load_extractor, misfit
+from edm_ray.evaluation.extractors.self_trained import MOST, self_misfit, train_self
 from edm_ray.evaluation.parts import FOLDER, ReferenceParts, ranges_of, require_pictures
 from edm_ray.evaluation.reference import ExtractorSpec, commit_reference, open_reference, reference_key
 from edm_ray.evaluation.reference_features import DEFAULT_FEATURES, chosen_rows
@@ -28,6 +33,12 @@ from edm_ray.tasks.given import OpenedReference, reference_of
 from edm_ray.tasks.options import read_options
 
 FEWEST = 2
+OnWeights = Callable[[str, int, int], None]
+"""Called with (what is done, how much of it, of how much)."""
+
+
+def no_weights(what: str, done: int, total: int) -> None:
+    """For callers who do not want to know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +46,10 @@ class ReferenceOptions:
     """Which features of how many images."""
 
     extractor: str = "inception"
-    """inception (the standard), clip or dinov2 (all need --weights), or digits (trained here in seconds on 8x8 images
-    with classes)."""
+    """inception (the standard) or dinov2 (both found or downloaded: `edm-ray weights`), clip (needs --weights), self
+    (trained here in minutes on these images; FIDs compare within this data set only), digits (8x8 digits)."""
     weights: str | None = None
-    """Extractor weights: a path or s3:// URI."""
+    """Extractor weights: a path or s3:// URI. Without: EDM_RAY_WEIGHTS, the cache, torch.hub's cache, a download."""
     sha256: str | None = None
     """What the weights' sha256 must be."""
     features: int = DEFAULT_FEATURES
@@ -66,19 +77,37 @@ class ReferenceTask:
         return [
             f"would measure {data.rows:,} images of {data.name} with extractor {self.options.extractor}",
             f"  on {on}, into {where}",
+            f"  weights: {self.origin}",
         ]
 
-    def run(self, on: Executor, on_part: OnProgress = no_progress) -> OpenedReference:
-        """What was measured before a kill is kept in OUT/parts and not measured again."""
+    @property
+    def origin(self) -> str:
+        """Where the extractor's weights come from."""
+        name = self.options.extractor
+        if self.options.weights is not None:
+            return self.options.weights
+        if name not in PUBLISHED:
+            return f"to train here, on these images; {OF_OWN[name]}"
+        if (found := find_weights(PUBLISHED[name])) is not None:
+            return str(found)
+        return f"to download: {PUBLISHED[name].offer()}"
+
+    def run(
+        self, on: Executor, on_part: OnProgress = no_progress, on_weights: OnWeights = no_weights
+    ) -> OpenedReference:
+        """What was measured before a kill is kept in OUT/parts and not measured again.
+
+        on_weights: told how the weights come: ("download", bytes, of) or ("training", passes, of).
+        """
         if self.is_there:
             assert self.out is not None
             return reference_of(self.out)
         with hold(self.out, "reference"):
-            return self._run(on, on_part)
+            return self._run(on, on_part, on_weights)
 
-    def _run(self, on: Executor, on_part: OnProgress) -> OpenedReference:
+    def _run(self, on: Executor, on_part: OnProgress, on_weights: OnWeights) -> OpenedReference:
         with tempfile.TemporaryDirectory() as folder:
-            path = self._weights(Path(folder))
+            path = self._weights(Path(folder), on_weights)
             # On Ray it is loaded here only to be checked and named, which needs no GPU.
             here = on.device if isinstance(on, Local) else "cpu"
             extractor = load_extractor(self.options.extractor, path, self.options.sha256, here)
@@ -108,22 +137,44 @@ class ReferenceTask:
         commit_reference(out, moments, self.dataset, extractor, weights, kept)
         uris.delete_directory(recipe.store)
 
-    def _weights(self, folder: Path) -> Path | None:
-        """A local file with the extractor's weights; the digits extractor is trained when none are given."""
-        given = self.options.weights
-        if given is not None and not uris.is_remote(given):
-            return Path(given)
-        if given is not None:
-            local = folder / "weights"
-            local.write_bytes(uris.read_bytes(given))
-            return local
-        if self.options.extractor != "digits":
-            return None
+    def _weights(self, folder: Path, on_weights: OnWeights) -> Path | None:
+        """A local file with the extractor's weights: given, trained, found or downloaded."""
+        options = self.options
+        if options.weights is not None or options.extractor not in TRAINED:
+            try:
+                return weights_file(options.extractor, options.weights, folder, partial(on_weights, "download"))
+            except InputError as error:
+                if options.weights is not None:
+                    raise
+                raise type(error)(
+                    f"{error}; or take --extractor self: trained here on these images, without a network; its FIDs "
+                    "compare within this data set only"
+                ) from None
         with open_reader(self.dataset) as pixels:
-            state = train_digits_classifier(torch.from_numpy(pixels.images), torch.from_numpy(pixels.labels))
-        local = folder / "digits.safetensors"
-        save_digits_classifier(state, local)
+            content = TRAINED[options.extractor](self.dataset, pixels, partial(on_weights, "training"))
+        local = folder / "trained.safetensors"
+        local.write_bytes(content)
         return local
+
+
+def _train_digits(dataset: DataSet, pixels: Reader, on_epoch: OnProgress) -> bytes:
+    images, labels = torch.from_numpy(pixels.images), torch.from_numpy(pixels.labels)
+    content: bytes = safetensors.torch.save(train_digits_classifier(images, labels))
+    return content
+
+
+def _train_self(dataset: DataSet, pixels: Reader, on_epoch: OnProgress) -> bytes:
+    rows, classes = chosen_rows(dataset.rows, MOST), len(dataset.class_names)
+    return train_self(torch.from_numpy(pixels.images[rows]), torch.from_numpy(pixels.labels[rows]), classes, on_epoch)
+
+
+OF_OWN = {
+    "digits": "FIDs compare with those of these weights only",
+    "self": "FIDs compare within this data set only, and small differences between good samplers say little",
+}
+"""What the FIDs of such features are worth (research/self_features)."""
+TRAINED = {"digits": _train_digits, "self": _train_self}
+"""Extractors that are trained here where no weights are given: (data set, its pixels, progress) -> file of weights."""
 
 
 def _holds(out: str, dataset: DataSet, extractor: str) -> bool:
@@ -138,14 +189,24 @@ def _holds(out: str, dataset: DataSet, extractor: str) -> bool:
     return True
 
 
-def _require_digits(dataset: DataSet) -> None:
-    """The digits extractor is a classifier that is trained on the data set itself."""
-    found, classes = (dataset.channels, dataset.resolution), len(dataset.class_names)
-    if found != (1, 8) or not 2 <= classes <= CLASSES:
-        what = f"{found[1]}x{found[1]}x{found[0]} with {classes} classes"
+def _require_fit(dataset: DataSet, options: ReferenceOptions) -> None:
+    """Raises InputError for an extractor that is none, or does not take images such as these."""
+    channels, size, weights = dataset.channels, dataset.resolution, options.weights
+    takes = misfit(options.extractor, channels, size)
+    if options.extractor == "self" and weights is not None:
+        takes = self_misfit(uris.read_bytes(weights), weights, channels, size)
+    if takes is not None:
         raise InputError(
-            f"--extractor digits: {dataset.uri} holds images of {what}; it takes images of 8x8x1 with 2 to {CLASSES} "
-            "classes; give another --extractor"
+            f"--extractor {options.extractor}: {dataset.uri} holds images of {size}x{size}x{channels}; it takes "
+            f"{takes}; give another --extractor (self is trained on the images themselves)"
+        )
+    if weights is None and options.extractor not in (*TRAINED, *PUBLISHED):
+        load_extractor(options.extractor, None)  # says where its weights come from
+    classes = len(dataset.class_names)
+    if options.extractor == "digits" and options.weights is None and not 2 <= classes <= CLASSES:
+        raise InputError(
+            f"--extractor digits: {dataset.uri} has {classes} classes; it is trained on 2 to {CLASSES}; give another "
+            "--extractor (self needs no classes)"
         )
 
 
@@ -161,8 +222,7 @@ def plan_reference(data: str | DataSet, out: str | None, options: ReferenceOptio
     require_pictures(dataset)
     if dataset.rows < FEWEST:
         raise InputError(f"{dataset.uri}: {dataset.rows} images; a reference needs {FEWEST} or more (their covariance)")
-    if options.extractor == "digits" and options.weights is None:
-        _require_digits(dataset)
+    _require_fit(dataset, options)
     store = None if options.store is None else uris.absolute(options.store)
     options = dataclasses.replace(options, store=store)
     return ReferenceTask(dataset=dataset, out=None if out is None else uris.absolute(out), options=options)
@@ -174,13 +234,15 @@ def reference(
     *,
     on: Executor = Local(),  # noqa: B008 (frozen)
     on_part: OnProgress = no_progress,
+    on_weights: OnWeights = no_weights,
     **options: Any,
 ) -> OpenedReference:
     """Exact feature moments of a data set, in one directory with the extractor's weights: FIDs are measured against it.
 
     data: a data set that `prepare` or `write_dataset` made, or its place. out: where the reference goes; one that is
     there is opened.
-    options: fields of `ReferenceOptions`, e.g. ``extractor="inception", weights=FILE``.
+    options: fields of `ReferenceOptions`, e.g. ``extractor="self"``. Published weights that are not on this machine are
+    downloaded; on_weights is told ("download", bytes, of), or ("training", passes, of) where features are trained.
     Raises InputError (a ValueError) for what cannot be measured.
     """
-    return plan_reference(data, out, read_options(ReferenceOptions, options)).run(on, on_part)
+    return plan_reference(data, out, read_options(ReferenceOptions, options)).run(on, on_part, on_weights)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import io
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.diffusion.samplers import SOLVERS, Sampler
 from edm_ray.distributed.executor import Ray
 from edm_ray.errors import InputError
-from edm_ray.evaluation.grids import image_grid
+from edm_ray.evaluation.grids import grid_png, image_grid, rows_by_class
 from edm_ray.evaluation.measure import Plan
-from edm_ray.evaluation.parts import measure_real
+from edm_ray.evaluation.parts import measure_real, require_real
 from edm_ray.evaluation.reference import PIXELS
-from edm_ray.execution.executor import Executor, Maker
+from edm_ray.execution import activity
+from edm_ray.execution.executor import Executor, Maker, make_all
 from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, FidMeter, fid_meter, sample_grids
+from edm_ray.generation.generate import labels_of
+from edm_ray.generation.trajectories import blocks_of, read_trajectories
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model, require_unchanged
 from edm_ray.report.by_budget import folder, save_by_budget, write_budgets_page
@@ -32,25 +35,29 @@ from edm_ray.report.saved import save_progress, save_report
 from edm_ray.search import driver as search_driver
 from edm_ray.search.budget_space import at_budget
 from edm_ray.search.by_budget import BEST_SAMPLERS, Row, best_samplers_yaml, rows_of
+from edm_ray.search.dimensions import Range
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan
 from edm_ray.search.races import Races
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.result import Confirmed, SweepResult, result_of
 from edm_ray.search.sampler_file import BEST_SAMPLER, best_sampler_yaml
+from edm_ray.search.shipped import BY_BUDGET, space_file
 from edm_ray.search.space import Space, load_space
 from edm_ray.search.statistics import Difference
 from edm_ray.search.time_budget import limit_hours
 from edm_ray.search.trials import Evaluation, TrialResult
 from edm_ray.storage import uris
 from edm_ray.storage.lease import hold
-from edm_ray.tasks.given import OpenedReference, model_of, reference_of
+from edm_ray.tasks.given import OpenedReference, model_of, reference_of, require_fit
 from edm_ray.tasks.options import read_options
 
+GRID_COLUMNS, GRID_GAP = 10, 4
 SAVE_SECONDS = 5.0
 """A report so far is kept at most so often."""
+BUDGET_IMAGES = 300_000
+"""Of each budget of network evaluations, confirmation included, where the plan does not say."""
 OnTrial = Callable[[TrialResult], None]
-DEFAULT_SPACE = Path(__file__).parents[2] / "tune_spaces" / "any-budget.yaml"
 """Of a sweep by budget."""
 
 
@@ -189,6 +196,11 @@ class SweepTask:
         """Of network evaluations; none where one race searches the space as it is."""
         return tuple(each.nfe for each in self.races.drivers if each.nfe is not None)
 
+    @property
+    def most_calls(self) -> int:
+        """Network calls of one image, at most: of every race its most images by its longest sampler."""
+        return sum(most * longest_nfe(each) for each, most in zip(self.races.drivers, self.races.most_images_of_each))
+
     def describe(self) -> str:
         return f"sweep of {self.space.name}: {self.races.describe()}"
 
@@ -223,7 +235,9 @@ class SweepTask:
                 [held_out] = measure_real(self.held_out, self.confirm_images, [measured], extractors, spec.store, on)
                 real = held_out.measured.fid
             with fid_meter(spec, measured, on, self._concurrent(on)) as meter:
+                self._propose(meter.sampling, spec, on.device)
                 self._search(meter, spec.store, on, keep)
+                activity.stage("drawing the report and its samples")
                 results = tuple(result_of(driver) for driver in self.races.drivers)
                 shown = [self._shown(*pair) for pair in zip(self.races.drivers, results, strict=True)]
                 balanced = dataclasses.replace(spec, labels="balanced")
@@ -292,6 +306,16 @@ class SweepTask:
 
         return self.options.concurrent or concurrency(on.workers)
 
+    def _propose(self, sampling: Maker, spec: EvaluationSpec, device: str) -> None:
+        """Stage 0 of a sweep by budget: noise levels from trajectories of the model, as starts of its races."""
+        if not self.races.wants_candidates:
+            return
+        denoiser = self.model.denoiser()
+        bounds = self.space.sampler.sigma_range(denoiser)
+        blocks = blocks_of(self.model.hash, spec.labels, device, denoiser.shape, bounds)
+        make_all(sampling, [(block,) for block in blocks])
+        self.races.propose(read_trajectories(spec.store, blocks, math.prod(denoiser.shape)))
+
     def _search(self, meter: FidMeter, store: str, on: Executor, on_trial: OnTrial) -> None:
         """As trials of Ray Tune on a cluster, one evaluation after the other here; the decisions are the same."""
         hours = self.options.budget_gpu_hours
@@ -330,7 +354,35 @@ class SweepTask:
         """Caption -> PNG, of the same seeds."""
         images = sample_grids(spec, list(shown.values()), range(self.options.grid), sampling, device)
         last = self.options.grid - 1
-        return {f"{title}, seeds 0..{last}": _png(each) for title, each in zip(shown, images, strict=True)}
+        return {f"{title}, seeds 0..{last}": self._png(each) for title, each in zip(shown, images, strict=True)}
+
+    def _png(self, images: np.ndarray) -> bytes:
+        """One class per row, named."""
+        names, classes = list[str](), self.model.config.network.label_dim
+        if classes:
+            labels = labels_of(torch.arange(len(images)), classes, "balanced", self.model.empty_classes)
+            images, names = rows_by_class(images, labels.numpy(), GRID_COLUMNS, self.model.class_names)
+        scale = max(1, 48 // images.shape[-1])
+        grid = image_grid(images, GRID_COLUMNS, scale, gap=GRID_GAP)
+        return grid_png(grid, {}, names, images.shape[2] * scale + GRID_GAP)
+
+
+def longest_nfe(driver: Driver) -> int:
+    """Network evaluations of the longest sampler of a race. (Those of rk45 are not known, and count none.)"""
+    if driver.nfe is not None:
+        return driver.nfe
+    space, given = driver.search.space, driver.search.registry.samplers.values()
+    tops: dict[str, Any] = {}
+    for name in ("num_steps", "guidance"):
+        if name in space.search:
+            where = space.search[name]
+            tops[name] = where.high if isinstance(where, Range) else max(where.values())
+    solvers = space.search["solver"].values() if "solver" in space.search else [space.sampler.solver]
+    found = [each.nfe for each in given]
+    for solver in solvers:
+        with contextlib.suppress(InputError):  # a solver that cannot be so long
+            found.append(space.settings({**tops, "solver": solver}).nfe)
+    return max(found)
 
 
 class _KeepProgress:
@@ -358,12 +410,6 @@ class _KeepProgress:
             self.ended += 1
 
 
-def _png(images: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    image_grid(images, 10, max(1, 48 // images.shape[-1]), gap=4).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def plan_sweep(
     model: str | Model | ModelDenoiser,
     reference: str | OpenedReference,
@@ -386,13 +432,17 @@ def plan_sweep(
         raise InputError(
             f"{opened_space.name}: searches guidance, but {opened.uri} has no classes; give --guide MODEL too"
         )
+    against = reference_of(reference)
+    require_fit(against, opened)
     held_out = None if options.real is None else open_dataset(uris.absolute(options.real))
-    images = plan.budget_images
+    if held_out is not None:
+        require_real(held_out, plan.confirm_chunks * plan.chunk_size)
+    images = plan.budget_images or (BUDGET_IMAGES * len(spaces) if nfe else None)
     own = dataclasses.replace(plan, budget_images=None if images is None else images // len(spaces))
     denoiser = opened.denoiser()
     return SweepTask(
         model=opened,
-        reference=reference_of(reference),
+        reference=against,
         space=opened_space,
         out=uris.absolute(out),
         plan=plan,
@@ -405,8 +455,8 @@ def plan_sweep(
 def _open_space(space: str | Space | None, nfe: Sequence[int]) -> Space:
     if space is None and not nfe:
         raise InputError("give --space SPACE, or --nfe BUDGETS, which has a space of its own")
-    given = str(DEFAULT_SPACE) if space is None else space
-    return load_space(given) if isinstance(given, str) else given
+    given = BY_BUDGET if space is None else space
+    return load_space(space_file(given)) if isinstance(given, str) else given
 
 
 def _spaces(space: Space, plan: SweepPlan, nfe: Sequence[int]) -> list[Space]:
@@ -432,11 +482,11 @@ def sweep(
 ) -> Sweep:
     """The best sampler for a model, with error bars: `.best`, `.against_deterministic`, `.table`, `.report`.
 
-    model: a directory, or what `load_model` gave. reference: a directory that `reference` wrote. space: a file of
-    tune_spaces/, or a `Space`. out: where chunks, report.html, sweep.json and best-sampler.yaml go; the same call
-    resumes. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`. options: fields of `SweepOptions`, and
-    ``nfe=(5, 8)``, budgets of network evaluations: the best sampler for each, as `.at(8)`, `.budgets` and in
-    best-samplers.yaml; the space is then tune_spaces/any-budget.yaml where it is None.
+    model: a directory, or what `load_model` gave. reference: a directory that `reference` wrote. space: the name of one
+    that comes with the package, a file, or a `Space`. out: where chunks, report.html, sweep.json and best-sampler.yaml
+    go; the same call resumes. plan: `sweep_plan(strategy="race", max_chunks=64, ...)`. options: fields of
+    `SweepOptions`, and ``nfe=(5, 8)``, budgets of network evaluations: the best sampler for each, as `.at(8)`,
+    `.budgets` and in best-samplers.yaml; the space is then `any-budget` where it is None.
     Raises InputError (a ValueError) for what cannot be searched.
     """
     asked = read_options(BudgetOptions, options)

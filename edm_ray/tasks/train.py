@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import logging
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,22 +22,26 @@ from edm_ray.distributed.executor import Ray
 from edm_ray.errors import InputError
 from edm_ray.execution.executor import Executor
 from edm_ray.execution.local import Local
+from edm_ray.execution.stopping import saving
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import load_model
 from edm_ray.networks.build import build_denoiser
 from edm_ray.storage import uris
 from edm_ray.storage.lease import hold
+from edm_ray.tasks.export import about_of
 from edm_ray.tasks.options import read_options
 from edm_ray.training.device import Place
 from edm_ray.training.loop import Row, TrainingJob
 from edm_ray.training.loop import train as train_here
 from edm_ray.training.metrics import read_metrics
 from edm_ray.training.pulse import Pulse
-from edm_ray.training.run import claim_run, model_uri, refuse_mirrored_latents
-from edm_ray.training.signals import Signal
+from edm_ray.training.run import checkpoint_store, claim_run, model_uri, refuse_mirrored_latents
+from edm_ray.training.signals import Loop, Signal
 from edm_ray.training.trackers import Tracking, parse_trackers
 
 logger = logging.getLogger(__name__)
+RAY_SILENCE_S = 10.0
+"""Workers give a sign twice a second; without one for so long the group is lost, or another one starts."""
 OnTick = Callable[[Row], None]
 OnResume = Callable[[int], None]
 
@@ -96,6 +97,24 @@ class TrainTask:
     def run_uri(self) -> str:
         return self.job.run_uri
 
+    @property
+    def is_new(self) -> bool:
+        """Whether there is no checkpoint to resume from."""
+        return self.options.fresh or not checkpoint_store(self.run_uri).committed()
+
+    def check_executor(self, on: Executor) -> None:
+        """Raises InputError for more workers than this machine can hold, where no cluster is named: before Ray starts,
+        which takes seconds."""
+        if isinstance(on, Ray) and on.address is None:
+            from edm_ray.distributed.cluster.preflight import preflight_here
+
+            preflight_here(self._group(on).request())
+
+    def _group(self, on: Ray) -> Any:
+        from edm_ray.distributed.group import Group
+
+        return Group(least=on.least or on.workers, most=on.workers, device=on.device, threads=self.config.threads)
+
     def run(
         self,
         on: Executor,
@@ -103,9 +122,10 @@ class TrainTask:
         on_note: Callable[[str], None] = print,
         on_resume: OnResume = lambda images_seen: None,
     ) -> None:
-        """To the end, or to the checkpoint that SIGTERM asks for (raises `Stopped`). on_note: what trackers say.
-        on_resume: called before the first step with the images seen by the checkpoint that was really loaded (0 where
-        there is none), and again where workers were lost and others resume.
+        """To the end, or to the checkpoint that Ctrl-C or SIGTERM ask for (raises `Stopped`; `Interrupted` where the
+        first step was not begun). on_note: what trackers say. on_resume: called before the first step with the images
+        seen by the checkpoint that was really loaded (0 where there is none), and again where workers were lost and
+        others resume.
 
         Raises InputError within ten seconds when another process writes to the run's directory.
         """
@@ -123,46 +143,38 @@ class TrainTask:
             tracking.add(row)
             on_tick(row)
 
-        with terminated() as must_stop:
+        loop = Loop(RAY_SILENCE_S) if isinstance(on, Ray) else Loop()
+        with saving(loop.is_running) as must_stop:
             try:
-                self._train(on, tick, must_stop, on_resume)
+                self._train(on, tick, loop, must_stop, on_resume)
                 ended = True
             finally:
                 for line in tracking.close(ended):
                     on_note(line)
 
-    def _train(self, on: Executor, on_tick: OnTick, must_stop: Callable[[], bool], on_resume: OnResume) -> None:
+    def _train(
+        self, on: Executor, on_tick: OnTick, loop: Loop, must_stop: Callable[[], bool], on_resume: OnResume
+    ) -> None:
         if not isinstance(on, Ray):
             ask = lambda: Signal.STOP if must_stop() else Signal.NONE  # noqa: E731
-            train_here(self.job, Place(device=on.device), on_tick, ask, pulse=Pulse(on_begin=on_resume))
+            pulse = Pulse(on_begin=on_resume, on_step=loop.on_step)
+            train_here(self.job, Place(device=on.device), on_tick, ask, pulse=pulse)
             return
-        from edm_ray.distributed.group import Group
         from edm_ray.distributed.train import train_on_ray
+
+        self.check_executor(on)
 
         with on.session():
             train_on_ray(
                 self.job,
-                Group(least=on.least or on.workers, most=on.workers, device=on.device, threads=self.config.threads),
+                self._group(on),
                 max_failures=self.options.max_failures,
                 on_tick=on_tick,
                 variables=self.options.cache_variables,
                 must_stop=must_stop,
+                on_step=loop.on_step,
                 on_resume=on_resume,
             )
-
-
-@contextlib.contextmanager
-def terminated() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come since: a machine about to be taken away gives notice by it."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag.is_set
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: flag.set())
-    try:
-        yield flag.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def plan_train(
@@ -189,15 +201,7 @@ def plan_train(
     check_fit(chosen, dataset)
     if network is not None:
         build_denoiser(chosen.denoiser, network=copy.deepcopy(network))  # a module that does not fit is refused here
-    about: dict[str, Any] = {
-        "preset": config if isinstance(config, str) else "",
-        "dataset": dataset.name,
-        "dataset_hash": dataset.hash,
-        "seed": chosen.seed,
-        "class_names": list(dataset.class_names),
-    }
-    if dataset.empty_classes:
-        about["empty_classes"] = list(dataset.empty_classes)
+    about = about_of(dataset, chosen.seed, config if isinstance(config, str) else "")
     job = TrainingJob(
         config=chosen,
         dataset=dataset,
@@ -265,7 +269,8 @@ def train(
     on: `Local(device=...)`, or `Ray(workers=8, device="cuda")`: one DDP process a worker. network: a module of your own
     in place of the preset's U-Net: network(x, noise_labels, class_labels, augment_labels), with ``label_dim`` where it
     takes classes. overrides: ``["optimizer.lr=1e-3"]``. options: fields of `TrainOptions`.
-    Raises InputError (a ValueError) for what does not fit, `Stopped` where SIGTERM asked for a checkpoint and the end.
+    Raises InputError (a ValueError) for what does not fit, `Stopped` where Ctrl-C or SIGTERM asked for a checkpoint and
+    the end.
     """
     task = plan_train(data, config, out, read_options(TrainOptions, options), overrides=overrides, network=network)
     task.run(on, on_tick, on_note=lambda line: None)

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -26,9 +27,12 @@ from edm_ray.training.device import Place
 STATE_BYTES = 4 * 5
 """A parameter in fp32: itself, its gradient, Adam's two moments, its average."""
 GIB = 1 << 30
-MOST_GIB = 4096.0
+MOST_GIB = {"cpu": 4096.0, "cuda": 288.0}
 """More than a worker has anywhere."""
+GPU_SLACK = 1.25
+"""The estimate of a GPU's memory may be so much too high: kernels differ in what they keep."""
 GPUS_A_NODE = 8
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def memory_gib(cost: NetworkCost, images: int, precision: str) -> Quantity:
@@ -48,25 +52,45 @@ def memory_gib(cost: NetworkCost, images: int, precision: str) -> Quantity:
 
 
 def check_memory(config: TrainingConfig, workers: int, device: str, here: bool) -> None:
-    """Refuse a step that no worker can hold, before anything of its size is made. here: on this machine's CPUs, whose
-    memory is known; else only what no machine has is refused. Raises InputError with the micro_batch that fits."""
+    """Refuse a step that no worker can hold, before anything of its size is made. here: all workers on this machine,
+    whose memory is known; else only what no machine has is refused. Raises InputError with the micro_batch that fits.
+    """
     if isinstance(config.denoiser.network, OwnNetwork):
         return  # its activations are not known
     share = math.ceil(config.batch_size / workers)
     at_once = min(config.micro_batch or share, share)
-    known = here and device == "cpu"
-    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB if known else MOST_GIB
+    together = workers if here and device == "cpu" else 1
+    known = machine_gib(device) if here else None
+    most = MOST_GIB[device] if known is None else known
     cost = network_cost(config.denoiser, device)
-    if (needed := memory_gib(cost, at_once, config.precision).value) <= most:
+
+    def needed(images: int) -> float:
+        return memory_gib(cost, images, config.precision).value * together
+
+    if needed(at_once) <= most * (GPU_SLACK if device == "cuda" else 1.0):
         return
     fits = at_once
-    while fits > 1 and memory_gib(cost, fits, config.precision).value > 0.5 * most:
+    while fits > 1 and needed(fits) > 0.5 * most:
         fits //= 2
-    whose = "this machine has" if known else "no machine has more than"
+    whose = "no machine has more than" if known is None else f"this {'GPU' if device == 'cuda' else 'machine'} has"
+    each = f"{workers} workers with {at_once:,} images each" if together > 1 else f"{at_once:,} images"
+    smaller = f"--set micro_batch={1 << (fits.bit_length() - 1)}, a smaller batch, or a smaller network"
     raise InputError(
-        f"batch_size={config.batch_size}: {at_once:,} images at once take about {needed:,.0f} GiB, {whose} "
-        f"{most:,.0f} GiB; give --set micro_batch={1 << (fits.bit_length() - 1)}, or a smaller batch"
+        f"batch_size={config.batch_size}: {each} at once take about {needed(at_once):,.0f} GiB, {whose} "
+        f"{most:,.0f} GiB; give {smaller if needed(1) <= most else 'a smaller network'} (`edm-ray presets`)"
     )
+
+
+def machine_gib(device: str) -> float | None:
+    """Memory of this machine (what its container may use), or of its first GPU; None where it has none."""
+    if device == "cuda":
+        found = torch.cuda.is_available()
+        return torch.cuda.get_device_properties(0).total_memory / GIB if found else None
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    try:
+        return min(total, int(CGROUP_LIMIT.read_text()) / GIB)
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return total
 
 
 def out_of_memory(config: TrainingConfig, place: Place, device: torch.device) -> str:
@@ -130,6 +154,10 @@ class Workload:
         rate = self.images / (self.hours.value * 3600)
         return rate * (costs["a100_by_v100"] if self.hours.unit.startswith("V100") else 1.0)
 
+    def call_rate(self, costs: Costs) -> float:
+        """Network calls/s of an A100 in sampling; a training image costs about three forward passes."""
+        return 3.0 * self.rate(costs) * costs["sampling"]
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -146,6 +174,14 @@ def workload(name: str, config: TrainingConfig, cost: NetworkCost) -> Workload:
     """The run that ``config`` describes; ``name``: its preset, which may have a published time."""
     hours = gpu_hours(name, config, cost)
     return Workload(name, config.total_kimg * 1000, config.batch_size, cost.parameters * 4.0, hours)
+
+
+def sampling_hours(cost: NetworkCost, calls: float, features: float, costs: Costs) -> float:
+    """A100 hours of so many network calls of one image, and of Inception features of so many images."""
+    known = network_cost(config_f(DataShape(resolution=32, channels=3, num_classes=0), CIFAR10, "vp").denoiser)
+    work = Workload("cifar10", PAPER_IMAGES["cifar10"], 512, known.parameters * 4.0, V100_HOURS["cifar10"])
+    rate = work.call_rate(costs) * known.forward_macs / cost.forward_macs
+    return (calls / rate + features / costs["inception"]) / 3600
 
 
 def all_reduce(count: int, size: float, costs: Costs) -> float:

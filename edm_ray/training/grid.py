@@ -19,8 +19,8 @@ from edm_ray.config.codec import Codec
 from edm_ray.config.network import NetworkConfig
 from edm_ray.diffusion.preconditioning import Preconditioned
 from edm_ray.diffusion.samplers import Heun
-from edm_ray.evaluation.grids import save_grid
-from edm_ray.generation.generate import generate
+from edm_ray.evaluation.grids import rows_by_class, save_grid
+from edm_ray.generation.generate import generate, labels_of
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.training.run import grid_uri
 
@@ -39,8 +39,16 @@ class TooSlow(Exception):
 class GridDrawer:
     """Draws RUN/snapshots/NIMG/grid.png."""
 
-    def __init__(self, run_uri: str, network: NetworkConfig, codec: Codec, empty_classes: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        run_uri: str,
+        network: NetworkConfig,
+        codec: Codec,
+        empty_classes: Sequence[int] = (),
+        class_names: Sequence[str] = (),
+    ) -> None:
         self.run_uri, self.network, self.codec, self.empty_classes = run_uri, network, codec, empty_classes
+        self.class_names = class_names
         self.last = time.monotonic()
 
     def draw(self, average: Preconditioned, images_seen: int) -> dict[str, Any]:
@@ -71,7 +79,11 @@ class GridDrawer:
             "seeds": f"0..{count - 1}",
         }
         scale = max(1, 64 // pictures.shape[-1])
-        save_grid(grid_uri(self.run_uri, images_seen), pictures, COLUMNS, about, scale, gap=6)
+        names: list[str] = []
+        if denoiser.label_dim and len(self.class_names) == denoiser.label_dim:
+            labels = labels_of(torch.arange(count), denoiser.label_dim, LABELS, self.empty_classes)
+            pictures, names = rows_by_class(pictures, labels.numpy(), COLUMNS, self.class_names)
+        save_grid(grid_uri(self.run_uri, images_seen), pictures, COLUMNS, about, scale, gap=6, names=names)
 
 
 @contextlib.contextmanager

@@ -106,6 +106,7 @@ def _train(
     draw = _grid_drawer(job) if first and job.snapshot_kimg else None
     signals, skipped = Signals(ask, place.world_size), SkippedLog(run_uri, images.skipped)
     step.watch.start(state.images_seen)
+    pulse.total = schedule.total
     pulse.begin(state.images_seen)
     with contextlib.closing(Saver(run_uri, store, {**job.about, "run": job.identity}, job.dataset.codec, log)) as saver:
         while state.images_seen < schedule.total:
@@ -186,7 +187,8 @@ def _grid_drawer(job: TrainingJob) -> Callable[[Preconditioned, int], Row]:
     from edm_ray.training.grid import GridDrawer  # scipy and PIL: a second that every worker would wait for
 
     dataset = job.dataset
-    return GridDrawer(job.run_uri, job.config.denoiser.network, dataset.codec, dataset.empty_classes).draw
+    network, names = job.config.denoiser.network, dataset.class_names
+    return GridDrawer(job.run_uri, network, dataset.codec, dataset.empty_classes, names).draw
 
 
 def _metrics(log: MetricsLog) -> dict[str, float]:

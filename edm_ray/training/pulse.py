@@ -58,6 +58,9 @@ class Pulse:
     thread: int = 0
     on_begin: Callable[[int], None] = lambda images_seen: None
     """Called where the first step is next, with the images seen by what was resumed."""
+    on_step: Callable[[int, int], None] = lambda images_seen, total: None
+    """Called there too, and after each step, with the images seen and those of the whole run."""
+    total: int = 0
 
     def start(self) -> None:
         """This thread trains."""
@@ -68,6 +71,7 @@ class Pulse:
         self.images_seen = self.begun_at = images_seen
         self.moment = time.monotonic()
         self.on_begin(images_seen)
+        self.on_step(images_seen, self.total)
 
     def step(self, images_seen: int) -> None:
         """A step has ended, with all that followed it (ticks, checkpoints, grids)."""
@@ -76,6 +80,7 @@ class Pulse:
             self.recent.append(now - self.moment)
             self.slowest = max(self.slowest, now - self.moment)
         self.steps, self.images_seen, self.moment = self.steps + 1, images_seen, now
+        self.on_step(images_seen, self.total)
 
     @contextlib.contextmanager
     def waiting_for_storage(self) -> Iterator[None]:

@@ -5,11 +5,15 @@ checkpoint and the end (SIGTERM). Each worker may hear of it at another moment; 
 from __future__ import annotations
 
 import enum
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from edm_ray.execution import activity
 
 
 class Signal(enum.IntEnum):
@@ -20,6 +24,21 @@ class Signal(enum.IntEnum):
     """A checkpoint now, and at every tick while the signal lasts."""
     STOP = 2
     """A checkpoint now, and the end; the same command resumes from it."""
+
+
+class Loop:
+    """Whether a training loop runs, and how far it is, as whoever started it knows."""
+
+    def __init__(self, silence_s: float = math.inf) -> None:
+        """silence_s: a loop that gave no sign for so long does not run."""
+        self.silence_s, self.heard_at = silence_s, -math.inf
+
+    def on_step(self, images_seen: int, total: int) -> None:
+        self.heard_at = time.monotonic()
+        activity.count(images_seen, total, "images")
+
+    def is_running(self) -> bool:
+        return self.heard_at > -math.inf and time.monotonic() - self.heard_at <= self.silence_s
 
 
 def no_signal() -> Signal:

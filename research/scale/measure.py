@@ -87,9 +87,7 @@ def read() -> dict[str, list[float]]:
     for encoding in ("png", "raw"):
         with tempfile.TemporaryDirectory() as folder:
             out = f"{folder}/{encoding}"
-            code = main(
-                ["prepare", "photographs", out, "--resolution", "32", "--crops", "5000", "--encoding", encoding]
-            )
+            code = main(["prepare", "photographs", out, "--resolution", "32", "--num", "5000", "--encoding", encoding])
             assert code == 0
             dataset = open_dataset(out)
             assert dataset.rows * 3 * 32 * 32 <= IN_MEMORY_BYTES

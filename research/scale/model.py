@@ -36,8 +36,8 @@ class Sampled:
         return self.train.name
 
     def call_rate(self, costs: Costs) -> float:
-        """Network calls/s of an A100 in sampling; a training image costs about three forward passes."""
-        return 3.0 * self.train.rate(costs) * costs["sampling"]
+        """Network calls/s of an A100 in sampling."""
+        return self.train.call_rate(costs)
 
 
 def _sampled(name: str, family: str, batch: int, gradient_bytes: float, num_steps: int) -> Sampled:

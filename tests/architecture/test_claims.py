@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 STATUS = ROOT / "docs" / "status.md"
 DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "cluster").rglob("*.md")),
     *sorted((ROOT / "benchmarks").rglob("*.md")),
     *sorted((ROOT / "research").rglob("*.md")),

@@ -158,7 +158,7 @@ def test_generated_images_depend_on_their_seed_alone(digits_dir, tmp_path):
     assert main(["train", "--data", str(digits_dir / "train"), "--out", run, "--preset", "tiny", "--no-ray"]) == 0
     model = ["generate", "--model", f"{run}/model", "--set", "num_steps=4", "s_churn=1"]
     assert main([*model, "--num", "60", "--out", str(tmp_path / "many")]) == 0
-    assert main([*model, "--num", "3", "--first-seed", "55", "--out", str(tmp_path / "few")]) == 0
+    assert main([*model, "--num", "3", "--seed", "55", "--out", str(tmp_path / "few")]) == 0
     for seed in (55, 56, 57):
         name = f"seed{seed:08d}.png"
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "few" / name).read_bytes()

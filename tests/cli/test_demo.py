@@ -30,5 +30,5 @@ def test_a_demo_killed_in_training_resumes_and_does_not_start_over(tmp_path: Pat
     assert second.returncode == 0, second.stdout[-2000:] + second.stderr[-2000:]
     assert "resuming at" in second.stdout or "the model is there already" in second.stdout
     assert "Traceback" not in second.stdout + second.stderr
-    for name in ("samples.png", "sweep/report.html", "sweep/best-sampler.yaml", "evaluation/evaluation.json"):
+    for name in ("samples.png", "sweep/report.html", "sweep/best-samplers.yaml", "evaluation/evaluation.json"):
         assert (tmp_path / "demo" / name).exists()

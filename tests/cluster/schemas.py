@@ -126,7 +126,7 @@ WORKER_GROUP = record(
 RAY_CLUSTER = record(
     "headGroupSpec",
     rayVersion=TEXT,
-    authOptions=record("mode", mode=one_of("token", "disabled")),
+    authOptions=record("mode", mode=one_of("token", "disabled"), secretName=TEXT, enableK8sTokenAuth=FLAG),
     enableInTreeAutoscaling=FLAG,
     autoscalerOptions=AUTOSCALER,
     headGroupSpec=HEAD_GROUP,

@@ -70,7 +70,12 @@ def test_pinned_means_a_version_and_not_latest():
 
 
 def test_the_token_is_on_everywhere(ray_cluster, ray_up):
-    assert ray_cluster["spec"]["authOptions"] == {"mode": "token"}
+    assert ray_cluster["spec"]["authOptions"] == {"mode": "token", "secretName": "edm-token"}
+    readme = (CLUSTER / "kuberay" / "README.md").read_text()
+    assert "create secret generic edm-token --from-literal=auth_token=$(openssl rand -hex 32)" in readme
+    asked = [entry["valueFrom"]["secretKeyRef"] for _, pod in PODS for c in pod["containers"] for entry in c["env"]
+             if entry["name"] == "RAY_AUTH_TOKEN"]  # fmt: skip
+    assert asked and all(each == {"name": "edm-token", "key": "auth_token"} for each in asked)
     for name, pod in PODS:
         for container in pod["containers"]:
             modes = [entry["value"] for entry in container["env"] if entry["name"] == "RAY_AUTH_MODE"]
@@ -239,6 +244,8 @@ def test_the_image_is_pinned_has_no_root_user_and_no_secret():
                 assert (ROOT / name).exists(), name
     ignored = (CLUSTER / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
     assert ignored[1] == "*", "everything is left out, and only what is named goes in"
+    copied = [name for line in lines if line.startswith("COPY") for name in line.split()[2:-1]]
+    assert not [name for name in copied if f"!{name}" not in ignored]
 
 
 def test_roles_are_narrow():

@@ -102,6 +102,8 @@ def test_ray_start_knows_every_option_that_nodes_are_started_with():
     start = ray_cli.commands["start"]
     for _, words in starts:
         start.make_context("ray start", list(words))
+    agents = [[word for word in words if "agent-listen" in word] for where, words in starts if where == "sky"]
+    assert agents == [["--dashboard-agent-listen-port=52366"]] * 2  # SkyPilot's own Ray has 52365
     with pytest.raises(Exception, match="no-such"):
         start.make_context("ray start", ["--head", "--no-such=1"])
     sky = yaml.safe_load(filled(CLUSTER / "sky" / "train-and-sweep.yaml"))["run"]

@@ -198,6 +198,6 @@ def test_records_read_ahead_come_in_their_order_and_errors_stay_with_theirs():
 def test_digits_and_photographs_are_prepared_by_name(tmp_path):
     assert main(["prepare", "digits", str(tmp_path / "digits")]) == 0
     assert open_dataset(str(tmp_path / "digits" / "heldout")).rows == 500
-    assert main(["prepare", "photographs", str(tmp_path / "p"), "--resolution", "8", "--crops", "40"]) == 0
+    assert main(["prepare", "photographs", str(tmp_path / "p"), "--resolution", "8", "--num", "40"]) == 0
     dataset = open_dataset(str(tmp_path / "p"))
     assert (dataset.rows, dataset.resolution, dataset.channels, dataset.class_counts) == (40, 8, 3, (20, 20))

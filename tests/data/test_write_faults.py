@@ -53,7 +53,7 @@ def _error(capsys, *arguments) -> str:
 @pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
 def test_a_shard_whose_worker_is_killed_is_written_by_another(tmp_path, ray_session, capsys):
-    command = ["prepare", "photographs", str(tmp_path / "d"), "--resolution", "32", "--crops", "2000", "--shards", "4"]
+    command = ["prepare", "photographs", str(tmp_path / "d"), "--resolution", "32", "--num", "2000", "--shards", "4"]
     ended = []
     thread = threading.Thread(target=lambda: ended.append(main([*command, "--workers", "2"])))
     thread.start()
@@ -104,7 +104,7 @@ def test_after_a_kill_the_same_command_does_only_what_is_missing(folder, tmp_pat
 
 def test_prepare_resumes_after_a_kill_where_it_was(tmp_path):
     """SIGKILL in the middle of a real `edm-ray prepare`."""
-    command = ["prepare", "photographs", str(tmp_path / "d"), "--resolution", "32", "--crops", "3000", "--shards", "60"]
+    command = ["prepare", "photographs", str(tmp_path / "d"), "--resolution", "32", "--num", "3000", "--shards", "60"]
     process = subprocess.Popen([sys.executable, "-c", f"from edm_ray.cli import main; main({command!r})"])
     sidecar, deadline = tmp_path / "d" / ".prepare", time.monotonic() + 120
     while len(list(sidecar.rglob("*.safetensors"))) < 3 and time.monotonic() < deadline:

@@ -216,7 +216,7 @@ def test_what_this_machine_cannot_hold_is_refused_before_ray_starts(parts, digit
 
 def test_images_by_many_have_the_bytes_of_one_process(parts, tmp_path):
     """Also from seeds in the middle of chunks; what lay between is gone at the end."""
-    base = ["generate", "--model", str(parts[0]), "--num", "130", "--first-seed", "37", "--set", "num_steps=3", "--out"]
+    base = ["generate", "--model", str(parts[0]), "--num", "130", "--seed", "37", "--set", "num_steps=3", "--out"]
     assert main([*base, str(tmp_path / "one" / "x.zip")]) == 0
     assert main([*base, str(tmp_path / "two" / "x.zip"), "--workers", "2"]) == 0
     assert (tmp_path / "one" / "x.zip").read_bytes() == (tmp_path / "two" / "x.zip").read_bytes()

@@ -10,6 +10,7 @@ import ast
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -102,8 +103,10 @@ def test_work_continues_without_any_private_name(nothing_private, monkeypatch, t
     ray_private.refresh_known_nodes()
     ray_private.remove_placement_groups()
     ray_private.put_key("key")
-    assert ray_private.has_key("key") is False
+    assert ray_private.has_key("key") is False and ray_private.get_value("key") is None
     ray_private.delete_key("key")
+    with ray_private.apart_from_terminal():
+        pass
     assert ray_private.free_resources() == [{"CPU": 3.0}]
     assert ray_private.session_folder() == "/tmp/ray" and ray_private.dashboard_address() == ""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
@@ -116,6 +119,17 @@ def test_work_continues_without_any_private_name(nothing_private, monkeypatch, t
     assert travels == {"a.py", ".gitignore", "skip.log"}  # more than Ray takes, never less
     monkeypatch.setattr(ray_private, "_private", lambda module, name, without: lambda: None)  # is called otherwise
     assert {path.name for path in ray_private.files_that_travel(tmp_path, list(EXCLUDES))} == travels
+
+
+def test_ray_train_does_not_take_ctrl_c_for_itself():
+    """Its handler would hold the controller's process after the end, too."""
+    from ray.train.torch import TorchTrainer
+
+    assert hasattr(TorchTrainer, "_register_sigint_handler"), "else the override is needed no more"
+    before = signal.getsignal(signal.SIGINT)
+    trainer = ray_private.trainer_without_idle_process()(lambda: None, scaling_config=ScalingConfig(num_workers=1))
+    trainer._register_sigint_handler(None)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # --- variables
@@ -271,8 +285,24 @@ class TestOnRay:
         ray_private.put_key("test:key")
         look = ray.remote(num_cpus=0)(ray_private.has_key)
         assert ray_private.has_key("test:key") and ray.get(look.remote("test:key")), "a worker sees it too"
+        assert ray_private.get_value("test:key") == b"1"
+        ray_private.put_value("test:key", b"12 100")
+        assert ray_private.get_value("test:key") == b"12 100"
         ray_private.delete_key("test:key")
         assert ray_private.has_key("test:key") is False
+
+    def test_no_process_of_ray_is_in_the_session_of_the_terminal(self):
+        """Nor in the group that Ctrl-C, closing the window and `timeout` reach; and SIGTERM ends each of them."""
+        import psutil
+
+        below = [
+            process for process in psutil.Process().children(recursive=True) if "ray" in " ".join(process.cmdline())
+        ]
+        assert len(below) >= 3, "the head's server, the raylet and an agent"
+        for process in below:
+            assert os.getsid(process.pid) != os.getsid(0) and os.getpgid(process.pid) != os.getpgid(0), process
+            (blocked,) = re.findall(r"SigBlk:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+            assert not int(blocked, 16) & 1 << (signal.SIGTERM - 1), process
 
     def test_free_resources_are_those_of_each_node_less_what_is_held(self):
         before = sum(node.get("CPU", 0.0) for node in ray_private.free_resources())

@@ -114,3 +114,43 @@ def test_a_cluster_that_is_attached_to_keeps_the_user_s_authentication(connected
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with session.session("10.0.0.1:6379"):
         assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
+def test_a_start_that_timed_out_on_a_busy_machine_is_tried_again_with_more_patience(connected, monkeypatch):
+    """ray#65983: "The current node timed out during startup"."""
+    monkeypatch.setattr(session, "PAUSE_S", 0.0)
+    waits = []
+    monkeypatch.setattr(session, "set_start_patience", waits.append)
+
+    def slow(*_, **__):
+        if len(waits) < 3:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(session.ray, "init", slow)
+    with session.session():
+        assert waits == [1, 2, 3]
+
+
+def test_a_machine_that_stays_too_busy_is_said_in_one_line(connected, monkeypatch):
+    monkeypatch.setattr(session, "PAUSE_S", 0.0)
+
+    def slow(*_, **__):
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(session.ray, "init", slow)
+    one_line = r"^Ray did not start in \d+ s and 3 tries: .* too busy .*--workers 0$"
+    with pytest.raises(InputError, match=one_line), session.session():
+        pytest.fail("not reached")
+
+
+def test_another_error_of_the_start_is_not_tried_again(connected, monkeypatch):
+    calls = []
+
+    def broken(*_, **__):
+        calls.append(1)
+        raise RuntimeError("no such option")
+
+    monkeypatch.setattr(session.ray, "init", broken)
+    with pytest.raises(RuntimeError, match="no such option"), session.session():
+        pytest.fail("not reached")
+    assert len(calls) == 1

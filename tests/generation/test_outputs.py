@@ -99,7 +99,7 @@ def test_what_fails_on_the_way_leaves_no_zip_and_an_older_one_as_it_was(tmp_path
 
 
 def test_all_outputs_of_the_command_hold_the_same_images(tiny_model, tmp_path):
-    base = ["generate", "--model", tiny_model, "--num", "7", "--first-seed", "8", "--set", "num_steps=3", "--out"]
+    base = ["generate", "--model", tiny_model, "--num", "7", "--seed", "8", "--set", "num_steps=3", "--out"]
     assert main([*base, str(tmp_path / "f")]) == 0
     assert main([*base, str(tmp_path / "x.zip")]) == 0
     assert main([*base, str(tmp_path / "d"), "--format", "parquet"]) == 0

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from edm_ray.cli import main
+from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.report.by_budget import folder, save_by_budget, write_budgets_page
+from edm_ray.report.forest import Interval, forest
 from edm_ray.report.html import Context
 from edm_ray.report.saved import save_progress, save_report
 from edm_ray.search.budget_space import at_budget
 from edm_ray.search.races import Races
 from edm_ray.search.result import SweepResult, result_of
+from edm_ray.search.statistics import Difference
 from tests.search.worlds import driver_of, run, space_from
 
 SPACE = """
@@ -41,15 +44,18 @@ def save(out: Path, results: list[SweepResult]) -> str:
     return write_budgets_page(str(out), results, (), CONTEXT)
 
 
+MARKS = ('id="found"', 'id="fid-nfe"', 'id="differences"', 'id="budgets"', 'id="ledger"')
+
+
 def test_the_page_says_first_what_was_found_then_draws_it_then_lists_every_budget(results, tmp_path):
     text = Path(save(tmp_path, results)).read_text()
-    places = [text.index(mark) for mark in ('id="found"', 'id="fid-nfe"', 'id="budgets"', 'id="ledger"')]
-    assert places == sorted(places) and text.count("<svg") == 1
+    places = [text.index(mark) for mark in MARKS]
+    assert places == sorted(places) and text.count("<svg") == 2
     found = text[places[0] : places[1]]
     assert "5 evaluations: solver" in found and "8 evaluations: solver" in found
     for name in ("searched", "best unsearched solver", "Heun, rho 7"):
         assert f"<!-- {name} -->" in text, "the figure's legend"
-    assert len(re.findall(r"<tr><td>[58]</td>", text[places[2] : places[3]])) == 2
+    assert len(re.findall(r"<tr><td>[58]</td>", text[places[3] : places[4]])) == 2
     assert all(
         f'href="nfe-{nfe}/report.html"' in text and (tmp_path / f"nfe-{nfe}/report.html").exists() for nfe in (5, 8)
     )
@@ -85,3 +91,13 @@ def test_an_unfinished_sweep_shows_the_budgets_that_have_ended_and_names_the_oth
     told = capsys.readouterr().out
     assert "This sweep has not ended: " + ("5, 8, 18" if ended == 0 else "8, 18") + " to come" in told
     assert ("5 evaluations: solver" in told) == (ended == 1)
+
+
+def test_a_forest_shows_the_paired_difference_in_percent_of_the_other():
+    estimate = FidEstimate(
+        fid=4.1, debiased=4.0, se=0.1, n=100, leave_one_out=(4.0,) * 10, reference="r", extractor="e"
+    )
+    gap = Difference(gap=-1.0, se=0.1, low=-1.25, high=-0.75)
+    assert Interval("8", estimate, gap, "k").percent == pytest.approx((-25.0, -20.0, -15.0))
+    drawn = forest([Interval("8", estimate, gap, "k", "Heun"), Interval("5", estimate, gap, "k", "Heun")], "y", "x")
+    assert drawn.startswith("<svg")

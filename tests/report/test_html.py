@@ -25,7 +25,7 @@ from edm_ray.search.space import load_space
 from tests.search.worlds import SPACE, driver_of, run, simulate
 
 # Figure -> panels: four parameters are searched.
-FIGURES = {"fid-churn": 1, "fid-parameters": 4, "fid-pairs": 6, "race": 1, "chunks": 1, "fid-all": 1}
+FIGURES = {"differences": 1, "fid-churn": 1, "fid-parameters": 4, "fid-pairs": 6, "race": 1, "chunks": 1, "fid-all": 1}
 
 
 @pytest.fixture(scope="module")

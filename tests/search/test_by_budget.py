@@ -170,6 +170,23 @@ def test_where_more_evaluations_are_worse_the_larger_budget_takes_the_smaller_on
     assert large.nfe <= 5 and large == small
 
 
+def test_a_sampler_of_few_evaluations_that_a_larger_budget_finds_is_that_of_the_smaller_one_too():
+    """The second race moves rho a little further, with as few evaluations."""
+    races = races_of(budgets=(5, 18))
+
+    def worth(settings) -> float:
+        return 3 + settings.nfe + abs(settings.rho - 5) * (1 if races.current.nfe == 5 else 3)
+
+    run(races, fid=worth)
+    results = [result_of(each) for each in races.drivers]
+    small, large = rows_of(results)
+    assert large.best.settings.nfe <= 5 and small.best == large.best and small.nfe == 5
+    assert small.against_largest is None and small.no_worse
+    heun = results[0].of("heun")
+    assert small.heun == heun and small.against_heun == difference(small.best.estimate, heun.estimate)
+    assert sampler_at(best_samplers_yaml(results), 5) == sampler_at(best_samplers_yaml(results), 18)
+
+
 def test_order_of_arrival_and_a_second_run_change_nothing(results):
     for order in (lambda items: items[::-1], lambda items: items):
         again = races_of()

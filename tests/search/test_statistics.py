@@ -11,7 +11,7 @@ import pytest
 from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.result import result_of
-from edm_ray.search.statistics import difference, measure_noise, probability_best, pseudo_values
+from edm_ray.search.statistics import Difference, difference, measure_noise, probability_best, pseudo_values, undecided
 from edm_ray.search.surrogate import Surrogate
 from tests.search.worlds import SPACE, driver_of, run, space_from, truth
 
@@ -121,3 +121,13 @@ def test_the_model_trusts_long_looks_more():
 def test_a_landscape_without_differences_breaks_nothing():
     model = Surrogate([[0.1], [0.5], [0.9]], [2.0, 2.0, 2.0], [10, 10, 10])
     assert np.isfinite(model.improvement(np.array([[0.3]]), np.array([0.6]))).all()
+
+
+def test_what_could_not_be_decided_is_said_with_the_images_that_would():
+    """Half of the reach takes four times the images."""
+    told = undecided(Difference(gap=-0.5, se=0.4, low=-1.5, high=0.5), 2000)
+    assert told == "With 2,000 images differences below 1.000 cannot be seen; about 8,000 would decide one of 0.500."
+    for gap in (0.0, 1e-6):
+        assert "too small to be worth deciding" in undecided(
+            Difference(gap=gap, se=0.4, low=gap - 1, high=gap + 1), 2000
+        )

@@ -15,7 +15,7 @@ from edm_ray.data.importers.listing import is_picture
 from edm_ray.data.importers.npz import Npz
 from edm_ray.data.importers.parquet import Parquet
 from edm_ray.data.importers.photographs import Photographs
-from edm_ray.data.importers.source import PICTURE_SUFFIXES, Source, SourceSpec
+from edm_ray.data.importers.source import PICTURE_SUFFIXES, KindError, Source, SourceSpec
 from edm_ray.data.importers.splits import says_split
 from edm_ray.data.importers.zipped import Zip
 from edm_ray.errors import InputError, nearest
@@ -69,10 +69,9 @@ def detect_kind(uri: str) -> str:
             kinds.setdefault(kind, name)
     if len(kinds) != 1:
         found = ", ".join(f"{kind} ({name})" for kind, name in kinds.items())
-        what = (
-            f"may be of several kinds: {found}; give --kind" if kinds else f"nothing usable. Looked for: {_LOOKED_FOR}"
-        )
-        raise InputError(f"{uri}: {what}")
+        if kinds:
+            raise KindError(f"{uri}: may be of several kinds: {found}; give --kind")
+        raise InputError(f"{uri}: nothing usable. Looked for: {_LOOKED_FOR}")
     return next(iter(kinds))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from edm_ray.data.format import Labels
 from edm_ray.data.importers.files import is_hidden, readable
-from edm_ray.data.importers.source import PICTURE_SUFFIXES, SourceSpec, label_table
+from edm_ray.data.importers.source import PICTURE_SUFFIXES, ListingError, SourceSpec, label_table
 from edm_ray.data.importers.splits import choose_folders, is_split_word
 from edm_ray.errors import InputError, shortened
 from edm_ray.storage import uris
@@ -121,7 +121,7 @@ def _folder_labels(
     tops = sorted({p[0] for p in parts if len(p) > 1})
     loose = [p[0] for p in parts if len(p) == 1]
     if tops and loose:
-        raise InputError(
+        raise ListingError(
             f"{where}: {readable(prefix + loose[0])} lies beside class folders "
             f"({', '.join(map(readable, tops[:3]))}...); put every picture into a class folder, or none, or give "
             "--unlabelled"

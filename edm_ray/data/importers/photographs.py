@@ -34,7 +34,7 @@ class Photographs:
                 f"{spec.kind}: give --resolution 4 to {LARGEST} (the size of a crop), got {spec.resolution}"
             )
         if not 1 <= spec.crops <= MOST_CROPS:
-            raise InputError(f"--crops {spec.crops}: give 1 to {MOST_CROPS:,}")
+            raise InputError(f"--num {spec.crops}: give 1 to {MOST_CROPS:,}")
         self.spec, self.resolution = spec, spec.resolution
         shipped = from_scikit_learn()
         parts: tuple[object, ...] = (spec.kind, spec.split, spec.resolution, spec.crops)

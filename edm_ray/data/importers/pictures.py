@@ -65,7 +65,7 @@ def to_pixels(record: Record, options: PictureOptions) -> Pixels:
             raise RecordError(LFS_ADVICE)
         return _finish(_decode(record.picture, options), options)
     except RecordError as error:
-        raise RecordError(f"{record.name}: {error}") from error
+        raise RecordError(f"{record.name}: {error}", error.change) from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many kinds for damaged bytes
@@ -91,7 +91,7 @@ def _open(content: bytes, max_pixels: int) -> Image.Image:
         image.close()
         raise RecordError(
             f"{image.width}x{image.height} is more than {max_pixels:,} pixels: refused as a decompression "
-            "bomb; give --max-pixels N if it is meant"
+            "bomb; give --max-pixels N if it is meant",
         )
     return image
 
@@ -100,7 +100,10 @@ def _decode(content: bytes, options: PictureOptions) -> Image.Image:
     with _open(content, options.max_pixels) as image:
         # MPO: the JPEG of a camera with a preview behind it; the first picture is the picture.
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1 and options.animated == "refuse":
-            raise RecordError(f"holds {getattr(image, 'n_frames', 0)} frames; give --animated first to take the first")
+            raise RecordError(
+                f"holds {getattr(image, 'n_frames', 0)} frames; give --animated first to take the first",
+                {"animated": "first"},
+            )
         bits = _bits(content, image)
         image.load()
         upright = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image.copy()
@@ -108,7 +111,7 @@ def _decode(content: bytes, options: PictureOptions) -> Image.Image:
         raise RecordError(f"picture of {bits} bits a channel has no known range; convert it to 8 bits first")
     if bits > 8 and options.mode == "keep":
         kept = "to keep the high byte of each value" if bits == 16 else "to keep the 8 high bits of each value"
-        raise RecordError(f"picture of {bits} bits a channel; give --mode rgb or grey {kept}")
+        raise RecordError(f"picture of {bits} bits a channel; give --mode rgb or grey {kept}", {"mode": "rgb"})
     return _plain_mode(upright, options, bits)
 
 
@@ -143,7 +146,8 @@ def _plain_mode(image: Image.Image, options: PictureOptions, bits: int = 8) -> I
         if image.mode not in ("L", "RGB"):
             raise RecordError(
                 f"picture of mode {image.mode}; 8-bit greyscale (L) and RGB are kept as they are, anything else needs "
-                "--mode rgb or --mode grey"
+                "--mode rgb or --mode grey",
+                {"mode": "rgb"},
             )
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -162,10 +166,11 @@ def _without_alpha(image: Image.Image, options: PictureOptions) -> Image.Image:
         return image.convert(image.mode.removesuffix("A"))  # opaque everywhere: nothing is lost
     if options.alpha == "refuse":
         raise RecordError(
-            f"picture of mode {image.mode} with transparency; say what becomes of it: --alpha white, black or drop"
+            f"picture of mode {image.mode} with transparency; say what becomes of it: --alpha white, black or drop",
+            {"alpha": "white"},
         )
     if image.mode in ("P", "PA") and options.mode == "keep":
-        raise RecordError(f"picture of mode {image.mode}; give --mode rgb")
+        raise RecordError(f"picture of mode {image.mode}; give --mode rgb", {"mode": "rgb"})
     grey = image.mode in ("L", "LA", "La")
     layered = image.convert("RGBA")
     if options.alpha != "drop":
@@ -176,8 +181,10 @@ def _without_alpha(image: Image.Image, options: PictureOptions) -> Image.Image:
 def _finish(image: Image.Image, options: PictureOptions) -> Pixels:
     """Crop, resize, pad; the result is square."""
     if image.width != image.height and (options.crop == "none" or options.resolution is None):
-        fix = "--crop centre" if options.resolution is not None else "--resolution R to crop and resize"
-        raise RecordError(f"{image.width}x{image.height} is not square; give {fix}")
+        sized = options.resolution is not None
+        fix = "--crop centre" if sized else "--resolution R to crop and resize"
+        change = {"crop": "centre"} if sized else {"resolution": 32}
+        raise RecordError(f"{image.width}x{image.height} is not square; give {fix}", change)
     if options.resolution is not None and image.size != (options.resolution, options.resolution):
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2

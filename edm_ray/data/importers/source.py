@@ -7,9 +7,9 @@ node and as often as needed. Memory holds the listing (names, labels), never the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,9 +26,22 @@ PICTURE_SUFFIXES += (".pgm", ".ppm", ".pnm")
 class RecordError(InputError):
     """One record cannot be used; the message names its file (and row) and the reason. `skip` leaves the record out."""
 
+    def __init__(self, message: str, change: Mapping[str, Any] | None = None) -> None:
+        """change: options for pictures with which it could be used."""
+        super().__init__(message)
+        self.change = dict(change or {})
+
 
 class LabelError(RecordError):
     """It is the record's label that cannot be used."""
+
+
+class ListingError(InputError):
+    """It is the labels of the listing that cannot be used; --unlabelled leaves them out."""
+
+
+class KindError(InputError):
+    """A folder may be of several kinds; --kind says which."""
 
 
 @dataclass(frozen=True, kw_only=True)

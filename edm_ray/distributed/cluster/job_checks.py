@@ -24,7 +24,19 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 MAX_BYTES = 50 << 20
 """Ray takes uploads up to 100 MiB; code is far smaller, so more than this is data that was left lying about."""
-EXCLUDES = (".git", ".venv", "__pycache__", "*.egg-info", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis")
+RESULTS = ("/data", "/refs", "/runs", "/evals", "/sweeps", "/models", "/demo")
+"""Where the guides put data and results: none of it travels with a job, .rayignore or not."""
+EXCLUDES = (
+    *RESULTS,
+    ".git",
+    ".venv",
+    "__pycache__",
+    "*.egg-info",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".hypothesis",
+)
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSW", "PGPASS", "PASSPHRASE", "CREDENTIAL", "PRIVATE")
 _SECRET_NAMES = re.compile(r"(?:^|_)(?:PAT|KEY|APIKEY|PWD|PASS|PGPASS|AUTH|COOKIE|DSN)(?:_|$)|PASS$|KEY_?ID$")
 """A part of a name between underscores, so that KEYBOARD and COMPASS_X are none."""
@@ -103,6 +115,11 @@ def unreachable(address: str, error: object) -> str:
         f"{address}: no answer from a Ray job API there ({type(error).__name__}); is the cluster up, and the port "
         "forwarded? Give --address http://HOST:8265"
     )
+
+
+def holds_package(working_dir: Path) -> bool:
+    """Whether a working directory is a clone: then its code travels with it and is what the job runs."""
+    return (working_dir / "edm_ray" / "__init__.py").is_file()
 
 
 def upload_sizes(working_dir: Path) -> list[tuple[int, str]]:

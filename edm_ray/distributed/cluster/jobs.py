@@ -20,6 +20,7 @@ from edm_ray.distributed.cluster.job_checks import (
     ADDRESS_VARIABLES,
     EXCLUDES,
     check_upload,
+    holds_package,
     require_authentication,
     unreachable,
 )
@@ -28,6 +29,7 @@ from edm_ray.errors import InputError
 
 ENTRYPOINT = ("python", "-m", "edm_ray.cli.job")
 RESULT_KEY = "edm_ray_out"
+PACKAGE = Path(__file__).parents[2]
 RECONNECTS = 5
 
 
@@ -78,10 +80,14 @@ def submit(
 ) -> str:
     """Submit `edm-ray COMMAND`; returns the job's id. ``out`` is where it writes, or None.
 
+    Where the working directory is no clone, the installed package travels too, so that the job runs the code of here.
+
     A job that writes to the same place and has not ended is named and refused: two would disturb each other.
     """
     check_upload(working_dir)
     runtime_env: dict[str, Any] = {"working_dir": str(working_dir.absolute()), "excludes": list(EXCLUDES)}
+    if not holds_package(working_dir):
+        runtime_env["py_modules"] = [str(PACKAGE)]
     if variables:
         runtime_env["env_vars"] = variables
     for job in [] if out is None else client.list_jobs():

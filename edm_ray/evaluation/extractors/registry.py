@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +15,40 @@ import torch
 
 from edm_ray.errors import InputError, IntegrityError, nearest
 from edm_ray.evaluation.extractors.base import Extractor
-from edm_ray.evaluation.extractors.digits import DIM, DigitsClassifier
+from edm_ray.evaluation.extractors.digits import DigitsClassifier
 from edm_ray.evaluation.extractors.dinov2 import INPUT, MEAN, STD, dinov2_from_state
+from edm_ray.evaluation.extractors.published_weights import PUBLISHED, elsewhere
+from edm_ray.evaluation.extractors.self_trained import read_self_trained
 from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision
-
-INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-WHERE = {
-    "inception": f"torch-fidelity's {INCEPTION_FILE} (release v0.2.0)",
-    "clip": "a state dict of OpenAI's CLIP (ViT or ResNet): .safetensors, or .pth saved with torch.save",
-    "dinov2": "a state dict of a DINOv2 backbone, e.g. dinov2_vitl14_pretrain.pth",
-    "digits": "made by: edm-ray reference --extractor digits",
-}
+from edm_ray.evaluation.extractors.trained import DIM, FeatureNetwork
 
 
 def load_extractor(name: str, weights: str | Path | None, sha256: str | None = None, device: str = "cpu") -> Extractor:
     """A registered extractor with weights from a local file, whose hash is checked before it is read as anything."""
-    if name not in EXTRACTORS:
-        raise InputError(f"--extractor {name}: unknown{nearest(name, EXTRACTORS)}; there are: {', '.join(EXTRACTORS)}")
+    kind = extractor_kind(name)
     if weights is None:
-        raise InputError(
-            f"extractor {name}: weights are missing; give --weights PATH or s3://... For {name} that is {WHERE[name]}. "
-            "For 8x8 digits there is --extractor digits"
-        )
+        how = elsewhere(PUBLISHED[name]) if name in PUBLISHED else kind.weights
+        raise InputError(f"extractor {name}: weights are missing; {how}")
     path = Path(weights)
     if not path.is_file():
         raise InputError(f"extractor {name}: {path}: no such file")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 is not None and found != sha256:
         raise IntegrityError(f"{path}: sha256 is {found}, expected {sha256}: not the weights that were asked for")
-    return EXTRACTORS[name](path, found, device)
+    return kind.load(path, found, device)
+
+
+def extractor_kind(name: str) -> Kind:
+    """Raises InputError naming what there is."""
+    if name not in EXTRACTORS:
+        raise InputError(f"--extractor {name}: unknown{nearest(name, EXTRACTORS)}; there are: {', '.join(EXTRACTORS)}")
+    return EXTRACTORS[name]
+
+
+def misfit(name: str, channels: int, resolution: int) -> str | None:
+    """What the extractor takes, in words, where it does not take images of this size; else None."""
+    kind = extractor_kind(name)
+    return None if kind.fits(channels, resolution) else kind.takes
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
@@ -85,25 +91,37 @@ def three_channels(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
     return accepts
 
 
+def _trained(name: str, network: FeatureNetwork, digest: str, device: str, classes: int) -> Extractor:
+    """classes: the first so many outputs are logits of classes; 0: there are none."""
+    network.eval().requires_grad_(False)
+    weight, bias = (tensor[:classes].double().clone() for tensor in (network.logits.weight, network.logits.bias))
+    shape = (network.channels, network.resolution, network.resolution)
+    network.to(device)
+
+    def accepts(images: torch.Tensor) -> torch.Tensor:
+        if tuple(images.shape[1:]) != shape:
+            own = "x".join(map(str, shape))
+            raise InputError(f"extractor {name} takes images of {own}, got {tuple(images.shape[1:])}; use inception")
+        return images
+
+    def head(features: torch.Tensor) -> torch.Tensor:
+        return torch.relu(features) @ weight.T + bias
+
+    return Extractor(name, network, DIM, 14, 100, digest, accepts, head if classes else None, device)
+
+
 def _digits(path: Path, digest: str, device: str) -> Extractor:
     network = DigitsClassifier()
     try:
         network.load_state_dict(safetensors.torch.load(path.read_bytes()))
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise IntegrityError(f"{path}: not weights of the digits extractor: {_first_line(error)}") from error
-    network.eval().requires_grad_(False)
-    weight, bias = network.logits.weight.double().clone(), network.logits.bias.double().clone()
-    network.to(device)
+    return _trained("digits", network, digest, device, classes=network.logits.out_features)
 
-    def accepts(images: torch.Tensor) -> torch.Tensor:
-        if tuple(images.shape[1:]) != (1, 8, 8):
-            raise InputError(f"extractor digits takes images of 1x8x8, got {tuple(images.shape[1:])}; use inception")
-        return images
 
-    def head(features: torch.Tensor) -> torch.Tensor:
-        return torch.relu(features) @ weight.T + bias
-
-    return Extractor("digits", network, DIM, 14, 100, digest, accepts, head, device)
+def _self(path: Path, digest: str, device: str) -> Extractor:
+    network, classes = read_self_trained(path)
+    return _trained("self", network, digest, device, classes)
 
 
 def _inception(path: Path, digest: str, device: str) -> Extractor:
@@ -173,9 +191,37 @@ def _dinov2(path: Path, digest: str, device: str) -> Extractor:
     return Extractor("dinov2", features, dim, 14, 25, digest, three_channels("dinov2"), None, device)
 
 
-EXTRACTORS: dict[str, Callable[[Path, str, str], Extractor]] = {
-    "inception": _inception,
-    "digits": _digits,
-    "clip": _clip,
-    "dinov2": _dinov2,
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A registered extractor."""
+
+    load: Callable[[Path, str, str], Extractor]
+    """(file of weights, its sha256, device) -> extractor."""
+    weights: str = ""
+    """Where weights come from that nobody publishes, as messages say it."""
+    takes: str = "images of 1 or 3 channels"
+    fits: Callable[[int, int], bool] = lambda channels, resolution: channels in (1, 3)
+    """Of (channels, resolution)."""
+
+
+EXTRACTORS = {
+    "inception": Kind(load=_inception),
+    "self": Kind(
+        load=_self,
+        weights="edm-ray reference --extractor self trains them; give --weights with the file that it kept",
+        takes="any square images",
+        fits=lambda channels, resolution: True,
+    ),
+    "digits": Kind(
+        load=_digits,
+        weights="edm-ray reference --extractor digits trains them; give --weights with the file that it kept",
+        takes="images of 8x8x1",
+        fits=lambda channels, resolution: (channels, resolution) == (1, 8),
+    ),
+    "clip": Kind(
+        load=_clip,
+        weights="give --weights PATH or s3://..., a state dict of OpenAI's CLIP (ViT or ResNet): .safetensors, or .pth "
+        "saved with torch.save (what OpenAI publishes is a program, and refused)",
+    ),
+    "dinov2": Kind(load=_dinov2),
 }

@@ -171,7 +171,7 @@ def network_kind(case: str) -> str:
 
 def test_a_model_directory_becomes_a_diffusers_folder(tmp_path: Path, source: Path) -> None:
     assert main(["import", str(source), str(tmp_path / "a")]) == 0
-    assert main(["import", str(tmp_path / "a"), str(tmp_path / "b"), "--format", "diffusers"]) == 0
+    assert main(["export", str(tmp_path / "a"), str(tmp_path / "b"), "--format", "diffusers"]) == 0
     assert main(["import", str(source), str(tmp_path / "c"), "--format", "diffusers"]) == 0
     assert content(tmp_path / "b") == content(tmp_path / "c")
     assert main(["import", str(tmp_path / "a"), str(tmp_path / "d")]) == 2

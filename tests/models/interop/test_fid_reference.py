@@ -13,7 +13,8 @@ import torch
 
 from edm_ray.cli import main
 from edm_ray.errors import InputError, IntegrityError
-from edm_ray.evaluation.extractors.digits import DIM, DigitsClassifier, save_digits_classifier
+from edm_ray.evaluation.extractors.digits import DigitsClassifier, save_digits_classifier
+from edm_ray.evaluation.extractors.trained import DIM
 from edm_ray.evaluation.fid import FidReference
 from edm_ray.evaluation.measure import estimate_fid
 from edm_ray.evaluation.moments import Moments

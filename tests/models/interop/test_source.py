@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from edm_ray.errors import InputError, IntegrityError
-from edm_ray.models.interop import source
 from edm_ray.models.interop.source import fetch
+from edm_ray.storage import web
 
 BODY = bytes(range(256)) * 1000
 
@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(source, "SCHEMES", ("https", "http"))  # TLS is what the server here lacks
+    monkeypatch.setattr(web, "SCHEMES", ("https", "http"))  # TLS is what the server here lacks
     httpd = HTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=httpd.serve_forever, daemon=True)
     thread.start()
@@ -86,8 +86,8 @@ def test_a_server_that_has_no_such_file_or_is_not_there_is_named(server: str) ->
 def test_a_redirect_may_not_leave_tls(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="scheme 'ftp' is not supported"):
         fetch(f"{server}/away")
-    handler = source._SameSchemes()
-    monkeypatch.setattr(source, "SCHEMES", ("https",))
+    handler = web.SameSchemes()
+    monkeypatch.setattr(web, "SCHEMES", ("https",))
     with pytest.raises(InputError, match="scheme 'http' is not supported"):
         handler.redirect_request(None, None, 302, "", None, "http://127.0.0.1/x")  # type: ignore[arg-type]
 
