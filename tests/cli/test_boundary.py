@@ -167,9 +167,9 @@ def test_a_disk_that_is_full_is_one_line(tmp_path, monkeypatch, capsys, model):
     ("images", "labels", "says"),
     [
         (pixels_of(1, 1, 8), [0], "a reference needs 2 or more"),
-        (pixels_of(4, 3, 8), [0, 1, 0, 1], "holds images of 8x8x3 with 2 classes"),
-        (pixels_of(12, 1, 8), list(range(1, 13)), "with 13 classes"),
-        (pixels_of(4, 1, 8), None, "with 0 classes"),
+        (pixels_of(4, 3, 8), [0, 1, 0, 1], "holds images of 8x8x3; it takes images of 8x8x1"),
+        (pixels_of(12, 1, 8), list(range(1, 13)), "has 13 classes; it is trained on 2 to 10"),
+        (pixels_of(4, 1, 8), None, "has 0 classes; it is trained on 2 to 10"),
     ],
 )
 def test_a_reference_that_would_be_of_no_use_is_refused_when_it_is_made(tmp_path, capsys, images, labels, says):

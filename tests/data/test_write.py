@@ -92,7 +92,7 @@ def test_a_bad_picture_in_a_ray_task_is_one_line_with_its_name(folder, tmp_path,
 @pytest.mark.ray
 def test_more_workers_than_the_cluster_has_cpus_are_refused(folder, tmp_path, ray_session, capsys):
     text = _error(capsys, "prepare", folder, tmp_path / "d", "--workers", "99")
-    assert "prepare needs 99 CPUs" in text
+    assert "--workers 99: this machine has" in text
 
 
 @pytest.mark.parametrize("complete", [True, False])
