@@ -68,5 +68,7 @@ class Ray:
 
 def _stop(pool: Any) -> None:
     """A command that was asked to end takes its actors with it: killed before, those who wait for them complain."""
-    if not (stopping.is_command() and stopping.asked()):
+    if stopping.is_command() and stopping.asked():
+        pool.listener.leave()
+    else:
         pool.stop()

@@ -23,6 +23,8 @@ from edm_ray.distributed.patience import Patience, since
 logger = logging.getLogger(__name__)
 ASK_S = 2.0
 """No news is an answer too, after so long."""
+LOOK_S = 0.5
+"""How soon the command may end."""
 SLOW_START = 10
 """A process that starts imports torch: until its first answer, so many times as long is waited for it."""
 
@@ -59,9 +61,9 @@ class Listener:
         self.thread = threading.Thread(target=self._listen, daemon=True)
         self.thread.start()
 
-    def join(self) -> None:
-        """After ``ended`` was set and the dispatchers were killed, which ends what it waits for. It must not outlive
-        Ray: a thread that calls Ray after its end takes the whole process with it."""
+    def leave(self) -> None:
+        """It must not outlive Ray: a thread that calls Ray after its end takes the whole process with it."""
+        self.ended.set()
         self.thread.join(30)
 
     def _listen(self) -> None:
@@ -71,11 +73,12 @@ class Listener:
         while not self.ended.is_set():
             try:
                 asked = asked or self.dispatchers.news.remote(life, seen)
-                life, seen, lines = ray.get(asked, timeout=ASK_S)
+                life, seen, lines = ray.get(asked, timeout=LOOK_S)
             except GetTimeoutError:
-                if not head.answers():
-                    heard = time.monotonic()
                 silent = time.monotonic() - heard
+                if silent > 2 * ASK_S and met and not head.answers():
+                    heard = time.monotonic()
+                    continue
                 if silent > self.patience.silent_s * (1 if met else SLOW_START) and not self.ended.is_set():
                     logger.warning("the pool's dispatcher has not answered %s; it is started again", since(silent))
                     ray.kill(self.dispatchers, no_restart=False)

@@ -152,7 +152,7 @@ class Pool:
         """With those that were opened together."""
         self.listener.ended.set()
         ray.kill(self.dispatchers)
-        self.listener.join()
+        self.listener.leave()
 
 
 def start_pools(

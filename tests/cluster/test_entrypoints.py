@@ -42,7 +42,7 @@ def _words(command: str, bucket: Path | None = None) -> list[str]:
 
 def _stub() -> Extractor:
     """Stands for Inception, whose weights are not here: a dry run needs to know who the reference says it is of."""
-    return Extractor("digits", lambda x: x.flatten(1)[:, :4].float(), 4, 14, 25, "0" * 64, lambda x: x)
+    return Extractor("inception", lambda x: x.flatten(1)[:, :4].float(), 4, 14, 25, "0" * 64, lambda x: x)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,7 @@ def test_a_manifest_s_command_is_valid_and_its_places_outlive_the_job(where, com
 
 @pytest.mark.parametrize(("where", "command"), ENTRYPOINTS, ids=[f"{w}:{c.split()[0]}" for w, c in ENTRYPOINTS])
 def test_a_manifest_s_command_plans_its_work(where, command, bucket, monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # as a job on a cluster has it
     monkeypatch.setattr(ExtractorSpec, "load", lambda spec: _stub())
     words = _words(command, bucket)
     if words[0] == "doctor":

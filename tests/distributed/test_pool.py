@@ -205,7 +205,7 @@ def test_what_this_machine_cannot_hold_is_refused_before_ray_starts(parts, digit
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
     command = ["evaluate", "--model", str(parts[0]), "--reference", str(parts[1]), "--num", "100"]
-    for arguments, says in ((["--workers", "9"], "the cluster has 4"), (["--device", "cuda"], "0; add a node")):
+    for arguments, says in ((["--workers", "9"], "this machine has 4 CPUs"), (["--device", "cuda"], "0; add a node")):
         assert main([*command, "--out", str(tmp_path), *arguments]) == 2
         assert says in capsys.readouterr().err
     weights = ["--extractor", "digits", "--weights", str(parts[1] / "extractor-weights"), "--workers", "9"]
@@ -273,9 +273,9 @@ def test_model_weights_of_another_hash_are_refused(parts, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workers", "9"], "the cluster has 4"),
+        (["--workers", "9"], "this machine has 4 CPUs"),
         (["--workers", "1", "--device", "cuda"], "GPU"),
-        (["--workers", "5:9"], "the cluster has 4"),
+        (["--workers", "5:9"], "this machine has 4 CPUs"),
     ],
 )
 def test_a_pool_that_can_have_no_resources_is_refused_within_ten_seconds(parts, tmp_path, capsys, arguments, message):
