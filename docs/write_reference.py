@@ -106,6 +106,8 @@ def samplers_page() -> str:
     lines += ["## Every solver", "", "| setting | default | what it is |", "|---|---|---|"]
     lines += _settings(Sampler, shared)
     for name, cls in SOLVERS.items():
+        if not cls.__module__.startswith("edm_ray."):
+            continue  # one of a user's own
         about = " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
         own = {each.name for each in settings(cls)} - shared
         lines += ["", f"## {name}", f"`edm.{cls.__name__}`. {about}", ""]

@@ -296,7 +296,7 @@ class TestOnRay:
         import psutil
 
         below = [
-            process for process in psutil.Process().children(recursive=True) if "ray" in " ".join(process.cmdline())
+            process for process in psutil.Process().children(recursive=True) if "/ray/" in " ".join(process.cmdline())
         ]
         assert len(below) >= 3, "the head's server, the raylet and an agent"
         for process in below:

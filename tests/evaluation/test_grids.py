@@ -57,7 +57,7 @@ def test_the_card_has_a_picture_numbers_and_how_they_were_measured(model, digits
     assert "FID, n=100, against digits train (n=1297), extractor digits; heun num_steps=2, labels random, fp32" in card
     picture = Image.open(tmp_path / "run" / "model" / "samples.png")
     assert picture.text["seeds"] == "0..49" and "num_steps=2" in picture.text["settings"]
-    add_metrics(model, {"mine": 1})  # the picture stays
+    add_metrics(open_model(model), {"mine": 1})  # the picture stays
     manifest = json.loads((tmp_path / "run" / "model" / "manifest.json").read_text())
     assert "samples.png" in manifest["files"] and open_model(model).hash == before
     assert Image.open(io.BytesIO((tmp_path / "run" / "model" / "samples.png").read_bytes())).size == picture.size
