@@ -101,13 +101,14 @@ def test_an_imported_reference_gives_the_fid_of_its_mean_and_covariance(tmp_path
 
 
 def test_an_imported_reference_needs_fitting_features_and_weights(
-    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("EDM_RAY_WEIGHTS_MIRROR", "http://127.0.0.1:9")  # nobody is there
     (tmp_path / "a.npz").write_bytes(npz(**good()))
     arguments = ["import", str(tmp_path / "a.npz"), str(tmp_path / "ref")]
     assert main([*arguments, "--extractor", "digits", "--weights", str(weights)]) == 2
     assert f"3 features, extractor digits has {DIM}" in capsys.readouterr().err
-    assert main(arguments) == 2 and "weights are missing" in capsys.readouterr().err
+    assert main(arguments) == 2 and "weights could not be downloaded" in capsys.readouterr().err
     assert not (tmp_path / "ref").exists()
 
 
