@@ -11,6 +11,7 @@ import torch
 from benchmarks.gpu import __main__ as gpu
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_on_a_cpu_and_writes_after_each_part(tmp_path, monkeypatch) -> None:
     threads = torch.get_num_threads()
     parts = ["kernels", "breakdown", "sampling-breakdown", "training-batches"]

@@ -39,6 +39,7 @@ def test_data_without_a_model_and_too_few_steps_are_refused(tmp_path: Path) -> N
         run(Args(out=str(tmp_path), num_steps=1))
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_model_is_drawn_too(tmp_path: Path, digits_dir: Path) -> None:
     small = {"model_channels": 16, "channel_mult": (1,), "num_blocks": 1, "attn_resolutions": ()}
     network = DDPMpp(img_resolution=8, img_channels=1, label_dim=10, **small)
@@ -50,6 +51,7 @@ def test_the_loss_of_a_model_is_drawn_too(tmp_path: Path, digits_dir: Path) -> N
     assert (tmp_path / "f" / "loss.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_sampler_is_explained_as_it_can_be_given_again(tmp_path: Path, capsys) -> None:
     file = tmp_path / "best-sampler.yaml"
     file.write_text("sampler: {solver: euler, sigmas: [80, 9, 1.5, 0.1], gammas: [0, 0.2, 0, 0]}\n")

@@ -102,6 +102,7 @@ def test_after_a_kill_the_same_command_does_only_what_is_missing(folder, tmp_pat
     assert files_in(tmp_path / "d") == files_in(tmp_path / "calm")
 
 
+@pytest.mark.slow
 def test_prepare_resumes_after_a_kill_where_it_was(tmp_path):
     """SIGKILL in the middle of a real `edm-ray prepare`."""
     command = ["prepare", "photographs", str(tmp_path / "d"), "--resolution", "32", "--num", "3000", "--shards", "60"]

@@ -215,6 +215,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_the_ideal_denoiser_of_50000_images_needs_little_beside_the_images():
     # In float64 at once they would be 1.2 GB.
     result = subprocess.run([sys.executable, "-c", _FULL_SIZE], capture_output=True, text=True, check=True, timeout=120)

@@ -105,6 +105,7 @@ def _command(dataset, run: str, total_kimg: float) -> list[str]:
     return [*arguments, "--workers", "2", "--set", f"total_kimg={total_kimg}", *SETTINGS]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_two_workers_with_unequal_shares_resume_a_run(made, tmp_path):

@@ -97,7 +97,8 @@ def _calm(spec: EvaluationSpec, settings, chunks) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.fault)])
+@pytest.mark.fault
+@pytest.mark.parametrize("workers", [2, 1])
 def test_a_stopped_sampler_is_replaced_and_its_chunk_has_the_same_bits(parts, tmp_path, caplog, workers):
     spec, settings, chunks, _ = _chunks(parts, 6, tmp_path)
     (pool,) = start_pools(Ray(workers=workers), [GenerateFeatures(**_recipe(spec))])

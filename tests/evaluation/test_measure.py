@@ -64,6 +64,7 @@ def test_images_that_come_in_parts_are_measured_alike(plan, metrics):
     assert measure_rows(iter(parts), plan) == measure(features, seeds, plan)
 
 
+@pytest.mark.slow
 def test_fid_of_parts_needs_no_more_memory_for_more_images(monkeypatch):
     """Parts are made as they are asked for; what is held at most is measured by tracemalloc."""
     import tracemalloc

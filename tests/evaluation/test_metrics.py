@@ -36,6 +36,7 @@ def _values(features):
     return features / 2.0**BITS
 
 
+@pytest.mark.slow
 def test_all_metrics_are_those_of_torch_fidelity_on_the_same_images(inception_weights, two_sets, tmp_path):
     extractor = load_extractor("inception", inception_weights)
     for name, images in zip("ab", two_sets):

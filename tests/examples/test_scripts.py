@@ -40,6 +40,7 @@ def test_a_few_lines_sample_and_measure(made: tuple[str, str], tmp_path: Path) -
     assert [re.fullmatch(rf"S_churn = (\d): {FID.format(100)},.*", line).group(1) for line in fids] == ["0", "5"]
 
 
+@pytest.mark.slow
 def test_a_network_of_one_s_own_is_trained_sampled_and_measured_and_resumes(tmp_path: Path) -> None:
     lines = example("own_network.py", "0.256", "100", cwd=tmp_path)
     assert re.fullmatch(r"pixels from \d+ to \d+", lines[0]) and re.match(FID.format(100), lines[1])

@@ -51,7 +51,7 @@ from tests.data.sources import cifar_batch, make_tar, make_zip, picture, pixels_
 from tests.models.interop.foreign import snapshot, source_denoiser
 from tests.storage.test_sealed import CONFIG
 
-SHORT, LONG = 40, int(os.environ.get("FUZZ_EXAMPLES", "5000"))
+SHORT, LONG = 20, int(os.environ.get("FUZZ_EXAMPLES", "5000"))
 SECONDS, GIB = 10.0, 1 << 30
 BASE = preset("digits", DataShape(resolution=8, channels=1, num_classes=10))
 PNGS = [picture(image) for image in pixels_of(4, 3, 8)]

@@ -30,6 +30,7 @@ print(kind_of("cpu"))
 """
 
 
+@pytest.mark.slow
 def test_another_kind_of_cpu_changes_a_pixel_by_a_level_at_most(tiny_model, tmp_path):
     """The bound that docs/evaluation.md states."""
     command = [sys.executable, "-c", THERE, tiny_model, str(tmp_path / "images.npy")]

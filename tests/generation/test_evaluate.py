@@ -27,6 +27,7 @@ def reference(digits_dir, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_papers_protocol_measures_three_sets_of_seeds_from_zero(
     capsys, tiny_model, reference, digits_dir, tmp_path
 ):

@@ -24,6 +24,7 @@ def test_the_search_finds_a_planted_canary(tmp_path):
     assert leaks(tmp_path) == [str(tmp_path / "log")]
 
 
+@pytest.mark.slow
 def test_a_run_without_ray_leaks_nothing(digits_dir, tmp_path):
     variables = environment_of(tmp_path)
     command = ["train", "--data", str(digits_dir / "train"), "--out", str(tmp_path / "run"), "--preset", "tiny"]

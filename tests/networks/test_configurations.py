@@ -65,6 +65,7 @@ def test_gradients_of_every_form_agree_with_finite_differences(form: str) -> Non
         assert got == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("form", ["skip both", "residual and skip"])
 def test_every_form_compiles_without_graph_breaks(form: str, mode: str) -> None:
@@ -80,6 +81,7 @@ def test_every_form_compiles_without_graph_breaks(form: str, mode: str) -> None:
     out.sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["edm", "vp", "ve", "iddpm"])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_the_denoiser_compiles_without_graph_breaks(kind: str, mode: str) -> None:

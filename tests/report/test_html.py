@@ -144,6 +144,7 @@ def test_a_directory_without_a_finished_sweep_is_named(tmp_path, capsys, files, 
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_front_of_cost_is_drawn_where_costs_differ():
     space = "name: t\nsearch:\n  churn_fraction: {low: 0, high: 1}\n  num_steps: {low: 8, high: 24, integer: true}\n"
     driver = driver_of(space, objective=("fid", "nfe"))
@@ -151,6 +152,7 @@ def test_a_front_of_cost_is_drawn_where_costs_differ():
     assert {"pareto", "fid-pairs"} < {drawing.id for drawing in drawings(result_of(driver))}
 
 
+@pytest.mark.slow
 def test_settings_that_are_no_numbers_and_churn_by_bins_are_drawn_and_listed():
     space = (
         "name: t\nsampler: {churn_bins: [[0, 1, 0], [1, 50, 0]]}\nsearch:\n"

@@ -132,6 +132,7 @@ def test_every_solver_of_the_space_and_heun_start_unsearched_and_starts_of_the_f
 # -- races -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_of_one_race_decides_as_its_driver_alone():
     alone, races = driver_of(SPACE), Races([driver_of(SPACE)])
     run(alone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -37,6 +38,7 @@ def fid(settings: Sampler) -> float:
     return 2.0 + 0.3 * sum(math.log(a / b) ** 2 for a, b in zip(levels, BEST, strict=True))
 
 
+@functools.cache
 def race(text: str = SPACE, nfe: int | None = 5, **changes):
     space = space_from(text)
     driver = driver_of(space if nfe is None else at_budget(space, nfe), **{"max_chunks": 16, **changes})

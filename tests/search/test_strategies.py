@@ -36,6 +36,7 @@ def sweep_by(space, name, **changes):
     return driver_of(space, strategy=name, grid_points=3, **changes)
 
 
+@pytest.mark.slow
 def test_the_race_finds_a_setting_within_one_percent_of_the_best_there_is(space):
     regrets = []
     for world in range(10):

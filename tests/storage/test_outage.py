@@ -128,6 +128,7 @@ def test_a_row_that_comes_while_the_rows_are_written_is_written_too(tmp_path, mo
 SETTINGS = ["batch_size=24", "tick_kimg=0.048", "checkpoint_kimg=0.096"]
 
 
+@pytest.mark.slow
 def test_a_run_outlives_storage_and_has_the_bits_of_a_calm_one(faults, digits_dir):
     words = ["train", "--data", str(digits_dir / "train"), "--preset", "tiny", "--workers", "0"]
     settings = ["--set", *SETTINGS, "total_kimg=0.48"]

@@ -72,7 +72,7 @@ def test_a_sweep_by_budget_makes_the_same_decisions_and_is_resumed(
     model: str, reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Stopped and run again it ends as one that was not stopped; its rows are what `generate --nfe` takes."""
-    plan = edm.sweep_plan("random", num_global=2, max_chunks=1, chunk_size=100, confirm_chunks=1)
+    plan = edm.sweep_plan("random", num_global=1, max_chunks=1, chunk_size=100, confirm_chunks=1)
     outs = [tmp_path / on.__class__.__name__ for on in PLACES]
     with pytest.raises(KeyboardInterrupt):
         how = {"nfe": (3, 4), "plan": plan, "grid": 10, "on_trial": _stop_at_the_second_budget}

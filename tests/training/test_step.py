@@ -52,6 +52,7 @@ def test_accumulating_gradients_changes_rounding_only(digits_dir, tmp_path):
     assert float((whole - parts).norm() / whole.norm()) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_the_same_to_rounding(digits_dir, tmp_path, monkeypatch):
     """Traced as a whole and run without a code generator, which takes minutes."""
     compiled = functools.partial(torch.compile, backend="eager", fullgraph=True)
