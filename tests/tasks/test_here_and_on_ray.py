@@ -68,6 +68,7 @@ def _stop_at_the_second_budget(result: TrialResult) -> None:
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_sweep_by_budget_makes_the_same_decisions_and_is_resumed(
     model: str, reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
