@@ -34,23 +34,23 @@ from edm_ray.report.html import Context
 from edm_ray.report.saved import save_progress, save_report
 from edm_ray.search import driver as search_driver
 from edm_ray.search.budget_space import at_budget
-from edm_ray.search.by_budget import BEST_SAMPLERS, Row, best_samplers_yaml, rows_of
+from edm_ray.search.by_budget import BEST_SAMPLERS, best_samplers_yaml
 from edm_ray.search.dimensions import Range
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan
 from edm_ray.search.races import Races
 from edm_ray.search.registry import DETERMINISTIC
-from edm_ray.search.result import Confirmed, SweepResult, result_of
+from edm_ray.search.result import SweepResult, result_of
 from edm_ray.search.sampler_file import BEST_SAMPLER, best_sampler_yaml
 from edm_ray.search.shipped import BY_BUDGET, space_file
 from edm_ray.search.space import Space, load_space
-from edm_ray.search.statistics import Difference
 from edm_ray.search.time_budget import limit_hours
 from edm_ray.search.trials import Evaluation, TrialResult
 from edm_ray.storage import uris
 from edm_ray.storage.lease import hold
 from edm_ray.tasks.given import OpenedReference, model_of, reference_of, require_fit
 from edm_ray.tasks.options import read_options
+from edm_ray.tasks.swept import Sweep
 
 GRID_COLUMNS, GRID_GAP = 10, 4
 SAVE_SECONDS = 5.0
@@ -58,7 +58,6 @@ SAVE_SECONDS = 5.0
 BUDGET_IMAGES = 300_000
 """Of each budget of network evaluations, confirmation included, where the plan does not say."""
 OnTrial = Callable[[TrialResult], None]
-"""Of a sweep by budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,80 +97,6 @@ class BudgetOptions(SweepOptions):
 
     nfe: Sequence[int] = ()
     """Budgets of network evaluations an image: a race for each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """What a sweep found, and where its report is."""
-
-    results: tuple[SweepResult, ...]
-    """Of one race; of a sweep by budget one for each budget, the least first."""
-    out: str
-    report: str
-    """The page, OUT/report.html."""
-
-    @property
-    def result(self) -> SweepResult:
-        """Of the only race, or of the largest budget."""
-        return self.results[-1]
-
-    @property
-    def best(self) -> Sampler:
-        """The recommended sampler: the winner, unless fresh seeds show no gain over deterministic sampling (by budget:
-        over the best unsearched solver). Of a sweep by budget that of the largest."""
-        return self.result.require_best().settings
-
-    @property
-    def budgets(self) -> tuple[Row, ...]:
-        """Of a sweep by budget: the sampler of each, and what it is worth."""
-        return rows_of(self.results) if self.result.nfe is not None else ()
-
-    def at(self, nfe: int) -> Sampler:
-        """Of a sweep by budget: the sampler for at most so many evaluations. Raises InputError where there is none."""
-        fitting = [row for row in self.budgets if row.nfe <= nfe]
-        if not fitting:
-            known = ", ".join(str(row.nfe) for row in self.budgets) or "no budgets"
-            raise InputError(f"nfe={nfe} is not allowed: this sweep has {known}")
-        return fitting[-1].best.settings
-
-    @property
-    def against_deterministic(self) -> Difference | None:
-        """FID of the recommended sampler minus that of deterministic sampling, paired on fresh seeds; None where it is
-        deterministic sampling itself."""
-        return self.result.require_best().against_deterministic
-
-    @property
-    def table(self) -> list[dict[str, Any]]:
-        """The confirmed samplers, the best first (by budget: budget by budget): plain values."""
-        return [
-            _row(entry, result.nfe)
-            for result in self.results
-            for entry in sorted(result.confirmed, key=lambda e: e.estimate.debiased)
-        ]
-
-
-def _row(entry: Confirmed, budget: int | None) -> dict[str, Any]:
-    gain = entry.against_deterministic
-    by_budget = {}
-    if budget is not None:
-        plain = entry.against_unsearched
-        by_budget = {
-            "budget": budget,
-            "against_unsearched": None if plain is None else plain.gap,
-            "interval_unsearched": None if plain is None else (plain.low, plain.high),
-        }
-    return {
-        "label": entry.label,
-        "sampler": entry.settings.to_dict(),
-        "nfe": entry.settings.nfe,
-        "fid": entry.estimate.fid,
-        "se": entry.estimate.se,
-        "n": entry.estimate.n,
-        "against_deterministic": None if gain is None else gain.gap,
-        "interval": None if gain is None else (gain.low, gain.high),
-        "probability_best": entry.probability_best,
-        **by_budget,
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +235,7 @@ class SweepTask:
         """Stage 0 of a sweep by budget: noise levels from trajectories of the model, as starts of its races."""
         if not self.races.wants_candidates:
             return
-        denoiser = self.model.denoiser()
+        denoiser = self.races.drivers[0].search.registry.denoiser  # loaded when the sweep was planned
         bounds = self.space.sampler.sigma_range(denoiser)
         blocks = blocks_of(self.model.hash, spec.labels, device, denoiser.shape, bounds)
         make_all(sampling, [(block,) for block in blocks])
