@@ -295,9 +295,9 @@ class TestOnRay:
         """Nor in the group that Ctrl-C, closing the window and `timeout` reach; and SIGTERM ends each of them."""
         import psutil
 
-        below = [
-            process for process in psutil.Process().children(recursive=True) if "/ray/" in " ".join(process.cmdline())
-        ]
+        marks = (str(Path(ray.__file__).parent), "ray::")
+        processes = psutil.Process().children(recursive=True)
+        below = [each for each in processes if any(word.startswith(marks) for word in each.cmdline())]
         assert len(below) >= 3, "the head's server, the raylet and an agent"
         for process in below:
             assert os.getsid(process.pid) != os.getsid(0) and os.getpgid(process.pid) != os.getpgid(0), process
