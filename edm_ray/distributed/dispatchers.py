@@ -47,6 +47,10 @@ class Dispatchers:
         """As `News.after`."""
         return await self.told.after(life, seen)
 
+    async def hush(self) -> None:
+        """Whoever waits for news gets what there is, now."""
+        self.told.changed.set()
+
     async def status(self, place: int) -> dict[str, int]:
         return await self.each[place].status()
 

@@ -25,6 +25,8 @@ ASK_S = 2.0
 """No news is an answer too, after so long."""
 LOOK_S = 0.5
 """How soon the command may end."""
+HUSH_S = 1.0
+"""Dispatchers that do not answer are not waited for."""
 SLOW_START = 10
 """A process that starts imports torch: until its first answer, so many times as long is waited for it."""
 
@@ -62,8 +64,11 @@ class Listener:
         self.thread.start()
 
     def leave(self) -> None:
-        """It must not outlive Ray: a thread that calls Ray after its end takes the whole process with it."""
+        """It must not outlive Ray: a thread that calls Ray after its end takes the whole process with it. Its question
+        is answered first: Ray complains on the screen of calls to an actor that was killed."""
         self.ended.set()
+        with contextlib.suppress(RayError, RuntimeError, ValueError):
+            ray.get(self.dispatchers.hush.remote(), timeout=HUSH_S)
         self.thread.join(30)
 
     def _listen(self) -> None:

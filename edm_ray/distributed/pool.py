@@ -150,9 +150,8 @@ class Pool:
 
     def stop(self) -> None:
         """With those that were opened together."""
-        self.listener.ended.set()
-        ray.kill(self.dispatchers)
         self.listener.leave()
+        ray.kill(self.dispatchers)
 
 
 def start_pools(

@@ -19,6 +19,7 @@ from edm_ray.cli import main
 from edm_ray.diffusion.samplers import sampler
 from edm_ray.distributed import pool as pools
 from edm_ray.distributed.executor import Ray
+from edm_ray.distributed.heart import BEAT_S
 from edm_ray.distributed.patience import SILENT
 from edm_ray.distributed.pool import start_pools
 from edm_ray.errors import InputError
@@ -157,6 +158,7 @@ def test_a_stopped_process_of_a_training_is_named_and_the_run_resumes_with_the_s
     driver = _start(_command(digits_dir, run, 14.4), log)
     _wait_for_checkpoint(run, driver, log)
     pid = max(ranks_of(driver.pid)) if victim == "rank" else _controller_of(driver.pid)
+    time.sleep(2 * BEAT_S)  # it has told its last step by then
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     said = f"process {pid}: has not answered since"
