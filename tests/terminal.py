@@ -95,6 +95,12 @@ class Terminal:
             return False
         return True
 
+    def watch(self, seconds: float) -> None:
+        """For the whole of so long, whatever comes."""
+        end = self.now + seconds
+        while self.now < end and self.read(0.05):
+            pass
+
     def until(self, pattern: str, seconds: float) -> float:
         """When the pattern was first seen. Fails with all that was seen where it does not come, or the command ends."""
         end = self.now + seconds

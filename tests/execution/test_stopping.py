@@ -91,8 +91,7 @@ def test_the_second_request_leaves_at_once_also_work_that_saves():
         terminal.until("begun", 20)
         terminal.key()
         terminal.until("asked", 5)
-        terminal.read(0.3)
-        terminal.read(0.3)
+        terminal.watch(0.5)
         pressed = terminal.key()
         assert terminal.wait(5) == 130 and terminal.now - pressed < 1.0 and "saved" not in terminal.text
 
