@@ -82,7 +82,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
         with machine_errors():
             module, args = parse(name, arguments)
             with screen().shown("looking at what is given"):
-                check_places(args)
+                check_places(name, args)
                 code = module.run(args)
                 check()
     except InputError as error:

@@ -26,7 +26,7 @@ from edm_ray.execution.executor import Executor, Maker, make_all
 from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, FidMeter, fid_meter, sample_grids
 from edm_ray.generation.generate import labels_of
-from edm_ray.generation.trajectories import blocks_of, read_trajectories
+from edm_ray.generation.trajectories import NUM_IMAGES, blocks_of, read_trajectories
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model, require_unchanged
 from edm_ray.report.by_budget import folder, save_by_budget, write_budgets_page
@@ -238,6 +238,7 @@ class SweepTask:
         denoiser = self.races.drivers[0].search.registry.denoiser  # loaded when the sweep was planned
         bounds = self.space.sampler.sigma_range(denoiser)
         blocks = blocks_of(self.model.hash, spec.labels, device, denoiser.shape, bounds)
+        activity.stage(f"choosing noise levels on {NUM_IMAGES} trajectories of the model")
         make_all(sampling, [(block,) for block in blocks])
         self.races.propose(read_trajectories(spec.store, blocks, math.prod(denoiser.shape)))
 
