@@ -14,7 +14,7 @@ from edm_ray.search.dimensions import Grid
 from edm_ray.search.driver import Driver
 from edm_ray.search.space import Space
 from edm_ray.search.trials import Evaluation
-from research.race.landscape import DIM, NUM_STEPS, TRIANGLE, UNIT, Landscape
+from research.race.landscape import DIM, NUM_STEPS, TRIANGLE, Landscape
 
 GROUPS = 10
 SPLITS = 10
@@ -61,7 +61,7 @@ class Ground:
         """With the jackknife over ten groups of units, as edm_ray has it."""
         group = np.arange(len(units)) % GROUPS
         sums = np.stack([self.packed[row][units[group == k]].sum(axis=0, dtype=np.float64) for k in range(GROUPS)])
-        images = np.bincount(group, minlength=GROUPS) * UNIT
+        images = np.bincount(group, minlength=GROUPS) * self.landscape.unit
         whole, n = sums.sum(axis=0), int(images.sum())
         values = self.fids(np.concatenate([whole[None], whole - sums]), np.concatenate([[n], n - images]))
         fid, left_out = float(values[0]), values[1:]
@@ -77,7 +77,7 @@ class Ground:
 
     def plain(self, row: int, units: np.ndarray) -> float:
         whole = self.packed[row][units].sum(axis=0, dtype=np.float64)
-        return float(self.fids(whole[None], np.array([len(units) * UNIT]))[0])
+        return float(self.fids(whole[None], np.array([len(units) * self.landscape.unit]))[0])
 
     def halves(self, replay: int) -> tuple[np.ndarray, np.ndarray]:
         """Units to search on and units for the truth: disjoint."""
@@ -93,7 +93,7 @@ class Ground:
 
     def _kept_truth(self, split: int) -> list[FidEstimate]:
         """From its file, or worked out now: minutes, and each process of the replays needs it."""
-        path = self.landscape.folder / f"truth-{self.units * UNIT}-{split}.json"
+        path = self.landscape.folder / f"truth-{self.units * self.landscape.unit}-{split}.json"
         if not path.exists():
             units = self.halves(split)[1]
             found = [self.estimate(row, units).to_dict() for row in range(len(self.packed))]
@@ -133,7 +133,7 @@ def spread_of(ground: Ground) -> Spread:
         paired += [paired_difference(truth[row], best)[1] / best.debiased for row in order[1:6]]
         regrets.append(ground.regrets(split))
     return Spread(
-        images=len(ground.halves(0)[1]) * UNIT,
+        images=len(ground.halves(0)[1]) * ground.landscape.unit,
         se=float(np.mean(se)),
         paired_se=float(np.mean(paired)),
         within={share: float(np.mean([(each <= share).sum() for each in regrets])) for share in (0.01, 0.02, 0.05)},
@@ -149,7 +149,7 @@ class World:
         self.units = np.random.default_rng([11, replay]).choice(ground.halves(replay)[0], POOL)
 
     def answer(self, evaluation: Evaluation) -> FidEstimate:
-        units = self.units[: evaluation.chunks * self.chunk_size // UNIT]
+        units = self.units[: evaluation.chunks * self.chunk_size // self.ground.landscape.unit]
         return self.ground.estimate(self.ground.row[evaluation.settings], units)
 
 
