@@ -15,8 +15,7 @@ An image's influence has the same bits whatever images it comes with: the produc
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt

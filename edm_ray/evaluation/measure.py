@@ -217,9 +217,7 @@ def measure(features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], plan:
     return measure_rows(lambda: [(features, seeds)], plan)
 
 
-def measure_rows(
-    parts: Callable[[], Iterable[Rows]], plan: Plan, decomposed: FidReference | None = None
-) -> Measured:
+def measure_rows(parts: Callable[[], Iterable[Rows]], plan: Plan, decomposed: FidReference | None = None) -> Measured:
     """The same of images that come in parts, each once; ``parts`` is called twice, since the influences of images need
     the moments of all. For FID alone memory does not grow with the images but by one number each; the other metrics
     look at all rows together. decomposed: the plan's reference, where the caller keeps it."""

@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
+from edm_ray.evaluation.fid import FidReference
+from edm_ray.evaluation.influence import Influence as ProductInfluence
+from edm_ray.evaluation.moments import Moments
 from research.error_bars.influence import Influence, Jackknife, Target
 from research.error_bars.pool import CLOSE, FAR, FIRST, Population, demo, landscape, real, wide
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-NARROW, WIDE = (300, 1000, 3000, 10_000), (200, 1000, 3000)
+NARROW, WIDE = (300, 1000, 3000, 10_000), (200, 1000)
 PAIRS = {"paired, close": CLOSE, "paired, far": FAR}
 METHODS = {
     "jackknife, 10 groups": 9,
@@ -58,7 +62,13 @@ def redraw(x: dict[str, np.ndarray], target: Target) -> dict[str, dict[str, Any]
 
 def _told(jackknife: list[Jackknife], influence: Influence) -> dict[str, Any]:
     ten, thirty, five = jackknife
-    errors = [ten.se, thirty.se, influence.se, influence.grouped_se(min(100, len(influence.first))), influence.corrected_se]
+    errors = [
+        ten.se,
+        thirty.se,
+        influence.se,
+        influence.grouped_se(min(100, len(influence.first))),
+        influence.corrected_se,
+    ]
     return {
         "value": ten.fid,
         "se": dict(zip(METHODS, errors)),
@@ -133,24 +143,29 @@ def control(found: list[dict[str, Any]], title: str, known: float, truth: float)
 
 def costs() -> dict[str, Any]:
     """Seconds for one estimate of 4,000 images on one thread, after the sums that all need."""
-    rng, result = np.random.default_rng(0), {}
-    for d in (64, 512, 2048):
-        x = rng.normal(size=(4000, d)) * 1.1
-        target = Target.of(np.zeros(d), np.eye(d))
-        took = {}
-        covariance = np.cov(x.T)
-        for name, work in {
-            "one FID": lambda: target.fids(x.mean(axis=0)[None], covariance[None]),
-            "influence and second order": lambda: Influence.of(x, target),
-        }.items():
-            began = time.perf_counter()
-            work()
-            took[name] = time.perf_counter() - began
-        took["jackknife, 10 groups"] = 11 * took["one FID"]
-        took["jackknife, 30 groups"] = 31 * took["one FID"]
-        result[str(d)] = took
-        print(d, took, flush=True)
-    return result
+    return {str(d): _costs(d) for d in (64, 512, 2048)}
+
+
+def _costs(d: int) -> dict[str, float]:
+    features = np.rint(np.random.default_rng(0).normal(size=(4000, d)) * 1.1 * 2**14).astype(np.int32)
+    real = np.rint(np.random.default_rng(1).normal(size=(3000, d)) * 2**14).astype(np.int32)
+    moments, reference = Moments.of(features, "x", 14), FidReference(Moments.of(real, "x", 14))
+    x = features / 2.0**14
+    target = Target(reference.mean, reference.root, reference.trace)
+
+    def seconds(work: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+    one = seconds(lambda: reference.distance(moments))
+    return {
+        "one FID": one,
+        "jackknife, 10 groups": 11 * one,
+        "jackknife, 30 groups": 31 * one,
+        "influence": seconds(lambda: ProductInfluence(moments, reference, 2**17).of(features)),
+        "influence and second order": seconds(lambda: Influence.of(x, target)),
+    }
 
 
 def population(part: str, cache: Path, folder: str | None) -> Population:
@@ -168,6 +183,9 @@ def main() -> None:
     parser.add_argument("--redraws", type=int, default=1000)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
+    if args.cache is None:
+        write_page(json.loads(args.results.read_text()))
+        return
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
 
@@ -188,19 +206,72 @@ def main() -> None:
 
 
 def brief(found: dict[str, Any]) -> str:
+    return "\n".join([*coverage_rows("", found), *bias_rows("", found)])
+
+
+def coverage_rows(name: str, found: dict[str, Any]) -> list[str]:
+    """Coverage of the truth by debiased intervals, error over true spread, width over the first method's, spread of
+    the error: a line a quantity."""
     lines = []
     for title in found["truth"]:
         each = found[title]
-        off = {name: (round(b["off"], 4), round(b["spread"], 4)) for name, b in each["debiased"].items()}
-        lines.append(f"  {title}: truth {found['truth'][title]:.4f} mean {each['mean']:.4f} spread {each['spread']:.4f} off {off}")
-        for method, m in each["methods"].items():
-            shares = " ".join(f"{share:.3f}" for share in m["debiased"].values())
-            lines.append(
-                f"    {method:24s} plain {m['plain']:.3f} debiased {shares} rms se {m['error']:.4f} unsteady {m['unsteady']:.3f} width {m['width']:.4f}"
-            )
-        if "control" in each:
-            lines.append(f"    control {each['control']}")
-    return "\n".join(lines)
+        spread = each["debiased"][DEBIASED[0]]["spread"]
+        first = each["methods"]["jackknife, 10 groups"]["width"]
+        cells = [
+            f"**{100 * m['debiased'][DEBIASED[0]]:.1f}** / {m['error'] / spread:.2f} / {m['width'] / first:.2f} / "
+            f"{100 * m['unsteady']:.0f}"
+            for m in each["methods"].values()
+        ]
+        lines.append(f"| {name} | {title} | {' | '.join(cells)} |")
+    return lines
+
+
+def bias_rows(name: str, found: dict[str, Any]) -> list[str]:
+    lines = []
+    for title, truth in found["truth"].items():
+        each = found[title]
+        plain = f"{each['mean'] - truth:+.4f} ({each['spread']:.4f})"
+        cells = [f"{b['off']:+.4f} ({b['spread']:.4f})" for b in each["debiased"].values()]
+        lines.append(f"| {name} | {title} | {truth:.4f} | {plain} | {' | '.join(cells)} |")
+    return lines
+
+
+def control_rows(name: str, found: dict[str, Any]) -> list[str]:
+    told = [(title, found[title]["control"]) for title in PAIRS if title in found]
+    cells = [(c["correlation"], c["spread"], c["spread_controlled"], c["off"]) for _, c in told]
+    return [
+        f"| {name} | {title} | {each[0]:.3f} | {each[1]:.4f} | {each[2]:.4f} | {each[3]:+.4f} |"
+        for (title, _), each in zip(told, cells)
+    ]
+
+
+def table(columns: list[str], rows: list[str]) -> str:
+    return "\n".join(["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *rows])
+
+
+def write_page(results: dict[str, Any]) -> None:
+    cases = {name: each for name, each in results.items() if name != "costs"}
+    of = {
+        "coverage": table(
+            ["population", "what", *METHODS], [row for each in cases.items() for row in coverage_rows(*each)]
+        ),
+        "bias": table(
+            ["population", "what", "truth", "plain", *DEBIASED],
+            [row for each in cases.items() for row in bias_rows(*each)],
+        ),
+        "control": table(
+            ["population", "control", "correlation", "spread alone", "with the control", "off by"],
+            [row for each in cases.items() for row in control_rows(*each)],
+        ),
+        "costs": table(
+            ["d", *next(iter(results["costs"].values()))],
+            [f"| {d} | {' | '.join(f'{s:.3g}' for s in took.values())} |" for d, took in results["costs"].items()],
+        ),
+    }
+    page = HERE / "README.md"
+    for name, text in of.items():
+        head, rest = page.read_text().split(f"<!-- {name} -->\n", 1)
+        page.write_text(f"{head}<!-- {name} -->\n{text}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}")
 
 
 if __name__ == "__main__":

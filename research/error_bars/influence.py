@@ -79,9 +79,7 @@ class Influence:
 
     def __sub__(self, other: Influence) -> Influence:
         """Of the difference of two samplers on the same seeds."""
-        return Influence(
-            self.fid - other.fid, self.first - other.first, self.pair - other.pair, self.bias - other.bias
-        )
+        return Influence(self.fid - other.fid, self.first - other.first, self.pair - other.pair, self.bias - other.bias)
 
     @property
     def se(self) -> float:
@@ -112,7 +110,7 @@ class Jackknife:
 
     @classmethod
     def of(cls, x: Array, target: Target, groups: int) -> Jackknife:
-        n, d = x.shape
+        n = len(x)
         own = [x[k::groups] for k in range(groups)]
         sums = np.stack([each.sum(axis=0) for each in own])
         outer = np.stack([each.T @ each for each in own])

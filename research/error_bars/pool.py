@@ -15,7 +15,7 @@ from research.leaderboard.judge import Judged, demo_model, images_of, landscape_
 from research.race.landscape import SPECS, load_data
 
 IMAGES = 200_000
-DEMO_IMAGES = 40_000
+DEMO_IMAGES = 20_000
 BATCH = 1000
 FIRST, CLOSE, FAR = "first", "close", "far"
 """Whose FID is asked for, one that is nearly the same sampler, and another one."""

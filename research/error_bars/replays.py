@@ -1,4 +1,4 @@
-"""`race` replayed with two kinds of standard errors: a ten-group jackknife's, and influences summed over 100 groups.
+"""`race` replayed with two kinds of standard errors: a ten-group jackknife's, and influences over up to 73 groups.
 
     python -m research.error_bars.replays CACHE [--replays 100]     (10 minutes to build, 10 to replay, on one core)
 
@@ -17,54 +17,31 @@ from typing import Any
 
 import numpy as np
 
-from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.evaluation.fid import FidEstimate, standard_error
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan
 from research.race.compare import PLANS, line
-from research.race.landscape import DIM, SPECS, TRIANGLE, Landscape, build
+from research.race.landscape import SPECS, build
+from research.race.packed import JACKKNIFE
 from research.race.replay import Ground, World, play
 
 RESULTS = Path(__file__).parent / "replays.json"
 UNIT, IMAGES = 50, 30_000
-MOST_GROUPS = 97
 
 
-class ByInfluence(Ground):
-    """Errors from influences, summed over units."""
-
-    def __init__(self, landscape: Landscape) -> None:
-        super().__init__(landscape)
-        values, vectors = np.linalg.eigh(landscape.covariance)
-        self.left = vectors * np.sqrt(np.maximum(values, 0))
+class ByJackknife(Ground):
+    """Errors of ten groups of units, each left out."""
 
     def estimate(self, row: int, units: np.ndarray) -> FidEstimate:
         found = super().estimate(row, units)
         rows = self.packed[row][units].astype(np.float64)
-        shares = self.influences(rows) / found.n
-        groups = min(MOST_GROUPS, len(units))
-        sums = np.bincount(np.arange(len(units)) % groups, shares, groups)
-        # Written as leave-one-out FIDs, from which paired differences are taken.
-        left_out = found.fid - sums * groups / (groups - 1)
-        se = float(np.sqrt(groups / (groups - 1) * (sums**2).sum()))
-        return dataclasses.replace(found, se=se, leave_one_out=tuple(left_out.tolist()))
-
-    def influences(self, rows: np.ndarray) -> np.ndarray:
-        """Sums over the images of each unit."""
-        n, unit = len(rows) * self.landscape.unit, self.landscape.unit
-        whole = rows.sum(axis=0)
-        mean, outer = whole[:DIM] / n, np.zeros((DIM, DIM))
-        outer[TRIANGLE] = whole[DIM:]
-        outer = outer + np.tril(outer, -1).T
-        covariance = (outer - n * np.outer(mean, mean)) / (n - 1)
-        values, vectors = np.linalg.eigh(self.left.T @ covariance @ self.left)
-        kept = values > values[-1] * DIM * np.finfo(float).eps
-        turned = self.left @ vectors[:, kept]
-        slope = np.eye(DIM) - turned / np.sqrt(values[kept]) @ turned.T
-        weights = ((2 - np.eye(DIM)) * slope)[TRIANGLE]
-        sums = rows[:, :DIM]
-        square = rows[:, DIM:] @ weights - 2 * sums @ (slope @ mean) + unit * (mean @ slope @ mean)
-        first = 2 * (sums - unit * mean) @ (mean - self.landscape.mean) + n / (n - 1) * square
-        return first - first.mean()
+        group = np.arange(len(units)) % JACKKNIFE
+        own = np.stack([rows[group == k].sum(axis=0) for k in range(JACKKNIFE)])
+        images = found.n - np.bincount(group, minlength=JACKKNIFE) * self.landscape.unit
+        left_out = self.sums.fids(own.sum(axis=0) - own, images)
+        # Written as influences, from which paired differences are taken.
+        influence = ((left_out.mean() - left_out) * (JACKKNIFE - 1) / JACKKNIFE).tolist()
+        return dataclasses.replace(found, se=standard_error(influence), influence=tuple(influence))
 
 
 def plans() -> dict[str, SweepPlan]:
@@ -82,7 +59,7 @@ def part(task: tuple[str, Path, str, str, range]) -> list[tuple[int, float]]:
     """(images spent, regret) of these replays."""
     name, cache, title, errors, replays = task
     landscape = build(SPECS[name], cache, IMAGES, UNIT)
-    ground = (ByInfluence if errors == "influence" else Ground)(landscape)
+    ground = (ByJackknife if errors == "jackknife" else Ground)(landscape)
     plan, rows = plans()[title], []
     for replay in replays:
         driver = Driver(ground.space(), plan, replay)
