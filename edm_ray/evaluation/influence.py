@@ -24,9 +24,9 @@ from edm_ray.evaluation.fid import FidEstimate, FidReference, debiased_fid, stan
 from edm_ray.evaluation.moments import Array, GroupSums, Moments, one_thread
 
 GROUPS = 73
-"""Groups of images (seed mod 73) whose influences are kept: as many degrees of freedom, less one. A prime that 10 times
-few numbers of classes come near to a multiple of: so with balanced labels, where ten seeds in a row share a class, a
-group holds all classes about alike, and the classes' differences are no error."""
+"""Groups of images (seed mod 73) whose influences are kept: as many degrees of freedom, less one. With balanced labels
+ten seeds in a row share one of C classes; 73 is prime and far from the multiples of 10 C for most C, so each group holds
+all classes about alike, and their differences are no error."""
 ROWS_AT_ONCE = 1000
 _BITS = 52
 
@@ -38,7 +38,7 @@ class Influence:
     """phi, but for a constant, of the images that have these moments. largest: of their features on the grid."""
 
     def __init__(self, moments: Moments, reference: FidReference, largest: int) -> None:
-        moments._require_like(reference.moments)
+        reference.moments._require_like(moments)
         mean, n = moments.mean, moments.n
         self.unit = 2.0**-moments.scale_bits
         self.share = n / (n - 1)
