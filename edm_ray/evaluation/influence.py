@@ -25,8 +25,8 @@ from edm_ray.evaluation.moments import Array, GroupSums, Moments, one_thread
 
 GROUPS = 73
 """Groups of images (seed mod 73) whose influences are kept: as many degrees of freedom, less one. With balanced labels
-ten seeds in a row share one of C classes; 73 is prime and far from the multiples of 10 C for most C, so each group holds
-all classes about alike, and their differences are no error."""
+ten seeds in a row share one of C classes; 73 is prime and far from the multiples of 10 C for most C, so each group
+holds all classes about alike, and their differences are no error."""
 ROWS_AT_ONCE = 1000
 _BITS = 52
 
