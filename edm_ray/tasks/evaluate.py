@@ -27,13 +27,14 @@ from edm_ray.models.directory import Model
 from edm_ray.storage import uris
 from edm_ray.storage.artifacts import is_stored
 from edm_ray.storage.lease import hold
-from edm_ray.storage.versioned import FORMAT
 from edm_ray.tasks.given import OpenedReference, model_of, references_of, require_fit
 from edm_ray.tasks.options import read_options
 from edm_ray.training.run import snapshots
 
 FEWEST, MOST = 100, 100_000_000
 RESULT = "evaluation.json"
+FORMAT = 2
+"""Of that file. 2: of each FID the influences of groups of images, instead of FIDs without them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,7 +169,7 @@ class SweepTask:
                 grids = [self._grids(balanced, each, meter.sampling, on.device) for each in shown]
         about = {} if real is None else {"n": str(real.n), "fid": f"{real.fid:.3f}", "se": f"{real.se:.3f}"}
         if real is not None and self.held_out is not None:
-            about |= {"dataset": self.held_out.name, "debiased": f"{real.debiased:.3f}"}
+            about |= {"dataset": self.held_out.name, "debiased": real.bias_removed()}
         context = dataclasses.replace(context, real=about or None, seconds=time.monotonic() - started)
         report = self._save(results, grids, context)
         if self.options.export:
