@@ -5,8 +5,7 @@
 Two workers on a Ray of the command's own. A calm run of as many images as take about --minutes, then for each of
 --every the same run, with a SIGKILL each so many minutes: of a worker, of the command, or of the node's raylet (with
 which all of its Ray goes), in an order that --seed decides. A command that ends is started again at once. All runs must
-end with the same parameters and rows of metrics. Every step is noted (`progress.py`), so that each strike's time is told
-apart:
+end with the same parameters and rows of metrics. Every step is noted (`progress.py`), so each strike's time is known:
 
 - noticed: until Ray Train plans a new group, or the command has ended;
 - restart: from there to the first new step;

@@ -207,26 +207,26 @@ class Checkpointing:
 
     def __str__(self) -> str:
         if not self.mtbf_s:
-            return f"a checkpoint each {self.kimg:g} kimg, {duration(self.own_s)} (--node-hours 0: none beside)"
+            return f"none expected (--node-hours 0); a checkpoint each {self.kimg:g} kimg ({duration(self.own_s)})"
         own, best = (lost_share(seconds, self.cost_s, self.mtbf_s) for seconds in (self.own_s, self.best_s))
         kimg = f"{self.best_s / self.image_s / 1000:.3g}"
-        rate = f"with one each {self.mtbf_s / 3600:.3g} h"
+        rate = f"one each {self.mtbf_s / 3600:.3g} h (--node-hours)"
         today = f"checkpoint_kimg={self.kimg:g} ({duration(self.own_s)}) loses {own:.2%} of the time"
+        better = f"{kimg} kimg ({duration(self.best_s)}) {best:.2%}"
         if self.own_s > self.best_s:
-            return f"{rate}, {today}; the run makes one about each {kimg} kimg ({duration(self.best_s)}): {best:.2%}"
-        return f"{rate}, {today}; checkpoint_kimg={kimg} ({duration(self.best_s)}) loses {best:.2%}"
+            return f"{rate}: {today}, so the run also makes a checkpoint each {better}"
+        return f"{rate}: {today}, {better}"
 
 
 def checkpointing(plan: Plan, image_s: float, parameters: int) -> Checkpointing:
     """image_s: seconds of one image, of the whole group."""
-    state = (
-        parameters * 4 * (4 + len(plan.config.ema.sigma_rels))
-    )  # weights, average, Adam's two moments; other averages
+    # Weights, their average, Adam's two moments, further averages.
+    state = parameters * 4 * (4 + len(plan.config.ema.sigma_rels))
     return Checkpointing(
         image_s=image_s,
         kimg=plan.config.checkpoint_kimg,
         cost_s=measure_checkpoint(state),
-        mtbf_s=3600 * plan.node_hours / node_count(plan.workers[1], plan.here),
+        mtbf_s=3600 * plan.node_hours / node_count(plan.workers[1], plan.device, plan.here),
     )
 
 

@@ -177,7 +177,7 @@ class TrainTask:
 
         with on.session():
             train_on_ray(
-                self._paced(node_count(on.workers, here=not (on.address or os.environ.get("RAY_ADDRESS")))),
+                self._paced(node_count(on.workers, on.device, not (on.address or os.environ.get("RAY_ADDRESS")))),
                 self._group(on),
                 max_failures=self.options.max_failures,
                 on_tick=on_tick,

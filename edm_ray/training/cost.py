@@ -35,9 +35,9 @@ GPUS_A_NODE = 8
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def node_count(workers: int, here: bool) -> int:
-    """Of so many workers; eight to a node, as GPUs are. here: all on this machine."""
-    return 1 if here else math.ceil(workers / GPUS_A_NODE)
+def node_count(workers: int, device: str, here: bool) -> int:
+    """Of so many workers, eight to a node as GPUs are. here: no cluster is named, so CPU workers are on one machine."""
+    return 1 if here and device == "cpu" else math.ceil(workers / GPUS_A_NODE)
 
 
 def memory_gib(cost: NetworkCost, images: int, precision: str) -> Quantity:

@@ -8,8 +8,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from edm_ray.config.load import configure
+from edm_ray.config.presets import tiny
+from edm_ray.data.manifest import open_dataset
+from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.training.checkpoint_interval import ASSUMED_COST_S, Pace, best_interval, lost_share
+from edm_ray.training.loop import TrainingJob, train
+from edm_ray.training.run import claim_run
 from edm_ray.training.signals import Signal
+from tests.training.faults import SETTINGS, result_of
 
 
 def simulated(interval: float, cost: float, mtbf: float, restart: float, hours: float = 4000.0) -> float:
@@ -93,3 +100,23 @@ def test_without_failures_it_never_asks_and_a_checkpoint_of_the_schedule_counts(
         clock.now += 5
         assert pace.ask() is Signal.NONE
         pace.saved(1.0, 0.0)
+
+
+def test_checkpoints_between_ticks_change_no_number(digits_dir, tmp_path, monkeypatch) -> None:
+    """Failures each 2 ms: one after nearly every step."""
+    dataset = open_dataset(str(digits_dir / "train"))
+    config, saved = configure(tiny(dataset.shape), None, SETTINGS), list[int]()
+    original = CheckpointStore.save
+    monkeypatch.setattr(
+        CheckpointStore, "save", lambda self, seen, *rest: (saved.append(seen), original(self, seen, *rest))[1]
+    )
+    results, moments = [], []
+    for mtbf_s in (0.0, 0.002):
+        uri = str(tmp_path / str(mtbf_s))
+        claim_run(uri, config, dataset)
+        train(TrainingJob(config=config, dataset=dataset, run_uri=uri, mtbf_s=mtbf_s))
+        results.append({name: part for name, part in result_of(uri).items() if name != "checkpoints"})
+        moments.append(saved.copy())
+        saved.clear()
+    assert results[0] == results[1]
+    assert set(moments[0]) < set(moments[1]) and any(seen % 48 for seen in moments[1]), "between ticks too"
