@@ -1,8 +1,8 @@
 """Whether the processes of a Ray that this command has started are there: its raylet (the node) and its head.
 
 Nothing works without them, and Ray itself is slow to say so: of a raylet that was killed a command hears after six
-minutes (`ray_private.LOCAL`), of one that was stopped never. So this process ends when one of them does, with a line and
-code 1, as Ray ends it where the head of a cluster is gone; the same command resumes.
+minutes (`ray_private.LOCAL`), of one that was stopped never. So this process ends when one of them does, with a line
+and code 1, as Ray ends it where the head of a cluster is gone; the same command resumes.
 """
 
 from __future__ import annotations

@@ -145,8 +145,8 @@ def failures() -> list[str]:
         "",
         f"A model (Daly 2006, `edm_ray/training/checkpoint_interval.py`): a failure stops all {FAILING} and loses what "
         f"came after the last checkpoint. A restart of {RESTART_S:g} s was measured without GPUs (the whole command on "
-        f"two cores), {ends.better:g} and {ends.worse:g} s are the inputs above. A checkpoint holds the training up for "
-        f"its copy, at the {COPY_BYTES / 2**20:,.0f} MiB/s that [`benchmarks/training.md`]"
+        f"two cores), {ends.better:g} and {ends.worse:g} s are the inputs above. A checkpoint holds the training up "
+        f"for its copy, at the {COPY_BYTES / 2**20:,.0f} MiB/s that [`benchmarks/training.md`]"
         "(../../benchmarks/training.md) has. Goodput: the share of the time that makes new images.",
         "",
         f"| data set | a checkpoint each | goodput, restart {' s | '.join(f'{each:g}' for each in restarts)} s |",
