@@ -4,8 +4,9 @@
 
 Two workers on a Ray of the command's own. A calm run of as many images as take about --minutes, then for each of
 --every the same run, with a SIGKILL each so many minutes: of a worker, of the command, or of the node's raylet (with
-which all of its Ray goes), in an order that --seed decides. A command that ends is started again at once. All runs must
-end with the same parameters and rows of metrics. Every step is noted (`progress.py`), so each strike's time is known:
+which all of its Ray goes), in an order that --seed decides. A command that ends is started again at once; a strike that
+is due before the run trains again comes half of --every later. All runs must end with the same parameters and rows of
+metrics. Every step is noted (`progress.py`), so each strike's time is known:
 
 - noticed: until Ray Train plans a new group, or the command has ended;
 - restart: from there to the first new step;
@@ -135,8 +136,11 @@ def make_run(command: Command, folder: Path, every_s: float | None, seed: int) -
             if code is not None:
                 command.start()
             require_steps(run, began, command)
-            if time.time() >= strike_at:
-                due, strike_at = due or next(chosen), strike_at + (every_s or 0.0)
+            if every_s and time.time() >= strike_at:
+                if trains_again(run):
+                    due, strike_at = due or next(chosen), strike_at + every_s
+                else:  # a machine that is too busy for so many strikes: it must get somewhere
+                    strike_at = time.time() + every_s / 2
             if due is not None and (pids := command.victims(due[0])):
                 run.strikes.append(strike(command, due[0], due[1].choice(sorted(pids))))
                 due = None
@@ -145,6 +149,12 @@ def make_run(command: Command, folder: Path, every_s: float | None, seed: int) -
         command.end()
     run.seconds = time.time() - began
     return run
+
+
+def trains_again(run: Run) -> bool:
+    """Whether there was a step since the last strike."""
+    last = run.strikes[-1].noticed if run.strikes else 0.0
+    return any(row["moment"] > last for row in run.steps[-1:])
 
 
 def strike(command: Command, kind: str, pid: int) -> Strike:
