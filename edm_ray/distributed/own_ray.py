@@ -22,6 +22,7 @@ from edm_ray.distributed.ray_private import own_daemons
 
 logger = logging.getLogger(__name__)
 LOOK_S = 0.25
+SHOW_CURSOR = "\x1b[?25h"
 GONE, STOPPED, THERE = "gone", "stopped", "there"
 
 
@@ -91,5 +92,6 @@ def _end(line: str, pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
+            stream.write(SHOW_CURSOR if stream.isatty() else "")  # a live line hides it
             stream.flush()
     os._exit(1)

@@ -323,7 +323,7 @@ def own_daemons() -> dict[str, int]:
 
     Without: none, and a command waits for minutes for a Ray of its own that was killed.
     """
-    started = getattr(_own_node(), "all_processes", None) or {}
+    started = (getattr(_own_node(), "all_processes", None) or {}) if ray.is_initialized() else {}
     return {name: started[name][0].process.pid for name in ("raylet", "gcs_server") if started.get(name)}
 
 
