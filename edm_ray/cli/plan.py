@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 
+import safetensors.torch
 import torch
 
 from edm_ray.cli.console import duration, report, say
@@ -17,6 +19,7 @@ from edm_ray.data.order import rank_positions
 from edm_ray.errors import InputError
 from edm_ray.networks.build import build_denoiser
 from edm_ray.networks.cost import network_cost
+from edm_ray.training.checkpoint_interval import NODE_HOURS, best_interval, lost_share
 from edm_ray.training.cost import (
     Workload,
     costs_at,
@@ -24,12 +27,15 @@ from edm_ray.training.cost import (
     gpu_hours,
     machine_gib,
     memory_gib,
+    node_count,
     on_gpus,
     workload,
 )
 from edm_ray.training.device import cpu_threads
 
 MEASURED_IMAGES, MEASURED_STEPS = 4, 2
+CHECKPOINT_BYTES = 1 << 25
+"""Of a checkpoint, so many are copied and written to memory."""
 SLOW_SECONDS = 0.5
 """A network that takes longer for one image is measured with one."""
 LONG_HOURS, UNASKED_HOURS = 72.0, 30 * 24.0
@@ -49,6 +55,8 @@ class Plan:
     """None: not said, so DEFAULT."""
     here: bool
     """All workers are on this machine."""
+    node_hours: float = NODE_HOURS
+    """Between two failures of one node."""
 
     @property
     def name(self) -> str:
@@ -101,11 +109,14 @@ def print_plan(plan: Plan) -> None:
         say(f"  time      {published}")
         say(f"  cost      {dollars(published)}")
         say(f"  on GPUs   {_on_gpus(workload(plan.name, config, cost), most)}")
+    saving = checkpointing(plan, hours / most * 3600 / plan.images, cost.parameters)
+    say(f"  failures  {saving}")
     say()
     say(to_yaml(config).rstrip())
     warning = warned(plan, hours / most)
     memory = memory_gib(cost, at_once, config.precision).value
     facts = {"parameters": cost.parameters, "gib_a_worker": memory, "hours": hours / most, "epochs": plan.epochs}
+    facts |= {"checkpoint_s": saving.own_s, "best_checkpoint_s": saving.best_s}
     report({"preset": plan.name, **facts, "warning": warning, "config": to_flat(config)})
     if warning:  # last: it is what should be seen
         say(f"\nWARNING: {warning}")
@@ -171,6 +182,61 @@ def _on_gpus(work: Workload, count: int) -> str:
         f"{count} A100: {low} to {high} hours by the clock, efficiency "
         f"{worse.efficiency:.0%} to {better.efficiency:.0%}{why} (assumed: the costs that research/scale lists)"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpointing:
+    """How often checkpoints are made, and what of the time that and failures cost."""
+
+    image_s: float
+    """Of the whole group."""
+    kimg: float
+    """checkpoint_kimg."""
+    cost_s: float
+    mtbf_s: float
+    """Of the whole group; 0: no failures are planned with."""
+
+    @property
+    def own_s(self) -> float:
+        """Between those of checkpoint_kimg."""
+        return self.kimg * 1000 * self.image_s
+
+    @property
+    def best_s(self) -> float:
+        return best_interval(self.cost_s, self.mtbf_s) if self.mtbf_s else self.own_s
+
+    def __str__(self) -> str:
+        if not self.mtbf_s:
+            return f"none expected (--node-hours 0); a checkpoint each {self.kimg:g} kimg ({duration(self.own_s)})"
+        own, best = (lost_share(seconds, self.cost_s, self.mtbf_s) for seconds in (self.own_s, self.best_s))
+        kimg = f"{self.best_s / self.image_s / 1000:.3g}"
+        rate = f"one each {self.mtbf_s / 3600:.3g} h (--node-hours)"
+        today = f"checkpoint_kimg={self.kimg:g} ({duration(self.own_s)}) loses {own:.2%} of the time"
+        better = f"{kimg} kimg ({duration(self.best_s)}) {best:.2%}"
+        if self.own_s > self.best_s:
+            return f"{rate}: {today}, so the run also makes a checkpoint each {better}"
+        return f"{rate}: {today}, {better}"
+
+
+def checkpointing(plan: Plan, image_s: float, parameters: int) -> Checkpointing:
+    """image_s: seconds of one image, of the whole group."""
+    # Weights, their average, Adam's two moments, further averages.
+    state = parameters * 4 * (4 + len(plan.config.ema.sigma_rels))
+    return Checkpointing(
+        image_s=image_s,
+        kimg=plan.config.checkpoint_kimg,
+        cost_s=measure_checkpoint(state),
+        mtbf_s=3600 * plan.node_hours / node_count(plan.workers[1], plan.device, plan.here),
+    )
+
+
+def measure_checkpoint(size: int) -> float:
+    """Seconds that a checkpoint of so many bytes takes this machine: a copy, then the files and their checksums. A part
+    of it is measured."""
+    part = torch.zeros(min(size, CHECKPOINT_BYTES) // 4)
+    began = time.perf_counter()
+    hashlib.sha256(safetensors.torch.save({"part": part.clone()})).digest()
+    return (time.perf_counter() - began) * size / (part.numel() * 4)
 
 
 def measured_cost(hours: float, threads: int, device: str) -> Quantity | str:

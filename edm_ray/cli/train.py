@@ -128,7 +128,15 @@ def check_plan(args: Args, task: TrainTask, workers: str) -> Plan:
     counts = (1, 1) if workers == "0" else parse_workers(workers)
     here = workers == "0" or not os.environ.get("RAY_ADDRESS")
     dataset = task.job.dataset
-    plan = Plan(config=task.config, dataset=dataset, workers=counts, device=args.device, preset=args.preset, here=here)
+    plan = Plan(
+        config=task.config,
+        dataset=dataset,
+        workers=counts,
+        device=args.device,
+        preset=args.preset,
+        here=here,
+        node_hours=args.training.node_hours,
+    )
     try:
         check_memory(task.config, counts[0], args.device, here)
     except InputError as error:

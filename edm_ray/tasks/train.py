@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from edm_ray.storage import uris
 from edm_ray.storage.lease import hold
 from edm_ray.tasks.export import about_of
 from edm_ray.tasks.options import read_options
+from edm_ray.training.checkpoint_interval import NODE_HOURS
+from edm_ray.training.cost import node_count
 from edm_ray.training.device import Place
 from edm_ray.training.loop import Row, TrainingJob
 from edm_ray.training.loop import train as train_here
@@ -61,6 +64,9 @@ class TrainOptions:
     """How many GiB it may hold; else EDM_RAY_CACHE_GIB there, else 64."""
     max_failures: int = 3
     """How often in a row, without a new checkpoint in between, the workers may fail before the command gives up."""
+    node_hours: float = NODE_HOURS
+    """Hours between two failures of one node (33: spot machines that are often taken). With them and what a checkpoint
+    costs this run, it makes one whenever that loses the least time, beside those of checkpoint_kimg; 0: only those."""
     track: tuple[str, ...] = ()
     """Send the metrics to tensorboard, wandb or mlflow too; NAME=WHERE for a folder, project or experiment of your own.
     May name several."""
@@ -74,6 +80,8 @@ class TrainOptions:
         """Raises InputError for what is out of range."""
         if self.snapshot_kimg is not None and self.snapshot_kimg <= 0:
             raise InputError(f"--snapshot-kimg {self.snapshot_kimg:g}: give more than 0")
+        if not 0 <= self.node_hours < math.inf:
+            raise InputError(f"--node-hours {self.node_hours:g}: give 0 (checkpoints at checkpoint_kimg only) or more")
 
     @property
     def cache_variables(self) -> dict[str, str]:
@@ -152,13 +160,16 @@ class TrainTask:
                 for line in tracking.close(ended):
                     on_note(line)
 
+    def _paced(self, nodes: int) -> TrainingJob:
+        return dataclasses.replace(self.job, mtbf_s=3600 * self.options.node_hours / nodes)
+
     def _train(
         self, on: Executor, on_tick: OnTick, loop: Loop, must_stop: Callable[[], bool], on_resume: OnResume
     ) -> None:
         if not isinstance(on, Ray):
             ask = lambda: Signal.STOP if must_stop() else Signal.NONE  # noqa: E731
             pulse = Pulse(on_begin=on_resume, on_step=loop.on_step)
-            train_here(self.job, Place(device=on.device), on_tick, ask, pulse=pulse)
+            train_here(self._paced(1), Place(device=on.device), on_tick, ask, pulse=pulse)
             return
         from edm_ray.distributed.train import train_on_ray
 
@@ -166,7 +177,7 @@ class TrainTask:
 
         with on.session():
             train_on_ray(
-                self.job,
+                self._paced(node_count(on.workers, on.device, not (on.address or os.environ.get("RAY_ADDRESS")))),
                 self._group(on),
                 max_failures=self.options.max_failures,
                 on_tick=on_tick,
