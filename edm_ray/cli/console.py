@@ -24,7 +24,7 @@ class Reports:
     """Options of every command that reports something."""
 
     json: bool = False
-    """Print the result as one JSON object; what is said for people goes to standard error."""
+    """Print the result as one JSON object on standard output; messages go to standard error."""
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""Say what is in a data set, check every byte of it, and draw some of its pictures, one class per row.
+"""Describe a data set, check every byte of it, and draw some of its pictures, one class per row.
 
-Exit code 2 when a shard is damaged; every damaged one is named."""
+Names every damaged shard; the exit code is 2 if there is one."""
 
 from __future__ import annotations
 
@@ -38,16 +38,15 @@ class Args(Reports):
     dataset: Annotated[str, tyro.conf.Positional]
     """Directory or s3:// URI of a data set."""
     out: str | None = None
-    """Draw a grid of pictures into this PNG file: one class per row. Latents go through their decoder,
-    which must be installed."""
+    """PNG file for a grid of pictures, one class per row. Latents need their decoder."""
     columns: int = 12
-    """Pictures in a row of the grid."""
+    """Pictures per row of the grid."""
     nodes: int = 1
-    """Say what each of so many nodes reads in an epoch of training."""
+    """Number of nodes: says how much each reads in an epoch of training."""
     lanes: int = 24
-    """Of --set order=blocks lanes=...: what is said of that order is for so many."""
+    """Number of lanes (--set order=blocks lanes=...) that --nodes assumes."""
     no_verify: bool = False
-    """Do not read the shards: say what the manifest says."""
+    """Read only the manifest, not the shards."""
 
 
 def run(args: Args) -> None:

@@ -1,10 +1,10 @@
 """Turn a source into a data set: sharded Parquet with a manifest. The same command resumes.
 
-SOURCE is `digits` (scikit-learn's handwritten digits; writes DEST/train and DEST/heldout), `photographs` (crops of the
-two photographs scikit-learn ships), `more-photographs` (and of six of scikit-image's, where that is installed), or a
-path or s3:// URI of: a folder of pictures (one class per subfolder, or dataset.json), a zip of pictures, CIFAR-10/100
-python archives, MNIST idx files, Hugging Face style Parquet, tar shards (webdataset), or .npz; with --codec latents a
-.npz or .npy of latents. The kind is seen from what is there; all is described in docs/data.md."""
+SOURCE is a path or s3:// URI of a folder of pictures (one class per subfolder, or dataset.json), a zip of pictures,
+CIFAR-10/100 python archives, MNIST idx files, Hugging Face style Parquet, tar shards (webdataset), or .npz; with
+--codec latents a .npz or .npy of latents. Its kind is detected. Or SOURCE is `digits` (scikit-learn's handwritten
+digits; writes DEST/train and DEST/heldout), `photographs` (crops of the two photographs in scikit-learn) or
+`more-photographs` (and of six more in scikit-image, if it is installed). docs/data.md describes all of them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ class Args(Reports):
     source: Annotated[str, tyro.conf.Positional]
     """`digits`, `photographs`, `more-photographs`, or a path or s3:// URI."""
     dest: Annotated[str, tyro.conf.Positional]
-    """Where the data set goes: a directory or s3://bucket/key."""
+    """Output directory, local or s3://bucket/key."""
     reading: tyro.conf.OmitArgPrefixes[PrepareOptions] = field(default_factory=PrepareOptions)
     workers: str = "0"
-    """Ray actors that write shards, on any node of the cluster; 0: this process, without Ray. The bytes are the
-    same."""
+    """Number of Ray actors that write shards, on any node; 0: this process, without Ray. The bytes are the same."""
     endpoint_url: str | None = None
-    """Endpoint of an S3-compatible store, like AWS_ENDPOINT_URL."""
+    """Endpoint of an S3-compatible store; the same as AWS_ENDPOINT_URL."""
     dry_run: bool = False
-    """Check what is given, say what would be done, and stop."""
+    """Check the options, print the plan, and stop."""
 
 
 def run(args: Args) -> None:

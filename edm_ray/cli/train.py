@@ -32,16 +32,16 @@ class Args(Reports):
     out: str
     """Directory or s3:// URI of the run."""
     preset: str | None = None
-    """Starting point: see `edm-ray presets`. Without it ddpmpp-32, and a word on which preset suits the data."""
+    """Starting point: see `edm-ray presets`. Default: ddpmpp-32; --dry-run says which preset suits the data."""
     config: str | None = None
-    """YAML file laid over the preset."""
+    """YAML file of settings that override the preset."""
     set: list[str] = field(default_factory=list)
-    """KEY=VALUE pairs laid over both, e.g. --set ema.halflife_kimg=50 optimizer.lr=1e-3"""
+    """Settings that override both, e.g. --set ema.halflife_kimg=50 optimizer.lr=1e-3"""
     seed: int | None = None
-    """Of everything random in the training (default: 0). The same as --set seed=..."""
+    """Random seed of the training (default: 0). The same as --set seed=..."""
     workers: str = "1"
-    """DDP processes (one CPU or GPU each); LEAST:MOST for as many as the cluster has, fewer when a node is lost; 0:
-    this process, without Ray."""
+    """Number of DDP processes (one CPU or GPU each); LEAST:MOST: as many as the cluster has, fewer after losing a node;
+    0: this process, without Ray."""
     device: str = "cpu"
     """cpu or cuda."""
     training: tyro.conf.OmitArgPrefixes[TrainOptions] = field(default_factory=TrainOptions)

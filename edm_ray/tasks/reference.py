@@ -47,16 +47,16 @@ class ReferenceOptions:
 
     extractor: str = "inception"
     """inception (the standard) or dinov2 (both found or downloaded: `edm-ray weights`), clip (needs --weights), self
-    (trained here in minutes on these images; FIDs compare within this data set only), digits (8x8 digits)."""
+    (trained on these images in minutes; its FIDs are comparable only within this data set), digits (8x8 digits)."""
     weights: str | None = None
-    """Extractor weights: a path or s3:// URI. Without: EDM_RAY_WEIGHTS, the cache, torch.hub's cache, a download."""
+    """Extractor weights: a path or s3:// URI. Default: EDM_RAY_WEIGHTS, the cache, torch.hub's cache, or a download."""
     sha256: str | None = None
-    """What the weights' sha256 must be."""
+    """Expected sha256 of the weights."""
     features: int = DEFAULT_FEATURES
-    """Features of so many images are kept for KID, precision and recall (4 bytes times their length each); 0: none."""
+    """Keep the features of this many images for KID, precision and recall (4 bytes per feature); 0: none."""
     store: str | None = None
-    """Directory or s3:// URI of many references: this one lies there under the hash of data set and extractor, and is
-    found, not made, when anybody made it before."""
+    """Directory or s3:// URI that holds many references, each under the hash of its data set and extractor; one that is
+    there already is not made again."""
 
 
 @dataclass(frozen=True, kw_only=True)
