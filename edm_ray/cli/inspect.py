@@ -22,7 +22,7 @@ from edm_ray.data.decoders import find_decoder
 from edm_ray.data.format import Pixels
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.verify import pooled_std, read_verified
-from edm_ray.errors import InputError, IntegrityError
+from edm_ray.errors import InputError, IntegrityError, counted
 from edm_ray.evaluation.grids import GAP_LEVEL, image_grid, with_names
 
 CELL = 48
@@ -126,7 +126,8 @@ def _describe(dataset: DataSet) -> None:
         source = dataset.source.get("source", {})
         say(f"source       {source.get('kind')} {source.get('uri')}")
     if dataset.skipped.count:
-        say(f"skipped      {dataset.skipped.count:,} records of the source; the first: {dataset.skipped.first[0]}")
+        skipped = counted(dataset.skipped.count, "record")
+        say(f"skipped      {skipped} of the source; the first: {dataset.skipped.first[0]}")
 
 
 def _describe_reading(dataset: DataSet, nodes: int, lanes: int) -> None:
@@ -163,7 +164,8 @@ def _describe_classes(dataset: DataSet) -> None:
     say(f"classes      {len(names)}, of {min(counts):,} to {max(counts):,} pictures")
     if empty := dataset.empty_classes:
         which = ", ".join(map(str, empty[:20]))
-        say(f"WARNING      {len(empty)} classes have no pictures ({which}): not trained for or drawn unless asked for")
+        without = f"{counted(len(empty), 'class', 'classes')} without pictures ({which})"
+        say(f"WARNING      {without}: not trained, and drawn only if you ask for it by number")
     for name, count in list(zip(names, counts))[:MAX_CLASSES]:
         say(f"  {count:>9,}  {name}")
     if len(names) > MAX_CLASSES:

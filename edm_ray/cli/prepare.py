@@ -17,6 +17,7 @@ from edm_ray.cli.console import Reports, report, say
 from edm_ray.cli.progress import Progress
 from edm_ray.cli.workers import choose_executor
 from edm_ray.data.manifest import DataSet
+from edm_ray.errors import counted
 from edm_ray.storage import uris
 from edm_ray.tasks.prepare import PrepareOptions
 
@@ -78,15 +79,15 @@ def facts(dataset: DataSet) -> dict[str, Any]:
 
 
 def _describe(dataset: DataSet) -> None:
-    classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "no classes"
+    classes = counted(len(dataset.class_names), "class", "classes") if dataset.class_names else "no classes"
     std = ", ".join(f"{value:.2f}" for value in dataset.std)
     what = "images" if dataset.codec.is_pixels else "latents"
     say(
         f"{dataset.uri}: {dataset.rows:,} {what} of {dataset.resolution}x{dataset.resolution}x{dataset.channels}, "
-        f"{classes}, {len(dataset.shards)} shards; standard deviation {std} (what sigma_data should be near)"
+        f"{classes}, {counted(len(dataset.shards), 'shard')}; standard deviation {std} (what sigma_data should be near)"
     )
     if dataset.skipped.count:
-        say(f"{dataset.uri}: {dataset.skipped.count:,} records were skipped:")
+        say(f"{dataset.uri}: skipped {counted(dataset.skipped.count, 'record')}:")
         for line in dataset.skipped.first[:10]:
             say(f"  {line}")
         if dataset.skipped.count > 10:
