@@ -93,7 +93,8 @@ def print_plan(plan: Plan) -> None:
         hours = seconds * plan.images / 3600
         say(
             f"  time      about {duration(hours * 3600 / most)} with {counted(most, 'such worker')}: "
-            f"{seconds * 1e3:,.1f} ms an image (measured here, now, {at_a_time} at a time, without the exchange of gradients)"
+            f"{seconds * 1e3:,.1f} ms an image (measured here, now, {at_a_time} at a time, without the exchange of "
+            "gradients)"
         )
         say(f"  cost      {measured_cost(hours, config.threads, plan.device)}")
     else:
