@@ -128,7 +128,7 @@ def warned(plan: Plan, hours: float | None) -> str | None:
         large = "; the presets are for up to 64x64: `edm-ray prepare --resolution 64`, or latents, take less"
     about = PRESETS[better].about.partition(":")[2].strip().rstrip(".")
     return (
-        f"{of}: --preset {better} is for that{f' ({about})' if about else ''}; this plan ({plan.name}) would {takes} "
+        f"{of}: give --preset {better}{f' ({about})' if about else ''}; this plan ({plan.name}) would {takes} "
         f"each {plan.epochs:,.0f} times{large}"
     )
 
@@ -145,7 +145,7 @@ def refuse_years(plan: Plan) -> None:
         return
     hours = hours_by_clock(plan)
     if hours is not None and hours > UNASKED_HOURS:
-        raise InputError(f"{warned(plan, hours)}; give it, or --preset {DEFAULT} where this is meant")
+        raise InputError(f"{warned(plan, hours)}; if that is what you want, give --preset {DEFAULT}")
 
 
 def hours_by_clock(plan: Plan) -> float | None:

@@ -49,7 +49,7 @@ def run(args: Args) -> None:
         report({"would_do": lines})
         return
     if args.features.weights is None:
-        say(f"  extractor {args.features.extractor}: weights: {task.origin}")
+        say(f"  extractor {args.features.extractor}; weights {task.origin}")
     measured, progress = [], Progress("parts of the reference")
 
     def on_part(done: int, total: int) -> None:

@@ -87,7 +87,7 @@ class ReferenceTask:
         if self.options.weights is not None:
             return self.options.weights
         if name not in PUBLISHED:
-            return f"to train here, on these images; {OF_OWN[name]}"
+            return f"trained here on these images; {OF_OWN[name]}"
         if (found := find_weights(PUBLISHED[name])) is not None:
             return str(found)
         return f"to download: {PUBLISHED[name].offer()}"
@@ -147,8 +147,8 @@ class ReferenceTask:
                 if options.weights is not None:
                     raise
                 raise type(error)(
-                    f"{error}; or take --extractor self: trained here on these images, without a network; its FIDs "
-                    "compare within this data set only"
+                    f"{error}. Or give --extractor self: trained here on these images, without a download; its FIDs are "
+                    "comparable only within this data set"
                 ) from None
         with open_reader(self.dataset) as pixels:
             content = TRAINED[options.extractor](self.dataset, pixels, partial(on_weights, "training"))
@@ -169,8 +169,8 @@ def _train_self(dataset: DataSet, pixels: Reader, on_epoch: OnProgress) -> bytes
 
 
 OF_OWN = {
-    "digits": "FIDs compare with those of these weights only",
-    "self": "FIDs compare within this data set only, and small differences between good samplers say little",
+    "digits": "its FIDs are comparable only with those of these weights",
+    "self": "its FIDs are comparable only within this data set, and do not rank good samplers well",
 }
 """What the FIDs of such features are worth (research/self_features)."""
 TRAINED = {"digits": _train_digits, "self": _train_self}
