@@ -147,8 +147,8 @@ class ReferenceTask:
                 if options.weights is not None:
                     raise
                 raise type(error)(
-                    f"{error}. Or give --extractor self: trained here on these images, without a download; its FIDs are "
-                    "comparable only within this data set"
+                    f"{error}. Or give --extractor self: trained here on these images, without a download; its FIDs "
+                    "are comparable only within this data set"
                 ) from None
         with open_reader(self.dataset) as pixels:
             content = TRAINED[options.extractor](self.dataset, pixels, partial(on_weights, "training"))
