@@ -110,6 +110,8 @@ def run(args: Args) -> None:
 
 def _with_preset(args: Args, error: InputError) -> str:
     """Where none was given and the default does not fit the data: which does. Raises InputError for no data set."""
+    if str(error).startswith("--set"):  # no preset repairs that
+        return str(error)
     dataset = open_dataset(uris.absolute(args.data))
     better = proposed(dataset.shape, dataset.rows, args.device)
     if args.preset is not None or better == DEFAULT:

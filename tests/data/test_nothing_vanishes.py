@@ -341,3 +341,29 @@ def test_text_of_parquet_that_is_not_utf_8_is_named(tmp_path):
     (tmp_path / "label.parquet").write_bytes(content.replace(b"bbbb", b"bb\xffb"))
     with pytest.raises(InputError, match=r"not UTF-8|damaged"):
         open_at(tmp_path / "label.parquet")
+
+
+@pytest.mark.parametrize("kind", ["zip", "npz"])
+def test_a_folder_of_archives_is_refused_with_the_one_to_give(kind, tmp_path, capsys):
+    for name in ("b", "a"):
+        put(tmp_path / "in" / f"{name}.{kind}", b"")
+    for options in ((), ("--kind", kind)):
+        code, said, _ = prepared(tmp_path / "in", tmp_path / "out", capsys, *options)
+        assert code == 2 and f"/a.{kind}, not its 2 files together" in said
+
+
+@pytest.mark.parametrize("options", [(), ("--image-column", "image"), ("--unlabelled",), ("--label-column", "image")])
+def test_two_columns_of_one_name_are_refused(options, tmp_path, capsys):
+    table = pa.Table.from_arrays([pa.array(PNGS)] * 2, names=["image", "image"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    code, said, _ = prepared(tmp_path / "a.parquet", tmp_path / "out", capsys, *options)
+    assert code == 2 and "2 columns are named 'image': rename them" in said
+
+
+def test_two_label_columns_of_one_name_are_refused(tmp_path, capsys):
+    labels = pa.array([0, 1] * 3)
+    table = pa.Table.from_arrays([pa.array(PNGS), labels, labels], names=["image", "label", "label"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    code, said, _ = prepared(tmp_path / "a.parquet", tmp_path / "out", capsys)
+    assert code == 2 and "2 columns are named 'label': rename them" in said
+    assert prepared(tmp_path / "a.parquet", tmp_path / "out", capsys, "--unlabelled")[2].rows == 6

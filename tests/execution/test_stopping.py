@@ -13,6 +13,8 @@ import pytest
 from edm_ray.execution import stopping
 from tests.terminal import Terminal
 
+AT_ONCE_S = 4.0
+"""Of work that would take a minute: a busy machine takes a second to run a process at all."""
 FRONT = """
 import hashlib, os, signal, sys, time
 from edm_ray.cli.console import forget_terminal
@@ -54,7 +56,7 @@ def test_each_way_to_ask_ends_the_work_with_its_code(how, code):
     with program("begun(); time.sleep(60)") as terminal:
         terminal.until("begun", 20)
         getattr(terminal, how)()
-        assert terminal.wait(10) == code
+        assert terminal.wait(20) == code
         if how != "close":
             assert "asked ends" in terminal.text and "ended" in terminal.text and "done" not in terminal.text
 
@@ -64,7 +66,7 @@ def test_it_is_said_at_once_and_a_main_thread_that_does_not_come_back_from_c_cod
         terminal.until("begun", 20)
         time.sleep(1)
         pressed = terminal.key()
-        assert terminal.until("asked", 5) - pressed < 1.0
+        assert terminal.until("asked", 20) - pressed < AT_ONCE_S
         assert terminal.wait(20) == 130 and "left True" in terminal.text
 
 
@@ -90,10 +92,10 @@ def test_the_second_request_leaves_at_once_also_work_that_saves():
     with program(SAVES.format(seconds=60)) as terminal:
         terminal.until("begun", 20)
         terminal.key()
-        terminal.until("asked", 5)
+        terminal.until("asked", 20)
         terminal.watch(0.5)
         pressed = terminal.key()
-        assert terminal.wait(5) == 130 and terminal.now - pressed < 1.0 and "saved" not in terminal.text
+        assert terminal.wait(20) == 130 and terminal.now - pressed < AT_ONCE_S and "saved" not in terminal.text
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -102,9 +104,9 @@ def test_a_signal_that_is_sent_twice_in_a_moment_is_one_request(number):
     with program(SAVES.format(seconds=0.5)) as terminal:
         terminal.until("begun", 20)
         terminal.kill(number)
-        terminal.until("asked", 5)
+        terminal.until("asked", 20)
         terminal.kill(number)
-        assert terminal.wait(10) == 128 + number and "saved" in terminal.text
+        assert terminal.wait(20) == 128 + number and "saved" in terminal.text
 
 
 def test_what_has_nothing_to_save_yet_is_not_waited_for():
@@ -112,7 +114,7 @@ def test_what_has_nothing_to_save_yet_is_not_waited_for():
     with program(work) as terminal:
         terminal.until("begun", 20)
         terminal.key()
-        assert terminal.wait(5) == 130 and "asked ends" in terminal.text
+        assert terminal.wait(20) == 130 and "asked ends" in terminal.text
 
 
 def test_a_command_that_has_begun_nothing_is_left_without_an_exception():
@@ -128,7 +130,7 @@ def test_a_command_that_has_begun_nothing_is_left_without_an_exception():
     with program(work) as terminal:
         terminal.until("begun", 20)
         terminal.key()
-        assert terminal.wait(5) == 130 and "left False" in terminal.text and "swallowed" not in terminal.text
+        assert terminal.wait(20) == 130 and "left False" in terminal.text and "swallowed" not in terminal.text
 
 
 def test_a_request_that_was_swallowed_is_raised_again_at_the_next_check():
@@ -143,7 +145,7 @@ def test_a_request_that_was_swallowed_is_raised_again_at_the_next_check():
     with program(work) as terminal:
         terminal.until("begun", 20)
         terminal.key()
-        assert terminal.wait(5) == 130 and "swallowed" in terminal.text and "went on" not in terminal.text
+        assert terminal.wait(20) == 130 and "swallowed" in terminal.text and "went on" not in terminal.text
 
 
 def test_a_plain_keyboard_interrupt_that_a_library_raises_in_its_place_keeps_the_code():
@@ -156,7 +158,7 @@ def test_a_plain_keyboard_interrupt_that_a_library_raises_in_its_place_keeps_the
     with program(work) as terminal:
         terminal.until("begun", 20)
         terminal.kill()
-        assert terminal.wait(5) == 143
+        assert terminal.wait(20) == 143
 
 
 def test_signals_that_are_ignored_stay_ignored():
@@ -164,16 +166,25 @@ def test_signals_that_are_ignored_stay_ignored():
     with program("begun(); time.sleep(0.5)", "signal.signal(signal.SIGHUP, signal.SIG_IGN)") as terminal:
         terminal.until("begun", 20)
         terminal.kill(signal.SIGHUP)
-        assert terminal.wait(10) == 0 and "done" in terminal.text and "asked" not in terminal.text
+        assert terminal.wait(20) == 0 and "done" in terminal.text and "asked" not in terminal.text
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """Tests that run in the background of a script are born deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_in_a_program_of_one_s_own_the_first_signal_is_told_to_the_work_and_the_second_interrupts_it():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(stopping.Interrupted), stopping.saving() as asked:
         assert not asked()
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked()
-        os.kill(os.getpid(), signal.SIGINT)  # at once the same request?  no: another signal needs its own time
+        os.kill(os.getpid(), signal.SIGINT)  # so soon after the first one it is the same request
         signal.sigtimedwait([], 0.2)
         os.kill(os.getpid(), signal.SIGINT)
         signal.sigtimedwait([], 1.0)

@@ -38,15 +38,19 @@ KINDS: dict[str, Callable[[SourceSpec], Source]] = {
     "latents": latents_source,
 }
 _CIFAR_PARTS = ("data_batch_1", "batches.meta")
+_SINGLE = ("zip", "npz")
+"""One file is a data set."""
 _LOOKED_FOR = (
     f"digits, photographs, .zip, .npz, .parquet, .tar, cifar-*.tar.gz, *-images-idx3-ubyte, or a folder with pictures "
-    f"({', '.join(PICTURE_SUFFIXES)}) or with some of these files"
+    f"({', '.join(PICTURE_SUFFIXES)}) or with .parquet, .tar, cifar or idx files"
 )
 
 
 def open_source(spec: SourceSpec) -> Source:
     if spec.kind not in KINDS:
         raise InputError(f"--kind {spec.kind}: unknown{nearest(spec.kind, KINDS)}; there are: {', '.join(KINDS)}")
+    if spec.kind in _SINGLE and is_folder(spec.uri):
+        raise InputError(_a_folder_of(spec.uri, spec.kind))
     try:
         return KINDS[spec.kind](spec)
     except UnicodeError as error:  # names of columns, arrays and members that libraries decode
@@ -73,6 +77,14 @@ def detect_kind(uri: str) -> str:
             raise KindError(f"{uri}: may be of several kinds: {found}; give --kind")
         raise InputError(f"{uri}: nothing usable. Looked for: {_LOOKED_FOR}")
     return next(iter(kinds))
+
+
+def _a_folder_of(uri: str, kind: str) -> str:
+    files = [name for name in list_tree(uri) if _of_file(name) == kind]
+    if not files:
+        return f"{uri}: a folder without .{kind} files; --kind {kind} reads one file"
+    rest = f", not its {len(files)} files together" if files[1:] else ""
+    return f"{uri}: a folder, and a data set of kind {kind} is one file: give {uris.join(uri, files[0])}{rest}"
 
 
 def _of_file(path: str) -> str | None:

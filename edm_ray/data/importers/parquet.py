@@ -255,10 +255,16 @@ def _raw_shape(field: pa.Field, where: str) -> tuple[int, ...] | None:
     return tuple(shape) if math.prod(shape) == field.type.byte_width else None
 
 
+def _require_once(schema: pa.Schema, name: str, where: str) -> None:
+    if (count := schema.names.count(name)) > 1:
+        raise InputError(f"{where}: {count} columns are named {name!r}: rename them, and give the one that is meant")
+
+
 def _image_column(schema: pa.Schema, spec: SourceSpec, where: str) -> str:
     if (asked := spec.image_column) is not None:
         if asked not in schema.names:
             raise InputError(f"{where}: --image-column {asked}: its columns are {', '.join(schema.names)}")
+        _require_once(schema, asked, where)
         if not _is_image(schema.field(asked), where):
             raise InputError(
                 f"{where}: column {asked!r} holds {_kind(schema.field(asked))}, not encoded pictures: files of "
@@ -266,6 +272,8 @@ def _image_column(schema: pa.Schema, spec: SourceSpec, where: str) -> str:
             )
         return asked
     found = [field.name for field in schema if _is_image(field, where)]
+    if found:
+        _require_once(schema, found[0], where)
     if len(found) == 1:
         return str(found[0])
     kinds = shortened_list([f"{field.name}: {_kind(field)}" for field in schema])
@@ -306,9 +314,12 @@ def _label_column(schema: pa.Schema, spec: SourceSpec, features: dict[str, Any],
     if (asked := spec.label_column) is not None:
         if asked not in schema.names:
             raise InputError(f"{where}: --label-column {asked}: its columns are {', '.join(schema.names)}")
+        _require_once(schema, asked, where)
         return asked
     said = [name for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
     found = [name for name in schema.names if name in said] or [n for n in schema.names if n.lower() in LABEL_NAMES]
+    if found:
+        _require_once(schema, found[0], where)
     if len(found) > 1:
         raise InputError(f"{where}: several columns may hold labels ({', '.join(found)}); give --label-column NAME")
     return str(found[0]) if found else None
