@@ -134,8 +134,8 @@ def draw_differences(rows: Sequence[by_budget.Row]) -> Drawing:
     ]
     xlabel = "FID of the sampler found, percent above or below"
     about = (
-        "Paired differences on the same fresh seeds, with 95 % intervals: left of 0 the sampler found is better. It is "
-        "compared with Heun with rho 7 and the best unsearched solver at the same budget, and Heun at the largest budget."
+        "Paired differences on the same fresh seeds, with 95 % intervals: left of 0 the sampler found is better. The "
+        "rivals are Heun with rho 7 and the best unsearched solver at the same budget, and Heun at the largest budget."
     )
     return Drawing("differences", "What the search is worth", about, (forest(intervals, "budget (NFE)", xlabel),))
 
