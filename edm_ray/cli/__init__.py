@@ -81,7 +81,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
             raise InputError(f"{name}: unknown command{nearest(name, COMMANDS)}; there are: {', '.join(COMMANDS)}")
         with machine_errors():
             module, args = parse(name, arguments)
-            with screen().shown("looking at what is given"):
+            with screen().shown("reading the inputs"):
                 check_places(args)
                 code = module.run(args)
                 check()

@@ -93,6 +93,8 @@ def forget_terminal() -> None:
 
 
 def duration(seconds: float) -> str:
+    if 0 < seconds < 0.5:
+        return "under 1 s"
     seconds = max(0, round(seconds))
     if seconds < 60:
         return f"{seconds} s"
