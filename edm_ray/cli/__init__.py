@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -71,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = interrupted.code if isinstance(interrupted, Interrupted) else 130
         if argv is None:
             leave(code)
+    if argv is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: Ctrl-C while Python ends changes nothing
     return code
 
 
