@@ -65,8 +65,8 @@ class TrainOptions:
     max_failures: int = 3
     """Give up after this many failures of the workers without a new checkpoint in between."""
     node_hours: float = NODE_HOURS
-    """Hours between two failures of one node (33: spot machines that are often taken). The run also makes a checkpoint
-    whenever that loses the least time, from these hours and from what a checkpoint costs; 0: only at checkpoint_kimg."""
+    """Hours between two failures of one node (33: spot machines that are often taken). From them and from what a
+    checkpoint costs, the run also makes checkpoints at the interval that loses least; 0: only those of checkpoint_kimg."""
     track: tuple[str, ...] = ()
     """Also send the metrics to tensorboard, wandb or mlflow (one or more); NAME=WHERE sets the folder, project or
     experiment."""
