@@ -65,8 +65,8 @@ class TrainOptions:
     max_failures: int = 3
     """Give up after this many failures of the workers without a new checkpoint in between."""
     node_hours: float = NODE_HOURS
-    """Hours between two failures of one node (33: spot machines that are often taken). From them and from what a
-    checkpoint costs, the run also makes checkpoints at the interval that loses least; 0: only those of checkpoint_kimg."""
+    """Hours between two failures of one node (33: spot machines that are often taken). From them and the cost of a
+    checkpoint follows the interval that loses least, at which the run makes more checkpoints; 0: it makes none."""
     track: tuple[str, ...] = ()
     """Also send the metrics to tensorboard, wandb or mlflow (one or more); NAME=WHERE sets the folder, project or
     experiment."""
