@@ -79,7 +79,13 @@ RUN_IN_TRAININGS = (
     ("worker", "first step", "SIGSTOP, cut connection"),
     ("driver", "first step", "SIGSTOP"),
 )
-RUN_IN_POOLS = (("sampler", "first step", "SIGKILL"),)
+RUN_IN_POOLS = (
+    ("sampler", "start, first step, mid-tick, saving, uploading, confirming", "SIGKILL, SIGSTOP, cut connection"),
+    ("judge", "start", "SIGKILL, SIGSTOP"),
+    ("judge", "mid-tick, saving, uploading, confirming", "SIGKILL, SIGSTOP, cut connection"),
+    ("queue", "start", "SIGSTOP, cut connection"),
+    ("queue", "first step, mid-tick, confirming", "SIGKILL, SIGSTOP, cut connection"),
+)
 LEFT = f"{NODES}/test_frozen_node.py::test_a_training_leaves_a_frozen_node_and_ends_with_the_same_bits"
 
 RULES = (
