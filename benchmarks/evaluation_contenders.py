@@ -17,6 +17,7 @@ import resource
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.extractors.registry import load_extractor
 from edm_ray.evaluation.extractors.torchvision_shim import ensure_torchvision
 from edm_ray.evaluation.fid import FidReference
+from edm_ray.evaluation.influence import Rows
 from edm_ray.evaluation.measure import Plan, measure_rows
 from edm_ray.evaluation.moments import GroupSums, Moments
 from edm_ray.evaluation.reference import Reference
@@ -162,12 +164,15 @@ def run_ours(folder: Path, images: np.ndarray, extractor: Extractor, name: str) 
         chunks.append(chunk)
         write_chunk(store, chunk, features)
     moments = Moments.from_bytes((folder / "moments").read_bytes(), "moments")
-    parts = ((part.features, part.seeds) for part in read_rows(store, chunks))
+
+    def parts() -> Iterator[Rows]:
+        return ((part.features, part.seeds) for part in read_rows(store, chunks))
+
     if name == "edm_ray":
         known = Reference(moments=moments, dataset="d", dataset_hash="h", extractor_name="x", weights_sha256="w")
         return measure_rows(parts, Plan(metrics=("fid",), reference=known)).fid.fid
     sums = GroupSums(1, extractor.identity, extractor.scale_bits)
-    for features, seeds in parts:
+    for features, seeds in parts():
         sums.add(features, seeds)
     return FidReference(moments).distance(sums.groups()[0])
 

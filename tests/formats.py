@@ -23,6 +23,6 @@ def without_format(folder: Path) -> list[Path]:
             objects = (
                 [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [yaml.safe_load(text)]
             )
-            if not objects or not all(each.get("format") == 1 for each in objects):
+            if not objects or not all(each.get("format") in (1, 2) for each in objects):
                 found.append(path)
     return found

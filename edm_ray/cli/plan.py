@@ -16,7 +16,7 @@ from edm_ray.config.published import Quantity, cpu_price, prices
 from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, counted
 from edm_ray.networks.build import build_denoiser
 from edm_ray.networks.cost import network_cost
 from edm_ray.training.checkpoint_interval import NODE_HOURS, best_interval, lost_share
@@ -91,16 +91,18 @@ def print_plan(plan: Plan) -> None:
     say(f"  memory    {memory_gib(cost, at_once, config.precision)}{of}")
     decoded = dataset.rows * dataset.channels * dataset.resolution**2
     stored = sum(entry["bytes"] for entry in dataset.files.values())
-    say(f"  data      {len(dataset.shards)} shards, {stored / 2**20:,.1f} MiB; {decoded / 2**20:,.1f} MiB decoded")
+    shards = counted(len(dataset.shards), "shard")
+    say(f"  data      {shards}, {stored / 2**20:,.1f} MiB; {decoded / 2**20:,.1f} MiB decoded")
     unit = "1 GPU" if plan.device == "cuda" else f"{config.threads} CPU{'s' * (config.threads > 1)}"
-    many = f"{most} bundles of {unit}" if least == most else f"{least} to {most} bundles of {unit}"
+    many = f"{counted(most, 'bundle')} of {unit}" if least == most else f"{least} to {most} bundles of {unit}"
     say(f"  Ray       {many}, one DDP process each ({'nccl' if plan.device == 'cuda' else 'gloo'})")
     if plan.measurable:
         seconds, at_a_time = measure_image(config, plan.device)
         hours = seconds * plan.images / 3600
         say(
-            f"  time      about {duration(hours * 3600 / most)} with {most} such workers: {seconds * 1e3:,.1f} ms an "
-            f"image (measured here, now, {at_a_time} at a time, without the exchange of gradients)"
+            f"  time      about {duration(hours * 3600 / most)} with {counted(most, 'such worker')}: "
+            f"{seconds * 1e3:,.1f} ms an image (measured here, now, {at_a_time} at a time, without the exchange of "
+            "gradients)"
         )
         say(f"  cost      {measured_cost(hours, config.threads, plan.device)}")
     else:
@@ -137,7 +139,7 @@ def warned(plan: Plan, hours: float | None) -> str | None:
         large = "; the presets are for up to 64x64: `edm-ray prepare --resolution 64`, or latents, take less"
     about = PRESETS[better].about.partition(":")[2].strip().rstrip(".")
     return (
-        f"{of}: --preset {better} is for that{f' ({about})' if about else ''}; this plan ({plan.name}) would {takes} "
+        f"{of}: give --preset {better}{f' ({about})' if about else ''}; this plan ({plan.name}) would {takes} "
         f"each {plan.epochs:,.0f} times{large}"
     )
 
@@ -154,7 +156,7 @@ def refuse_years(plan: Plan) -> None:
         return
     hours = hours_by_clock(plan)
     if hours is not None and hours > UNASKED_HOURS:
-        raise InputError(f"{warned(plan, hours)}; give it, or --preset {DEFAULT} where this is meant")
+        raise InputError(f"{warned(plan, hours)}; if that is what you want, give --preset {DEFAULT}")
 
 
 def hours_by_clock(plan: Plan) -> float | None:
@@ -169,7 +171,7 @@ def hours_by_clock(plan: Plan) -> float | None:
 
 def _batch(batch: int, workers: int, shares: list[int], at_once: int, rounds: int) -> str:
     share = str(shares[0]) if len(shares) == 1 else f"{shares[0]} to {shares[-1]}"
-    text = f"{batch} images = {workers} workers x {share}"
+    text = f"{batch} images = {counted(workers, 'worker')} x {share}"
     return text if rounds == 1 else f"{text}, in {rounds} rounds of at most {at_once}"
 
 
@@ -248,7 +250,7 @@ def measured_cost(hours: float, threads: int, device: str) -> Quantity | str:
             return f"{hours:,.1f} hours of {name}, which has no price; add it below gpu_hour, or in EDM_RAY_PRICES"
         return dollars(Quantity(value=hours, unit=f"{known[0]} hours", kind="measured", source="here"))
     price = cpu_price()
-    return Quantity(value=hours * threads * price.value, unit="USD", kind="assumed", source=f"at {price}")
+    return Quantity(value=hours * threads * price.value, unit="USD", kind="assumed", source=f"at {price.terms}")
 
 
 def measure_image(config: TrainingConfig, device: str) -> tuple[float, int]:

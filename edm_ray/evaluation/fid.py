@@ -1,39 +1,31 @@
-"""Frechet distance between feature moments (Heusel et al. 2017), its bias and its error by the jackknife."""
+"""Frechet distance between feature moments (Heusel et al. 2017), its bias by the jackknife, and paired differences."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from threadpoolctl import ThreadpoolController
 
 from edm_ray.errors import InputError
-from edm_ray.evaluation.moments import Array, GroupSums, Moments
+from edm_ray.evaluation.moments import Array, Moments, one_thread
 from edm_ray.evaluation.published import PublishedMoments
-
-
-@functools.cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController().select(user_api="blas")
 
 
 class FidReference:
     """Reference moments with a root L of their covariance, S_r = L L^T, worked out once.
 
     L = V sqrt(lambda) from the eigendecomposition, without the columns that are zero to rounding: a reference of few
-    images has few. Algebra is done with one thread: with more the last bits of eigenvalues depend on their number.
+    images has few. Algebra is done with one thread.
     """
 
     def __init__(self, moments: Moments | PublishedMoments) -> None:
         self.moments, self.hash = moments, moments.hash
         self.mean, covariance = moments.mean, moments.covariance
-        with _blas().limit(limits=1):
+        with one_thread():
             values, vectors = np.linalg.eigh(covariance)
         # Largest first: eigvalsh reduces L^T S L from its end, and would lose small eigenvalues that lie at its top.
         values, vectors = values[::-1], vectors[:, ::-1]
@@ -49,7 +41,7 @@ class FidReference:
         """
         self.moments._require_like(moments)
         covariance = moments.covariance
-        with _blas().limit(limits=1):
+        with one_thread():
             values = np.linalg.eigvalsh(self.root.T @ covariance @ self.root)
         gap = moments.mean - self.mean
         cross = float(np.sqrt(np.maximum(values, 0.0)).sum())
@@ -70,7 +62,7 @@ def fid_reference(moments: Moments | PublishedMoments) -> FidReference:
 
 
 def interval_95(value: float, se: float, groups: int) -> tuple[float, float]:
-    """95 % interval from a standard error over ``groups`` jackknife groups: Student's t with groups - 1 degrees."""
+    """95 % interval from a standard error over ``groups`` groups: Student's t with groups - 1 degrees of freedom."""
     from scipy.stats import t as student  # half a second, which every worker of a training would wait for
 
     half = float(student.ppf(0.975, groups - 1)) * se
@@ -91,10 +83,11 @@ class FidEstimate:
     debiased: float
     """Jackknife estimate of the FID of infinitely many images: FID falls like 1 / n."""
     se: float
-    """Jackknife standard error."""
+    """Standard error, from the influences."""
     n: int
-    leave_one_out: tuple[float, ...]
-    """FID without each group of images; groups are the same seeds for all samplers, so differences can be paired."""
+    influence: tuple[float, ...]
+    """What each group of images adds to the FID, to first order; sums to zero. Groups are the same seeds for all
+    samplers, so differences can be paired (`edm_ray.evaluation.influence`)."""
     reference: str
     """Hash of the reference's moments."""
     extractor: str
@@ -103,54 +96,38 @@ class FidEstimate:
         return self.fid
 
     def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "leave_one_out": list(self.leave_one_out)}
+        return {**dataclasses.asdict(self), "influence": list(self.influence)}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> FidEstimate:
-        return cls(**{**content, "leave_one_out": tuple(content["leave_one_out"])})
+        return cls(**{**content, "influence": tuple(content["influence"])})
+
+    def bias_removed(self) -> str:
+        """The debiased FID, which may come out below 0: with its 95 % interval where that reaches 0."""
+        low, high = interval_95(self.debiased, self.se, len(self.influence))
+        return f"{self.debiased:.3f}" + (f" ({low:.3f} to {high:.3f})" if low <= 0 else "")
 
     def describe(self) -> str:
-        return f"FID {self.fid:.3f} +- {self.se:.3f} (n={self.n}), debiased {self.debiased:.3f}"
+        return f"FID {self.fid:.3f} +- {self.se:.3f} (n={self.n}), debiased {self.bias_removed()}"
 
 
-def jackknife_fid(groups: Sequence[Moments], reference: FidReference) -> FidEstimate:
-    """FID of all groups together, with bias and standard error from leaving out one group at a time. Groups should be
-    of about equal size."""
-    fid, *lo = jackknife_distances(groups, reference, (None, *range(len(groups))))
-    return estimate_of(fid, lo, sum(group.n for group in groups), reference.hash, reference.moments.extractor)
+def standard_error(influence: Sequence[float]) -> float:
+    """Of a FID, or of a difference of two, from the influences of K groups: se^2 = K / (K - 1) sum c_k^2."""
+    count, shares = len(influence), np.array(influence)
+    if count < 2:
+        raise InputError(f"a standard error needs 2 groups of images or more, got {count}")
+    return math.sqrt(count / (count - 1) * float((shares**2).sum()))
 
 
-def jackknife_distances(
-    groups: Sequence[Moments], reference: FidReference, without: Sequence[int | None]
-) -> list[float]:
-    """For each number in ``without`` the FID of all groups but that one (None: of all)."""
-    everything = Moments.merge(*groups)
-    return [reference.distance(everything if k is None else everything.without(groups[k])) for k in without]
-
-
-def estimate_of(fid: float, lo: Sequence[float], n: int, reference: str, extractor: str) -> FidEstimate:
-    """J = K FID - (K - 1) mean(lo); se^2 = (K - 1) / K sum (lo_k - mean(lo))^2, where lo_k leaves out the k-th of K."""
-    count, values = len(lo), np.array(lo)
+def debiased_fid(groups: Sequence[Moments], everything: Moments, reference: FidReference) -> tuple[float, float]:
+    """FID of all groups together, and J = K FID - (K - 1) mean(FID without the k-th of K). Groups should be of about
+    equal size. Raises InputError for fewer than two."""
+    count = len(groups)
     if count < 2:
         raise InputError(f"the jackknife needs 2 groups or more, got {count}")
-    return FidEstimate(
-        fid=fid,
-        debiased=float(count * fid - (count - 1) * values.mean()),
-        se=float(np.sqrt((count - 1) / count * ((values - values.mean()) ** 2).sum())),
-        n=n,
-        leave_one_out=tuple(float(value) for value in lo),
-        reference=reference,
-        extractor=extractor,
-    )
-
-
-def group_moments(
-    features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], num_groups: int, extractor: str, scale_bits: int
-) -> list[Moments]:
-    """Moments of ``num_groups`` groups of images, group = seed mod num_groups."""
-    sums = GroupSums(num_groups, extractor, scale_bits)
-    sums.add(features, seeds)
-    return sums.groups()
+    fid = reference.distance(everything)
+    without = np.array([reference.distance(everything.without(group)) for group in groups])
+    return fid, float(count * fid - (count - 1) * without.mean())
 
 
 def paired_difference(a: FidEstimate, b: FidEstimate) -> tuple[float, float]:
@@ -161,8 +138,7 @@ def paired_difference(a: FidEstimate, b: FidEstimate) -> tuple[float, float]:
     for name in ("n", "reference", "extractor"):
         if getattr(a, name) != getattr(b, name):
             raise InputError(f"FIDs of different {name} cannot be compared: {getattr(a, name)} and {getattr(b, name)}")
-    if len(a.leave_one_out) != len(b.leave_one_out):
-        raise InputError("FIDs with different numbers of jackknife groups cannot be paired")
-    gaps = np.array(a.leave_one_out) - np.array(b.leave_one_out)
-    count = len(gaps)
-    return a.debiased - b.debiased, math.sqrt((count - 1) / count * float(((gaps - gaps.mean()) ** 2).sum()))
+    if len(a.influence) != len(b.influence):
+        raise InputError("FIDs with influences of different numbers of groups cannot be paired")
+    gaps = [one - other for one, other in zip(a.influence, b.influence, strict=True)]
+    return a.debiased - b.debiased, standard_error(gaps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,8 +21,10 @@ from edm_ray.storage import artifacts
 from edm_ray.storage.artifacts import Artifact
 from edm_ray.storage.commit import canonical_json, sha256
 
-CODE_VERSION = 1
-"""Part of every key: raise it when the numbers of equal features change."""
+CODE_VERSION = 2
+"""Part of every key: raise it when the numbers of equal features change.
+
+2: standard errors from influences; what is kept for paired differences is the influence of 73 groups of images."""
 FID_WORKER_CPUS = 0.05
 """Samplers leave so little of each CPU; a FID worker works now and then."""
 
@@ -125,7 +127,7 @@ class FidWorker:
     def make(self, item: Item) -> None:
         for measurement in item:
             kinds: set[str] = set()
-            rows = self._rows(measurement.images, kinds)
+            rows = partial(self._rows, measurement.images, kinds)
             measured = measure_rows(rows, self.recipe.plan(measurement), self.decomposed[measurement.plan])
             notes = {"measured": json.dumps(measured.to_dict()), "made_on": json.dumps(sorted(kinds))}
             artifacts.write(self.recipe.store, measurement, {}, **notes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edm_ray.errors import InputError, nearest
-from edm_ray.evaluation.fid import FidEstimate, FidReference, fid_reference, interval_95, jackknife_fid
+from edm_ray.evaluation.fid import FidEstimate, FidReference, fid_reference, interval_95
 from edm_ray.evaluation.inception_score import InceptionScore, inception_score
+from edm_ray.evaluation.influence import Rows, fid_of_parts
 from edm_ray.evaluation.kid import KidEstimate, kid
 from edm_ray.evaluation.moments import GroupSums
 from edm_ray.evaluation.precision_recall import PrecisionRecall, precision_recall
@@ -133,7 +134,7 @@ class Measured:
 
     def rows(self) -> list[Row]:
         """FID with its bias taken off, KID, Inception Score, precision and recall: those that were measured."""
-        fid, groups = self.fid, len(self.fid.leave_one_out)
+        fid, groups = self.fid, len(self.fid.influence)
         spread = interval_95(fid.fid, fid.se, groups)
         debiased = interval_95(fid.debiased, fid.se, groups)
         seen, m = fid.n, self.n_reference
@@ -146,7 +147,7 @@ class Measured:
                 high=debiased[1],
                 n=seen,
                 n_reference=m,
-                note="estimate for infinitely many images",
+                note=_about_debiased(*debiased),
             ),
         ]
         if self.kid is not None:
@@ -197,27 +198,33 @@ class Measured:
         return rows
 
 
+def _about_debiased(low: float, high: float) -> str:
+    """A FID is at least 0, its estimate without bias is not: what that means, by its 95 % interval."""
+    if high < 0:
+        return "below 0, as no FID is: too few images to take the bias off"
+    if low <= 0:
+        return "its interval holds 0: no difference from the reference is seen"
+    return "estimate for infinitely many images"
+
+
 def _fields(kind: Any, content: dict[str, Any]) -> Any:
     """Of a metric's `to_dict`, which says more than its fields."""
     return kind(**{field.name: content[field.name] for field in dataclasses.fields(kind)})
 
 
-Rows = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
-"""Features [n, d] of images, and their seeds [n]."""
-
-
 def measure(features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], plan: Plan) -> Measured:
     """The plan's metrics of int32 [n, d] features of the images with these seeds [n]."""
-    return measure_rows([(features, seeds)], plan)
+    return measure_rows(lambda: [(features, seeds)], plan)
 
 
-def measure_rows(parts: Iterable[Rows], plan: Plan, decomposed: FidReference | None = None) -> Measured:
-    """The same of images that come in parts, each once. For FID alone memory does not grow with their number; the
-    other metrics look at all rows together. decomposed: the plan's reference, where the caller keeps it."""
+def measure_rows(parts: Callable[[], Iterable[Rows]], plan: Plan, decomposed: FidReference | None = None) -> Measured:
+    """The same of images that come in parts, each once; ``parts`` is called twice, since the influences of images need
+    the moments of all. For FID alone memory does not grow with the images but by one number each; the other metrics
+    look at all rows together. decomposed: the plan's reference, where the caller keeps it."""
     moments = plan.reference.moments
     sums = GroupSums(plan.groups, moments.extractor, moments.scale_bits)
     together: list[Rows] = []
-    for features, seeds in parts:
+    for features, seeds in parts():
         sums.add(features, seeds)
         if plan.metrics != ("fid",):
             together.append((features, seeds))
@@ -226,7 +233,7 @@ def measure_rows(parts: Iterable[Rows], plan: Plan, decomposed: FidReference | N
         features, seeds = (np.concatenate(pieces) for pieces in zip(*together, strict=True))
         others = _others(features, seeds, plan)
     return Measured(
-        fid=jackknife_fid(sums.groups(), decomposed or fid_reference(moments)),
+        fid=fid_of_parts(sums, parts(), decomposed or fid_reference(moments)),
         n_reference=plan.reference.images,
         frechet=FRECHET_NAMES.get(plan.reference.extractor_name, "FID"),
         **others,
@@ -252,7 +259,7 @@ def _others(features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], plan:
 def estimate_fid(
     features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64], reference: Reference, num_groups: int
 ) -> FidEstimate:
-    """FID alone of int32 [n, d] features of the images with these seeds, with ``num_groups`` jackknife groups."""
+    """FID alone of int32 [n, d] features of the images with these seeds, its bias from ``num_groups`` groups."""
     return measure(features, seeds, Plan(metrics=("fid",), reference=reference, groups=num_groups)).fid
 
 
@@ -275,7 +282,7 @@ class ProtocolRow:
 
 
 def over_sets(sets: Sequence[Measured]) -> list[ProtocolRow]:
-    """Mean over the sets with a 95 % interval from their jackknife errors (or none), and the best of them."""
+    """Mean over the sets with a 95 % interval from their standard errors (or none), and the best of them."""
     result = []
     for rows in zip(*[measured.rows() for measured in sets], strict=True):
         values = tuple(row.value for row in rows)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
+from threadpoolctl import ThreadpoolController
 
 from edm_ray.errors import InputError, IntegrityError
 from edm_ray.storage.documents import shortened_error
@@ -18,6 +21,17 @@ Array = npt.NDArray[np.float64]
 _LIMIT = 2.0**53
 ROWS_AT_ONCE = 1000
 """Rows of a group that wait for one product: each product costs a d x d sum beside."""
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """For algebra: with more threads the last bits of eigenvalues depend on their number."""
+    limited: AbstractContextManager[object] = _blas().limit(limits=1)
+    return limited
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -152,9 +166,13 @@ class GroupSums:
         self.extractor, self.scale_bits = extractor, scale_bits
         self.waiting: list[list[npt.NDArray[np.int32]]] = [[] for _ in range(count)]
         self.sums: list[Moments | None] = [None] * count
+        self.largest = 0
+        """Of the features' absolute values, on their grid."""
 
     def add(self, features: npt.NDArray[np.int32], seeds: npt.NDArray[np.int64]) -> None:
         """int32 [n, d] features of the images with these seeds [n]."""
+        if features.size:
+            self.largest = max(self.largest, int(features.max()), -int(features.min()))
         for k, waiting in enumerate(self.waiting):
             waiting.append(features[seeds % len(self.waiting) == k])
             if sum(map(len, waiting)) >= ROWS_AT_ONCE:

@@ -55,9 +55,7 @@ def render(name: str, **content: Any) -> str:
     """A template of this package as text, in the style of all pages."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = lambda value, digits=3: f"{value:.{digits}f}"
-    environment.filters["interval"] = lambda e: "{:.3f} to {:.3f}".format(
-        *interval_95(e.fid, e.se, len(e.leave_one_out))
-    )
+    environment.filters["interval"] = lambda e: "{:.3f} to {:.3f}".format(*interval_95(e.fid, e.se, len(e.influence)))
     environment.filters["gap"] = gap_in_words
     here = resources.files("edm_ray.report")
     template = environment.from_string(here.joinpath(name).read_text())

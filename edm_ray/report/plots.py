@@ -27,7 +27,7 @@ def svg(figure: Figure) -> str:
 
 def reach(estimate: FidEstimate) -> float:
     """Half of the 95 % interval."""
-    return interval_95(0.0, estimate.se, len(estimate.leave_one_out))[1]
+    return interval_95(0.0, estimate.se, len(estimate.influence))[1]
 
 
 def fid_against_churn(result: SweepResult) -> str:

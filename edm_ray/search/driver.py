@@ -120,7 +120,7 @@ class Driver:
 
     def tell(self, evaluation_id: str, estimate: FidEstimate, seconds: float = 0.0) -> TrialResult:
         """The FID of an evaluation. One that is not a number counts as a failure."""
-        values = (estimate.fid, estimate.debiased, estimate.se, *estimate.leave_one_out)
+        values = (estimate.fid, estimate.debiased, estimate.se, *estimate.influence)
         if not all(math.isfinite(value) for value in values):
             return self.tell_failure(evaluation_id, f"FID is {estimate.fid}")
         return self._record(TrialResult(evaluation=self._find(evaluation_id), estimate=estimate, seconds=seconds))

@@ -18,8 +18,10 @@ from edm_ray.search.sampler_field import SamplerField
 from edm_ray.search.space import in_words
 from edm_ray.search.statistics import Difference, Noise, difference, probability_best, undecided
 from edm_ray.search.trials import TrialResult
-from edm_ray.storage.versioned import FORMAT, check_format
+from edm_ray.storage.versioned import check_format
 
+FORMAT = 2
+"""Of sweep.json. 2: of each estimate the influences of groups of images, instead of FIDs without them."""
 REWRITE = "run the sweep's command again: it rewrites it from its chunks"
 """Of sweep.json."""
 
@@ -164,7 +166,7 @@ class SweepResult:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: str) -> SweepResult:
         """What `to_dict` wrote. Raises InputError naming the source and what is wrong, also of another format."""
-        check_format(content.get("format", FORMAT), source, REWRITE)
+        check_format(content.get("format", FORMAT), source, REWRITE, FORMAT)
         return validate(cls, {key: value for key, value in content.items() if key != "format"}, source)
 
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import t as student
 
-from edm_ray.evaluation.fid import FidEstimate, paired_difference
+from edm_ray.evaluation.fid import FidEstimate, interval_95, paired_difference
 from edm_ray.seeding import stream_key, uniform
 
 Array = npt.NDArray[np.float64]
@@ -28,14 +27,14 @@ class Difference:
     se: float
     low: float
     high: float
-    """95 % interval: Student's t with as many degrees of freedom as jackknife groups less one."""
+    """95 % interval: Student's t with as many degrees of freedom as groups of images less one."""
 
 
 def difference(a: FidEstimate, b: FidEstimate) -> Difference:
     """a - b, paired. Raises InputError when they are not comparable."""
     gap, se = paired_difference(a, b)
-    reach = float(student.ppf(0.975, len(a.leave_one_out) - 1)) * se
-    return Difference(gap=gap, se=se, low=gap - reach, high=gap + reach)
+    low, high = interval_95(gap, se, len(a.influence))
+    return Difference(gap=gap, se=se, low=low, high=high)
 
 
 def undecided(gap: Difference, n: int) -> str:
@@ -61,9 +60,9 @@ def gap_in_words(gap: Difference | None) -> str:
 
 
 def pseudo_values(estimate: FidEstimate) -> Array:
-    """Jackknife pseudo-values [K]: K FID - (K - 1) lo_k. Their mean is the debiased FID."""
-    count = len(estimate.leave_one_out)
-    values: Array = count * estimate.fid - (count - 1) * np.asarray(estimate.leave_one_out)
+    """What each of K groups says of the FID: the debiased FID plus K times the group's influence. Their mean is the
+    debiased FID, and the standard error of that mean is the estimate's."""
+    values: Array = estimate.debiased + len(estimate.influence) * np.asarray(estimate.influence)
     return values
 
 

@@ -54,27 +54,27 @@ class TrainOptions:
     """What is beside the configuration: none of it changes the result."""
 
     reader: Literal["cache", "ray-data"] | None = None
-    """cache (the default): each node decodes the data set once, into its cache; exact. ray-data: tasks of Ray Data
-    decode again each epoch, on any CPU of the cluster, for decoding that is too heavy for the nodes that train; runs
-    are then not repeatable, and a resumed one begins its epoch again. The same as --set reader=..."""
+    """cache (default): each node decodes the data set once, into its cache; exact. ray-data: Ray Data decodes it every
+    epoch on any CPU of the cluster, if decoding is too heavy for the nodes that train; then runs are not repeatable,
+    and a resumed run restarts its epoch. The same as --set reader=..."""
     cache_dir: str | None = None
-    """Folder on each node's local disk for decoded images, shared by its processes; else EDM_RAY_CACHE there, else
+    """Folder for decoded images on each node's local disk, shared by its processes. Default: EDM_RAY_CACHE there, else
     ~/.cache/edm_ray."""
     cache_gib: float | None = None
-    """How many GiB it may hold; else EDM_RAY_CACHE_GIB there, else 64."""
+    """Size limit of that folder in GiB. Default: EDM_RAY_CACHE_GIB there, else 64."""
     max_failures: int = 3
-    """How often in a row, without a new checkpoint in between, the workers may fail before the command gives up."""
+    """Give up after this many failures of the workers without a new checkpoint in between."""
     node_hours: float = NODE_HOURS
-    """Hours between two failures of one node (33: spot machines that are often taken). With them and what a checkpoint
-    costs this run, it makes one whenever that loses the least time, beside those of checkpoint_kimg; 0: only those."""
+    """Hours between two failures of one node (33: spot machines that are often taken). From them and from what a
+    checkpoint costs, the run also makes checkpoints at the interval that loses least; 0: only those of checkpoint_kimg."""
     track: tuple[str, ...] = ()
-    """Send the metrics to tensorboard, wandb or mlflow too; NAME=WHERE for a folder, project or experiment of your own.
-    May name several."""
+    """Also send the metrics to tensorboard, wandb or mlflow (one or more); NAME=WHERE sets the folder, project or
+    experiment."""
     snapshot_kimg: float | None = None
-    """Every so many thousand images keep a model in RUN/snapshots and draw a small grid of fixed seeds from it, between
-    two steps; no grid where drawing it would take more than 5 % of the time since the last one."""
+    """Every N thousand images, keep a model in RUN/snapshots and draw a small grid of fixed seeds; no grid if drawing
+    it would take more than 5 % of the time since the last one."""
     fresh: bool = False
-    """Delete the run in --out and start over."""
+    """Delete the run in --out first."""
 
     def check(self) -> None:
         """Raises InputError for what is out of range."""

@@ -132,7 +132,7 @@ def gpu_hours(preset: str, config: TrainingConfig, cost: NetworkCost) -> Quantit
 def dollars(hours: Quantity) -> Quantity:
     """GPU time in money, at an assumed price."""
     price = gpu_price(hours.unit.split()[0])
-    return Quantity(value=hours.value * price.value, unit="USD", kind="assumed", source=f"at {price}")
+    return Quantity(value=hours.value * price.value, unit="USD", kind="assumed", source=f"at {price.terms}")
 
 
 Costs = Mapping[str, float]

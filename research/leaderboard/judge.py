@@ -26,7 +26,7 @@ from edm_ray.diffusion.preconditioning import EDM
 from edm_ray.diffusion.samplers import Sampler, sample
 from edm_ray.diffusion.samplers.levels import edm_levels
 from edm_ray.evaluation.chunks import POOL_START
-from edm_ray.evaluation.fid import FidEstimate, estimate_of
+from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.reference import open_reference
 from edm_ray.generation.generate import labels_of
@@ -35,6 +35,7 @@ from edm_ray.models.directory import open_model
 from edm_ray.search.trials import Evaluation, Pool
 from edm_ray.seeding import image_noise
 from research.race.landscape import SPECS, Net, load_data, train_denoiser, train_features
+from research.race.packed import Packed
 
 GROUPS = 10
 BLOCK = 1000
@@ -122,15 +123,11 @@ class Judge:
         return self.estimate(asked.settings, asked.seeds, asked.chunks * chunk_size)
 
     def estimate(self, settings: Sampler, pool: Pool, images: int) -> FidEstimate:
-        """On the first images of a pool of seeds, with the jackknife over ten groups."""
+        """On the first images of a pool of seeds, with the influences of the blocks' groups."""
         assert images % BLOCK == 0, images
-        sums = self.block(settings, pool, 0).copy()
-        for number in range(1, images // BLOCK):
-            sums += self.block(settings, pool, number)
-        counts = np.full(GROUPS, images // GROUPS)
-        whole, n = sums.sum(axis=0), images
-        values = self._fids(np.concatenate([whole[None], whole - sums]), np.concatenate([[n], n - counts]))
-        return estimate_of(float(values[0]), values[1:].tolist(), n, self.judged.name, self.judged.key)
+        blocks = [self.block(settings, pool, number) for number in range(images // BLOCK)]
+        counts = np.full(len(blocks) * GROUPS, BLOCK // GROUPS)
+        return self._sums.estimate(np.concatenate(blocks), counts, self.judged.name, self.judged.key)
 
     def block(self, settings: Sampler, pool: Pool, number: int) -> np.ndarray:
         """[groups, d + d (d + 1) / 2]: sums of features and of their products, float64."""
@@ -154,35 +151,11 @@ class Judge:
             with torch.inference_mode():
                 found.append(self.judged.extract(images_of(self.judged, settings, seeds)))
         features = np.concatenate(found)
-        rows = []
-        for group in range(GROUPS):
-            own = features[group::GROUPS]
-            rows.append(np.concatenate([own.sum(axis=0), (own.T @ own)[self._triangle]]))
-        return np.stack(rows)
-
-    def _fids(self, sums: np.ndarray, images: np.ndarray) -> np.ndarray:
-        """FIDs of several sets of images."""
-        d = len(self.judged.mean)
-        outer = np.zeros((len(sums), d, d))
-        outer[:, self._triangle[0], self._triangle[1]] = sums[:, d:]
-        outer = outer + np.tril(outer, -1).transpose(0, 2, 1)
-        total, count = sums[:, :d], images.astype(np.float64)[:, None]
-        covariance = (outer - total[:, :, None] * total[:, None, :] / count[:, :, None]) / (count[:, :, None] - 1)
-        shift = total / count - self.judged.mean
-        values = np.linalg.eigvalsh(self._root @ covariance @ self._root)
-        traces = np.trace(covariance, axis1=1, axis2=2) + np.trace(self.judged.covariance)
-        return (shift**2).sum(axis=1) + traces - 2 * np.sqrt(np.maximum(values, 0)).sum(axis=1)
+        return np.stack([self._sums.pack(features[group::GROUPS]) for group in range(GROUPS)])
 
     @cached_property
-    def _triangle(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.tril_indices(len(self.judged.mean))
-
-    @cached_property
-    def _root(self) -> np.ndarray:
-        """Symmetric root of the reference's covariance."""
-        values, vectors = np.linalg.eigh(self.judged.covariance)
-        root: np.ndarray = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-        return root
+    def _sums(self) -> Packed:
+        return Packed(self.judged.mean, self.judged.covariance)
 
 
 def trajectories_of(judged: Judged) -> Trajectories:

@@ -29,7 +29,7 @@ import edm_ray.search
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan, sweep_plan
 from edm_ray.search.race import Race
-from research.race.landscape import SPECS, UNIT, build
+from research.race.landscape import SPECS, build
 from research.race.optuna_race import OptunaRace
 from research.race.replay import Ground, World, play, spread_of
 
@@ -62,7 +62,7 @@ PLANS = {
 
 def grid(ground: Ground, replay: int, shared: bool) -> tuple[int, int]:
     """All settings at 50,000 images each, the lowest FID wins: (row, images)."""
-    count = GRID_IMAGES // UNIT
+    count = GRID_IMAGES // ground.landscape.unit
     half = ground.halves(replay)[0]
     rng = np.random.default_rng([13, replay])
     units = rng.choice(half, count)

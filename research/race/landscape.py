@@ -25,8 +25,8 @@ from edm_ray.seeding import image_noise, normal, stream_key, uniform
 
 UNIT = 200
 """Images of one unit of moments."""
-BLOCK = 10
-"""Units of one chunk: the groups of the jackknife."""
+BLOCK = 2000
+"""Images of one file."""
 DIM = 64
 NUM_STEPS = 8
 
@@ -278,13 +278,16 @@ class Landscape:
     mean: np.ndarray
     covariance: np.ndarray
     folder: Path
+    unit: int = UNIT
+    """Images of one unit."""
 
 
 TRIANGLE = np.tril_indices(DIM)
 
 
-def build(spec: Spec, folder: Path, num_images: int) -> Landscape:
-    """The landscape from its cache, or computed now: a block of 2,000 seeds is one file, so a stopped run resumes."""
+def build(spec: Spec, folder: Path, num_images: int, unit: int = UNIT) -> Landscape:
+    """The landscape from its cache, or computed now: a block of 2,000 seeds is one file, so a stopped run resumes.
+    The folder is of one size of units."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     settings = spec.settings()
@@ -299,17 +302,17 @@ def build(spec: Spec, folder: Path, num_images: int) -> Landscape:
         denoiser = train_denoiser(spec, images)
         torch.save(denoiser.state_dict(), model)
     extract, mean, covariance = train_features(spec, images, labels)
-    blocks = [here / f"block-{first // (UNIT * BLOCK):04d}.npy" for first in range(0, num_images, UNIT * BLOCK)]
+    blocks = [here / f"block-{first // BLOCK:04d}.npy" for first in range(0, num_images, BLOCK)]
     began, done = time.monotonic(), 0
     for number, path in enumerate(blocks):
         if path.exists():
             continue
-        seeds = torch.arange(number * UNIT * BLOCK, (number + 1) * UNIT * BLOCK)
-        block = np.empty((len(settings), BLOCK, DIM + len(TRIANGLE[0])), np.float32)
+        seeds = torch.arange(number * BLOCK, (number + 1) * BLOCK)
+        block = np.empty((len(settings), BLOCK // unit, DIM + len(TRIANGLE[0])), np.float32)
         with torch.inference_mode():
             for index, x in walk(denoiser, settings, seeds):
                 rounded = x.add(1).mul_((greys - 1) / 2).round_().clamp_(0, greys - 1).mul_(2 / (greys - 1)).sub_(1)
-                features = extract(rounded).double().reshape(BLOCK, UNIT, DIM)
+                features = extract(rounded).double().reshape(BLOCK // unit, unit, DIM)
                 outer = (features.transpose(1, 2) @ features).numpy()
                 block[index] = np.concatenate([features.sum(1).numpy(), outer[:, TRIANGLE[0], TRIANGLE[1]]], axis=1)
         np.save(path.with_suffix(".tmp.npy"), block)
@@ -319,7 +322,9 @@ def build(spec: Spec, folder: Path, num_images: int) -> Landscape:
             left = (time.monotonic() - began) / done * (len(blocks) - number - 1)
             print(f"{spec.name}: {number + 1} of {len(blocks)} blocks, {left / 60:.0f} min left", flush=True)
     packed = _joined(here, blocks)
-    return Landscape(spec=spec, settings=settings, packed=packed, mean=mean, covariance=covariance, folder=here)
+    return Landscape(
+        spec=spec, settings=settings, packed=packed, mean=mean, covariance=covariance, folder=here, unit=unit
+    )
 
 
 def _joined(here: Path, blocks: list[Path]) -> np.ndarray:
@@ -327,10 +332,11 @@ def _joined(here: Path, blocks: list[Path]) -> np.ndarray:
     whole = here / f"packed-{len(blocks)}.npy"
     if not whole.exists():
         first = np.load(blocks[0], mmap_mode="r")
-        shape = (first.shape[0], len(blocks) * BLOCK, first.shape[2])
+        count = first.shape[1]
+        shape = (first.shape[0], len(blocks) * count, first.shape[2])
         joined = np.lib.format.open_memmap(whole.with_suffix(".tmp.npy"), "w+", first.dtype, shape)
         for number, path in enumerate(blocks):
-            joined[:, number * BLOCK : (number + 1) * BLOCK] = np.load(path)
+            joined[:, number * count : (number + 1) * count] = np.load(path)
         joined.flush()
         whole.with_suffix(".tmp.npy").rename(whole)
     packed: np.ndarray = np.load(whole, mmap_mode="r")

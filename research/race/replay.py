@@ -14,9 +14,9 @@ from edm_ray.search.dimensions import Grid
 from edm_ray.search.driver import Driver
 from edm_ray.search.space import Space
 from edm_ray.search.trials import Evaluation
-from research.race.landscape import DIM, NUM_STEPS, TRIANGLE, UNIT, Landscape
+from research.race.landscape import NUM_STEPS, Landscape
+from research.race.packed import Packed
 
-GROUPS = 10
 SPLITS = 10
 """Cuts into halves; replay r uses cut r mod SPLITS, with chunks of its own drawn from the search half."""
 POOL = 4000
@@ -29,9 +29,7 @@ class Ground:
     def __init__(self, landscape: Landscape) -> None:
         self.landscape, self.packed = landscape, landscape.packed
         self.units = self.packed.shape[1]
-        values, vectors = np.linalg.eigh(landscape.covariance)
-        self.root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-        self.trace = float(np.trace(landscape.covariance))
+        self.sums = Packed(landscape.mean, landscape.covariance)
         self.row = {settings.effective(None): i for i, settings in enumerate(landscape.settings)}
         self._truths: dict[int, list[FidEstimate]] = {}
 
@@ -45,39 +43,15 @@ class Ground:
         }
         return Space(name=spec.name, sampler=sampler(num_steps=NUM_STEPS), search=search)
 
-    def fids(self, sums: np.ndarray, images: np.ndarray) -> np.ndarray:
-        """Moments [G, 64 + 2080] of so many images [G] each -> FID [G]."""
-        outer = np.zeros((len(sums), DIM, DIM))
-        outer[:, TRIANGLE[0], TRIANGLE[1]] = sums[:, DIM:]
-        outer = outer + np.tril(outer, -1).transpose(0, 2, 1)
-        total, count = sums[:, :DIM], np.asarray(images, dtype=np.float64)[:, None]
-        covariance = (outer - total[:, :, None] * total[:, None, :] / count[:, :, None]) / (count[:, :, None] - 1)
-        shift = total / count - self.landscape.mean
-        values = np.linalg.eigvalsh(self.root @ covariance @ self.root)
-        traces = np.trace(covariance, axis1=1, axis2=2) + self.trace - 2 * np.sqrt(np.maximum(values, 0)).sum(axis=1)
-        return (shift**2).sum(axis=1) + traces
-
     def estimate(self, row: int, units: np.ndarray) -> FidEstimate:
-        """With the jackknife over ten groups of units, as edm_ray has it."""
-        group = np.arange(len(units)) % GROUPS
-        sums = np.stack([self.packed[row][units[group == k]].sum(axis=0, dtype=np.float64) for k in range(GROUPS)])
-        images = np.bincount(group, minlength=GROUPS) * UNIT
-        whole, n = sums.sum(axis=0), int(images.sum())
-        values = self.fids(np.concatenate([whole[None], whole - sums]), np.concatenate([[n], n - images]))
-        fid, left_out = float(values[0]), values[1:]
-        return FidEstimate(
-            fid=fid,
-            debiased=float(GROUPS * fid - (GROUPS - 1) * left_out.mean()),
-            se=float(np.sqrt((GROUPS - 1) / GROUPS * ((left_out - left_out.mean()) ** 2).sum())),
-            n=n,
-            leave_one_out=tuple(left_out.tolist()),
-            reference=self.landscape.spec.name,
-            extractor="features of the landscape",
-        )
+        """As edm_ray has it, the groups being units."""
+        images = np.full(len(units), self.landscape.unit)
+        rows = self.packed[row][units].astype(np.float64)
+        return self.sums.estimate(rows, images, self.landscape.spec.name, "features of the landscape")
 
     def plain(self, row: int, units: np.ndarray) -> float:
         whole = self.packed[row][units].sum(axis=0, dtype=np.float64)
-        return float(self.fids(whole[None], np.array([len(units) * UNIT]))[0])
+        return float(self.sums.fids(whole[None], np.array([len(units) * self.landscape.unit]))[0])
 
     def halves(self, replay: int) -> tuple[np.ndarray, np.ndarray]:
         """Units to search on and units for the truth: disjoint."""
@@ -93,7 +67,7 @@ class Ground:
 
     def _kept_truth(self, split: int) -> list[FidEstimate]:
         """From its file, or worked out now: minutes, and each process of the replays needs it."""
-        path = self.landscape.folder / f"truth-{self.units * UNIT}-{split}.json"
+        path = self.landscape.folder / f"truths-{self.units * self.landscape.unit}-{split}.json"
         if not path.exists():
             units = self.halves(split)[1]
             found = [self.estimate(row, units).to_dict() for row in range(len(self.packed))]
@@ -133,7 +107,7 @@ def spread_of(ground: Ground) -> Spread:
         paired += [paired_difference(truth[row], best)[1] / best.debiased for row in order[1:6]]
         regrets.append(ground.regrets(split))
     return Spread(
-        images=len(ground.halves(0)[1]) * UNIT,
+        images=len(ground.halves(0)[1]) * ground.landscape.unit,
         se=float(np.mean(se)),
         paired_se=float(np.mean(paired)),
         within={share: float(np.mean([(each <= share).sum() for each in regrets])) for share in (0.01, 0.02, 0.05)},
@@ -149,7 +123,7 @@ class World:
         self.units = np.random.default_rng([11, replay]).choice(ground.halves(replay)[0], POOL)
 
     def answer(self, evaluation: Evaluation) -> FidEstimate:
-        units = self.units[: evaluation.chunks * self.chunk_size // UNIT]
+        units = self.units[: evaluation.chunks * self.chunk_size // self.ground.landscape.unit]
         return self.ground.estimate(self.ground.row[evaluation.settings], units)
 
 

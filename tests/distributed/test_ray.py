@@ -301,7 +301,7 @@ def test_more_workers_than_cpus_are_refused_at_once(digits_dir, root, bench_dirs
 
 
 def test_estimates_travel_as_json(bench_dirs):
-    estimate = FidEstimate(fid=1.5, debiased=1.0, se=0.1, n=3, leave_one_out=(1.0, 2.0), reference="r", extractor="e")
+    estimate = FidEstimate(fid=1.5, debiased=1.0, se=0.1, n=3, influence=(1.0, -1.0), reference="r", extractor="e")
     assert FidEstimate.from_dict(json.loads(json.dumps(estimate.to_dict()))) == estimate
 
 

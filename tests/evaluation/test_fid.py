@@ -8,10 +8,9 @@ from edm_ray.evaluation.fid import (
     FidEstimate,
     FidReference,
     frechet_distance,
-    group_moments,
-    jackknife_fid,
     paired_difference,
 )
+from edm_ray.evaluation.influence import fid_of_features
 from edm_ray.evaluation.moments import GroupSums, Moments
 
 RNG = np.random.default_rng(0)
@@ -47,7 +46,9 @@ def test_taking_a_group_out_equals_never_having_had_it():
 
 def test_groups_that_come_in_any_parts_have_the_same_bits(monkeypatch):
     features, seeds = _features(700, 16, mean=1.0), np.arange(40, 740)
-    whole = group_moments(features, seeds, 7, "x", BITS)
+    together = GroupSums(7, "x", BITS)
+    together.add(features, seeds)
+    whole = together.groups()
     monkeypatch.setattr("edm_ray.evaluation.moments.ROWS_AT_ONCE", 30)
     for sizes in ([700], [1] * 700, [13, 600, 87]):
         sums, first = GroupSums(7, "x", BITS), 0
@@ -56,6 +57,7 @@ def test_groups_that_come_in_any_parts_have_the_same_bits(monkeypatch):
             assert max(sum(map(len, rows)) for rows in sums.waiting) < 30, "no more rows wait than are said to"
             first += size
         assert [group.hash for group in sums.groups()] == [group.hash for group in whole]
+        assert sums.largest == np.abs(features).max()
     left_out = Moments.of(features[seeds % 7 == 3], "x", BITS)
     assert whole[3].hash == left_out.hash
 
@@ -95,10 +97,10 @@ def test_fid_of_known_gaussians_is_the_closed_form():
 
 def _estimate(seed, n=500, reference=None, std=1.0):
     features = _features(n, 8, std=std, seed=seed)
-    return jackknife_fid(group_moments(features, np.arange(n), 10, "x", BITS), reference)
+    return fid_of_features(features, np.arange(n), reference)
 
 
-def test_the_jackknife_tells_the_true_spread_and_removes_the_bias():
+def test_an_estimate_tells_the_true_spread_and_removes_the_bias():
     reference = FidReference(_moments(_features(200_000, 8, seed=99)))
     estimates = [_estimate(seed, reference=reference, std=1.1) for seed in range(60)]
     truth = 8 * 0.1**2
@@ -120,7 +122,7 @@ def test_a_paired_difference_is_sharper_than_an_unpaired_one():
 def test_fids_that_are_not_comparable_are_refused(change):
     import dataclasses
 
-    a = FidEstimate(fid=1, debiased=1, se=1, n=10, leave_one_out=(1, 2), reference="r", extractor="e")
+    a = FidEstimate(fid=1, debiased=1, se=1, n=10, influence=(-1, 1), reference="r", extractor="e")
     with pytest.raises(InputError, match=next(iter(change))):
         paired_difference(a, dataclasses.replace(a, **change))
     assert FidEstimate.from_dict(a.to_dict()) == a

@@ -10,6 +10,7 @@ import pytest
 
 from edm_ray.cli.tables import measured_table, protocol_table, show
 from edm_ray.evaluation.fid import FidReference, fid_reference, interval_95
+from edm_ray.evaluation.influence import GROUPS
 from edm_ray.evaluation.kid import kid
 from edm_ray.evaluation.measure import Plan, estimate_fid, measure, measure_rows, over_sets
 from edm_ray.evaluation.moments import Moments
@@ -61,7 +62,7 @@ def test_one_pass_gives_what_each_metric_gives_alone(plan, sets):
 def test_images_that_come_in_parts_are_measured_alike(plan, metrics):
     features, seeds, plan = _features(1, std=1.2), np.arange(N), dataclasses.replace(plan, metrics=metrics)
     parts = [(features[i : i + 70], seeds[i : i + 70]) for i in range(0, N, 70)]
-    assert measure_rows(iter(parts), plan) == measure(features, seeds, plan)
+    assert measure_rows(lambda: iter(parts), plan) == measure(features, seeds, plan)
 
 
 @pytest.mark.slow
@@ -78,10 +79,11 @@ def test_fid_of_parts_needs_no_more_memory_for_more_images(monkeypatch):
     fid_reference(moments)
     peaks = []
     for count in (100, 400):
-        made = (
-            (np.random.default_rng(i).integers(0, 1 << 14, (100, d), np.int32), np.arange(100 * i, 100 * i + 100))
-            for i in range(count)
-        )
+
+        def made(count=count):
+            for i in range(count):
+                yield np.random.default_rng(i).integers(0, 1 << 14, (100, d), np.int32), np.arange(100) + 100 * i
+
         tracemalloc.start()
         measure_rows(made, plan)
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -101,9 +103,30 @@ def test_every_number_says_its_n_and_that_of_the_reference(sets):
     assert all(row.n == N for row in rows.values())
     assert [row.n_reference for row in rows.values()] == [500, 500, 200, 200, None, 200, 200]
     fid = sets[0].fid
-    assert (rows["FID"].low, rows["FID"].high) == interval_95(fid.fid, fid.se, 10)
-    assert rows["FID"].high - rows["FID"].value == pytest.approx(2.2622 * fid.se, rel=1e-4)  # t of 9 degrees, 97.5 %
+    assert (rows["FID"].low, rows["FID"].high) == interval_95(fid.fid, fid.se, GROUPS)
+    assert rows["FID"].high - rows["FID"].value == pytest.approx(1.9935 * fid.se, rel=1e-4)  # t of 72 degrees, 97.5 %
     assert json.loads(json.dumps(sets[0].to_dict()))["kid"]["subset_size"] == 200
+
+
+@pytest.mark.parametrize(
+    ("debiased", "said", "told"),
+    [
+        (0.5, "estimate for infinitely many images", "debiased 0.500"),
+        (-0.1, "its interval holds 0: no difference from the reference is seen", "debiased -0.100 (-0.299 to 0.099)"),
+        (-22.8, "below 0, as no FID is: too few images to take the bias off", "debiased -22.800 (-22.999 to -22.601)"),
+    ],
+)
+def test_an_fid_without_bias_that_reaches_zero_says_what_that_means(sets, debiased, said, told):
+    fid = dataclasses.replace(sets[0].fid, debiased=debiased, se=0.1)
+    rows = {row.metric: row for row in dataclasses.replace(sets[0], fid=fid).rows()}
+    assert rows["FID, bias removed"].note == said and fid.describe().endswith(told)
+
+
+def test_real_images_of_the_reference_itself_are_not_told_from_it(plan):
+    """Their FID without bias is about 0, below it as often as above."""
+    features = np.random.default_rng(5).permutation(_features(99, 500))[:300]
+    fid = measure(features, np.arange(300), dataclasses.replace(plan, metrics=("fid",))).fid
+    assert interval_95(fid.debiased, fid.se, GROUPS)[0] <= 0 and " to " in fid.describe()
 
 
 def test_the_papers_protocol_is_the_best_of_the_sets_beside_mean_and_interval(sets):
@@ -111,7 +134,7 @@ def test_the_papers_protocol_is_the_best_of_the_sets_beside_mean_and_interval(se
     fids = [measured.fid.fid for measured in sets]
     assert rows["FID"].values == tuple(fids) and rows["FID"].best == min(fids) < rows["FID"].mean
     assert rows["FID"].mean == pytest.approx(np.mean(fids)) and rows["FID"].low < rows["FID"].mean < rows["FID"].high
-    halves = [interval_95(0.0, measured.fid.se, 10)[1] for measured in sets]
+    halves = [interval_95(0.0, measured.fid.se, GROUPS)[1] for measured in sets]
     assert rows["FID"].high - rows["FID"].mean == pytest.approx(np.linalg.norm(halves) / 3)
     assert rows["Inception Score"].best == max(rows["Inception Score"].values)
     assert rows["Precision"].low is None

@@ -69,7 +69,7 @@ def test_noise_is_keyed_by_image_and_step_for_it_too(model: str) -> None:
 def test_it_is_evaluated_here_to_the_number_of_the_algorithm_it_copies(model: str, reference) -> None:
     mine = edm.evaluate(model, reference, CopiedEuler(num_steps=4), num=100, on=edm.Local())
     ours = edm.evaluate(model, reference, edm.Euler(num_steps=4), num=100, on=edm.Local())
-    assert mine.fid.fid == ours.fid.fid and mine.fid.leave_one_out == ours.fid.leave_one_out
+    assert mine.fid.fid == ours.fid.fid and mine.fid.influence == ours.fid.influence
     assert "CopiedEuler num_steps=4" in mine.describe()
 
 

@@ -26,7 +26,8 @@ from edm_ray.diffusion.samplers import Euler, Sampler, sample, sampler
 from edm_ray.errors import InputError
 from edm_ray.evaluation.extractors.digits import DigitsClassifier, save_digits_classifier
 from edm_ray.evaluation.extractors.registry import load_extractor
-from edm_ray.evaluation.fid import FidEstimate, fid_reference, group_moments, jackknife_fid
+from edm_ray.evaluation.fid import FidEstimate, fid_reference
+from edm_ray.evaluation.influence import fid_of_features
 from edm_ray.evaluation.kid import kid
 from edm_ray.evaluation.moments import Moments
 from edm_ray.evaluation.precision_recall import precision_recall
@@ -227,11 +228,11 @@ def digits_extractor(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
 def measures(features: np.ndarray, seeds: np.ndarray, reference: np.ndarray, scale_bits: int) -> dict[str, Any]:
     """FID, KID, precision and recall of int32 features [n, d] against those of a reference [m, d]."""
     moments = Moments.of(reference, "golden", scale_bits)
-    estimate = jackknife_fid(group_moments(features, seeds, 10, "golden", scale_bits), fid_reference(moments))
+    estimate = fid_of_features(features, seeds, fid_reference(moments))
     kernel = kid(features, seeds, reference, scale_bits, 10, subsets=20, subset_size=30).to_dict()
     return {
         "moments": {"bits": moments.hash},
-        "fid": {name: estimate.to_dict()[name] for name in ("fid", "debiased", "se", "n", "leave_one_out")},
+        "fid": {name: estimate.to_dict()[name] for name in ("fid", "debiased", "se", "n", "influence")},
         "kid": kernel,
         "prc": precision_recall(features, reference).to_dict(),
     }

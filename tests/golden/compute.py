@@ -169,7 +169,7 @@ def evaluation_section() -> Section:
 
 
 def answer(asked: dict[str, Any], who: int, world: int, chunk_size: int) -> dict[str, Any]:
-    """Ten leave-one-out FIDs with noise shared by all settings (the seeds) and a little of their own."""
+    """Ten groups of images, with noise shared by all settings (the seeds) and a little of their own."""
     n = asked["n"] * chunk_size
     shared = np.random.default_rng([world, 1, len(asked["seeds"]), n]).normal(size=10)
     own = np.random.default_rng([world, 2, len(asked["seeds"]), n, who]).normal(size=10)
@@ -177,7 +177,8 @@ def answer(asked: dict[str, Any], who: int, world: int, chunk_size: int) -> dict
     lo = (groups.sum() - groups) / 9
     se = float(np.sqrt(0.9 * ((lo - lo.mean()) ** 2).sum()))
     mean = float(groups.mean())
-    return {"fid": mean + 100 / n, "debiased": mean, "se": se, "n": n, "leave_one_out": tuple((lo + 100 / n).tolist())}
+    influence = (groups - mean) / 10
+    return {"fid": mean + 100 / n, "debiased": mean, "se": se, "n": n, "influence": tuple(influence.tolist())}
 
 
 def replay(space: str, plan: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -94,9 +94,7 @@ def test_an_unfinished_sweep_shows_the_budgets_that_have_ended_and_names_the_oth
 
 
 def test_a_forest_shows_the_paired_difference_in_percent_of_the_other():
-    estimate = FidEstimate(
-        fid=4.1, debiased=4.0, se=0.1, n=100, leave_one_out=(4.0,) * 10, reference="r", extractor="e"
-    )
+    estimate = FidEstimate(fid=4.1, debiased=4.0, se=0.1, n=100, influence=(0.0,) * 10, reference="r", extractor="e")
     gap = Difference(gap=-1.0, se=0.1, low=-1.25, high=-0.75)
     assert Interval("8", estimate, gap, "k").percent == pytest.approx((-25.0, -20.0, -15.0))
     drawn = forest([Interval("8", estimate, gap, "k", "Heun"), Interval("5", estimate, gap, "k", "Heun")], "y", "x")

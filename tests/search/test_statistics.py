@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edm_ray.errors import InputError
-from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.evaluation.fid import FidEstimate, standard_error
 from edm_ray.search.result import result_of
 from edm_ray.search.statistics import Difference, difference, measure_noise, probability_best, pseudo_values, undecided
 from edm_ray.search.surrogate import Surrogate
@@ -17,16 +17,15 @@ from tests.search.worlds import SPACE, driver_of, run, space_from, truth
 
 
 def estimate(groups) -> FidEstimate:
-    """The estimate whose pseudo-values are ``groups``: a mean, with its own leave-one-out means."""
+    """The estimate whose pseudo-values are ``groups``: a mean, and what each adds to it."""
     groups = np.asarray(groups, float)
-    lo = (groups.sum() - groups) / (len(groups) - 1)
-    se = math.sqrt((len(groups) - 1) / len(groups) * ((lo - lo.mean()) ** 2).sum())
+    influence = (groups - groups.mean()) / len(groups)
     return FidEstimate(
         fid=groups.mean(),
         debiased=groups.mean(),
-        se=se,
+        se=standard_error(influence),
         n=1000,
-        leave_one_out=tuple(lo),
+        influence=tuple(influence),
         reference="r",
         extractor="e",
     )

@@ -116,7 +116,7 @@ def test_an_fid_that_is_not_a_number_is_a_failure(space):
     first, *others = driver.ask()
     driver.tell(first.id, dataclasses.replace(simulate(first), fid=float("nan")))
     for other in others:
-        driver.tell(other.id, dataclasses.replace(simulate(other), leave_one_out=(math.inf,) * 10))
+        driver.tell(other.id, dataclasses.replace(simulate(other), influence=(math.inf,) * 10))
     assert [t.failure for t in driver.trials] == ["FID is nan"] + [f"FID is {simulate(e).fid}" for e in others]
 
 
@@ -158,11 +158,11 @@ def test_files_of_another_format_are_refused_in_words(space):
     run(driver)
     result = result_of(driver)
     content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert content["format"] == 1 and SweepResult.from_dict(content, "sweep.json") == result
+    assert content["format"] == 2 and SweepResult.from_dict(content, "sweep.json") == result
     with pytest.raises(
-        InputError, match=r"sweep\.json: format=2 is not allowed: this version of edm_ray reads format 1"
+        InputError, match=r"sweep\.json: format=1 is not allowed: this version of edm_ray reads format 2"
     ):
-        SweepResult.from_dict({**content, "format": 2}, "sweep.json")
+        SweepResult.from_dict({**content, "format": 1}, "sweep.json")
     text = best_sampler_yaml(result, model="m")
     assert text.splitlines()[2] == "format: 1"
     with pytest.raises(InputError, match=r"best\.yaml: format=7 is not allowed: this version of edm_ray reads format"):

@@ -8,7 +8,7 @@ import numpy as np
 
 from edm_ray.config.text import parse_yaml
 from edm_ray.diffusion.samplers import Sampler
-from edm_ray.evaluation.fid import FidEstimate
+from edm_ray.evaluation.fid import FidEstimate, standard_error
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan, sweep_plan
 from edm_ray.search.space import Space, space_of
@@ -56,20 +56,19 @@ def truth(settings: Sampler) -> float:
 
 
 def simulate(evaluation, world=0, fid=truth, chunk_size=100, noise=(10.0, 0.5)):
-    """Ten leave-one-out FIDs with noise shared by all settings (the seeds) and a little of their own."""
+    """Ten groups of images, with noise shared by all settings (the seeds) and a little of their own."""
     n = evaluation.chunks * chunk_size
     shared = np.random.default_rng([world, 1, len(evaluation.seeds), n]).normal(size=10)
     own = np.random.default_rng([world, 2, n, *evaluation.id.encode()]).normal(size=10)
     groups = fid(evaluation.settings) + (noise[0] * shared + noise[1] * own) / math.sqrt(n / 10)
     mean = groups.mean()
-    lo = (groups.sum() - groups) / 9
-    se = math.sqrt(0.9 * ((lo - lo.mean()) ** 2).sum())
+    influence = (groups - mean) / 10
     return FidEstimate(
         fid=mean + 100 / n,
         debiased=mean,
-        se=se,
+        se=standard_error(influence),
         n=n,
-        leave_one_out=tuple(lo + 100 / n),
+        influence=tuple(influence),
         reference="r",
         extractor="e",
     )
