@@ -30,6 +30,11 @@ def shortened(value: object, limit: int = SHOWN) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """ "1 file", "2,000 files"; ``several``: the plural where it is not ``one`` with an s."""
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
 PLAIN_NAME = "letters, digits, spaces and -_.+ only, at most 100: it becomes part of file names"
 
 

@@ -69,6 +69,23 @@ STOPPED = f"{STUCK}::test_a_stopped_process_of_a_training_is_named_and_the_run_r
 SAMPLER = f"{STUCK}::test_a_stopped_sampler_is_replaced_and_its_chunk_has_the_same_bits"
 TWENTY = f"{POOL}::test_twenty_evaluations_with_samplers_killed_at_random_have_the_fids_of_calm_ones"
 ROOM = f"{OUTLIVE}::test_a_chunk_is_written_when_the_disk_has_room_again"
+ANYWHERE = "tests/storage/test_matrix_s3.py::test_storage_that_is_struck_at_any_moment_changes_no_bit"
+TRAINED = (
+    "tests/distributed/test_matrix_training.py::"
+    "test_a_process_of_a_training_that_is_struck_at_any_moment_changes_no_bit"
+)
+POOLED = "tests/distributed/test_matrix_pools.py::test_a_process_of_a_pool_that_is_struck_at_any_moment_changes_no_bit"
+RUN_IN_TRAININGS = (
+    ("worker", "first step", "SIGSTOP, cut connection"),
+    ("driver", "first step", "SIGSTOP"),
+)
+RUN_IN_POOLS = (
+    ("sampler", "start, first step, mid-tick, saving, uploading, confirming", "SIGKILL, SIGSTOP, cut connection"),
+    ("judge", "start", "SIGKILL, SIGSTOP"),
+    ("judge", "mid-tick, saving, uploading, confirming", "SIGKILL, SIGSTOP, cut connection"),
+    ("queue", "start", "SIGSTOP, cut connection"),
+    ("queue", "first step, mid-tick, confirming", "SIGKILL, SIGSTOP, cut connection"),
+)
 LEFT = f"{NODES}/test_frozen_node.py::test_a_training_leaves_a_frozen_node_and_ends_with_the_same_bits"
 
 RULES = (
@@ -78,6 +95,7 @@ RULES = (
     impossible("judge", "first step", "*", "it begins when the first chunks are there"),
     impossible("*", "start, first step, mid-tick, confirming", "full disk", "nothing is written then"),
     impossible("S3", "*", "full disk", "an object store has no disk of ours; a refusal is an error like others"),
+    impossible("*", "uploading", "full disk", "what is uploaded is sent from memory"),
     impossible("sampler, judge", "ending", "*", "they have nothing left to do; the command writes the report"),
     impossible("queue", "ending", "*", "nothing is asked of it any more"),
     impossible("controller, head, queue", "ending", "full disk", "it writes nothing that a run keeps"),
@@ -186,6 +204,17 @@ RULES = (
     rule("S3", "mid-tick", "SIGSTOP", f"{S3}::test_a_silent_connection_is_closed_and_the_read_resumes"),
     rule("S3", "mid-tick", "cut connection", f"{S3}::test_a_read_resumes_where_its_connection_broke"),
     rule("S3", "uploading", "cut connection", f"{S3}::test_an_upload_that_fails_is_aborted_and_leaves_what_was_there"),
+    rule("S3", "start", "SIGSTOP, cut connection", ANYWHERE),
+    rule("S3", "first step, saving, uploading, confirming, ending", "SIGKILL, SIGSTOP, cut connection", ANYWHERE),
+    rule(
+        "worker, driver, raylet",
+        "ending",
+        "full disk",
+        f"{TRAINING}::test_a_full_disk_at_the_end_keeps_the_run_and_with_room_the_model_is_written",
+    ),
+    # Each process of a training and of a pool, at a gate (tests/gates): only what has been run and passed.
+    *(rule(*cell, TRAINED) for cell in RUN_IN_TRAININGS),
+    *(rule(*cell, POOLED) for cell in RUN_IN_POOLS),
 )
 
 

@@ -8,6 +8,12 @@ from pathlib import Path
 
 def ray_processes(title: str) -> list[tuple[int, str]]:
     """(id, command line) of those below this process whose command line begins with ``ray::`` and holds the title."""
+    found = processes_below(os.getpid())
+    return [(pid, command) for pid, command in found if command.startswith("ray::") and title in command]
+
+
+def processes_below(root: int) -> list[tuple[int, str]]:
+    """(id, command line)."""
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdecimal():
@@ -16,7 +22,7 @@ def ray_processes(title: str) -> list[tuple[int, str]]:
             except OSError:
                 continue
             pid = int(process.name)
-            if command.startswith("ray::") and title in command and os.getpid() in _ancestors(pid):
+            if root in _ancestors(pid):
                 found.append((pid, command))
     return found
 

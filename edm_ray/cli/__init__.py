@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,26 +19,26 @@ from edm_ray.storage.s3 import StorageError
 
 # Command -> what it is for. Modules are imported when asked for: torch and Ray take seconds.
 COMMANDS = {
-    "demo": "the whole job on handwritten digits: prepare, train, generate, evaluate, sweep, report",
+    "demo": "do the whole job on handwritten digits: prepare, train, generate, evaluate, sweep, report",
     "prepare": "turn pictures (folder, zip, CIFAR, MNIST, Parquet, tar, npz) into sharded Parquet with a manifest",
-    "inspect": "what is in a data set: counts, statistics, checksums, a grid of pictures",
+    "inspect": "describe and check a data set: counts, statistics, checksums, a grid of pictures",
     "train": "train a denoiser; the same command resumes",
     "ema": "average a finished run's parameters over another width",
     "reference": "make the FID reference of a data set",
     "weights": "list and download the published weights of feature extractors",
     "generate": "sample images from a model into a grid or a folder",
-    "evaluate": "FID of a model with one sampler, with error bars",
+    "evaluate": "measure the FID of a model with one sampler, with error bars",
     "sweep": "find the best sampler for a model, as Ray Tune trials",
-    "export": "a model of an unfinished run; a model for use without this package",
-    "fid": "the FID between two sets of images, wherever they lie",
-    "export-sampler": "write a sampler as diffusers or ComfyUI take it, or as plain numbers",
-    "report": "rewrite a sweep's report (of an unfinished one: so far)",
+    "export": "make a model from an unfinished run, or a diffusers-style folder",
+    "fid": "measure the FID between two sets of images",
+    "export-sampler": "write a sampler for diffusers or ComfyUI, or as plain numbers",
+    "report": "write the report of a sweep again, also of an unfinished one",
     "submit": "run any of these as a job on a Ray cluster",
-    "doctor": "check a machine or cluster, and say how to fix what is wrong",
+    "doctor": "check a machine or cluster, and say how to fix it",
     "import": "turn an official network file into a model, without executing it",
     "presets": "list the training presets, with what they cost",
     "explain": "draw the design space: schedules, trajectories, weights, truncation error",
-    "completion": "a script that completes commands and options in your shell",
+    "completion": "print a script that completes commands and options in your shell",
 }
 
 
@@ -71,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = interrupted.code if isinstance(interrupted, Interrupted) else 130
         if argv is None:
             leave(code)
+    if argv is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: Ctrl-C while Python ends changes nothing
     return code
 
 
@@ -81,8 +84,8 @@ def run(name: str, arguments: Sequence[str]) -> int:
             raise InputError(f"{name}: unknown command{nearest(name, COMMANDS)}; there are: {', '.join(COMMANDS)}")
         with machine_errors():
             module, args = parse(name, arguments)
-            with screen().shown("looking at what is given"):
-                check_places(args)
+            with screen().shown("reading the inputs"):
+                check_places(name, args)
                 code = module.run(args)
                 check()
     except InputError as error:

@@ -12,10 +12,13 @@ from typing import Any
 
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
+from edm_ray.storage.commit import require_no_other
 from edm_ray.storage.s3 import StorageError
 
 PLACES = ("out", "dest", "store")
 """Options of commands that name a place to write to."""
+FILE_BY_FILE = ("train", "evaluate", "sweep", "explain", "generate")
+"""Commands that write into a folder that grows."""
 MOST_CHARACTERS = 2000
 _LONG_WORD = re.compile(r"\S{201,}")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -57,12 +60,14 @@ def one_line(message: str) -> str:
     return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 400]} ... {text[-390:]}"
 
 
-def check_places(args: Any) -> None:
-    """Before any work, also of ``--dry-run``: the places to write to can be written to, at the S3 endpoint that
-    is asked for. Raises InputError."""
+def check_places(name: str, args: Any) -> None:
+    """Before any work of command ``name``, also of ``--dry-run``: the places to write to can be written to, at the S3
+    endpoint that is asked for, and are not something else. Raises InputError."""
     if endpoint := getattr(args, "endpoint_url", None):
         os.environ["AWS_ENDPOINT_URL"] = endpoint
-    for name in PLACES:
-        place = getattr(args, name, None)
+    for option in PLACES:
+        place = getattr(args, option, None)
         if isinstance(place, str) and place:
             uris.check_writable(place)
+            if name in FILE_BY_FILE and not uris.is_remote(place):
+                require_no_other(place, "edm_ray data set" if name == "generate" else None)

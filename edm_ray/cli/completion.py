@@ -1,6 +1,6 @@
 """Print a script that completes commands, options and file names in your shell: bash, zsh or fish.
 
-It is made of the commands as they are installed, so print it again after an update."""
+It describes the installed commands, so print it again after an update."""
 
 from __future__ import annotations
 

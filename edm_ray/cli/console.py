@@ -24,7 +24,7 @@ class Reports:
     """Options of every command that reports something."""
 
     json: bool = False
-    """Print the result as one JSON object; what is said for people goes to standard error."""
+    """Print the result as one JSON object on standard output; messages go to standard error."""
 
 
 @contextlib.contextmanager
@@ -93,6 +93,8 @@ def forget_terminal() -> None:
 
 
 def duration(seconds: float) -> str:
+    if 0 < seconds < 0.5:
+        return "under 1 s"
     seconds = max(0, round(seconds))
     if seconds < 60:
         return f"{seconds} s"

@@ -1,4 +1,4 @@
-"""The whole job on 1,797 real handwritten digits, from pictures to the best sampler. Run again, it resumes.
+"""Do the whole job on 1,797 real handwritten digits, from pictures to the best sampler. The same command resumes.
 
 Each step is the command of the same name, printed as you would type it."""
 
@@ -33,11 +33,11 @@ QUICK = {
 @dataclass(frozen=True)
 class Args:
     out: str = "demo"
-    """Folder for everything the demo makes."""
+    """Folder for all results."""
     device: str = "cpu"
-    """cpu or cuda. With cuda one worker trains, and one samples."""
+    """cpu or cuda. With cuda, one worker trains and one samples."""
     quick: bool = False
-    """A few seconds of training and a tiny sweep: shows that the set-up works, not what the method can do."""
+    """A few seconds of training and a tiny sweep: shows that your installation works, not what the method can do."""
 
 
 def run(args: Args) -> None:

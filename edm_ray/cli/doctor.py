@@ -1,7 +1,7 @@
 """Check this machine or a cluster: versions, devices, memory, storage, weights, clocks, ports, authentication.
 
-Exit code 0 when all is well, 1 when something is not; beside each failing line is what to do. With --address
-http://HOST:8265 the check runs there as a job; without it, on the cluster RAY_ADDRESS names, or on this machine."""
+The exit code is 0 if all is well, else 1; each failing line says how to fix it. With --address http://HOST:8265 the
+check runs there as a job; without it, on the cluster that RAY_ADDRESS names, or on this machine."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Args(Reports):
     address: str | None = None
     """http://HOST:8265 of a cluster's job API, or HOST:6379 of the cluster itself."""
     storage: str | None = None
-    """Where runs will be kept: s3://BUCKET/PREFIX or a shared folder; written to, listed, read and deleted from."""
+    """Where you will keep runs: s3://BUCKET/PREFIX or a shared folder. Tries to write, list, read and delete there."""
     weights: str | None = None
     """The extractor's weights: a path on every node, or s3:// URI."""
     sha256: str | None = None
-    """What the weights' sha256 must be; without it, what the file's name ends with, when it does."""
+    """Expected sha256 of the weights; default: the digits at the end of the file's name, if there are any."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """cuda: no GPU anywhere is a failure."""
+    """With cuda, a cluster without a GPU fails the check."""
     insecure: bool = False
-    """With --address http://...: use a cluster beyond this machine that asks for no token."""
+    """With --address http://...: allow a cluster on another machine that asks for no token."""
 
 
 def run(args: Args) -> int:

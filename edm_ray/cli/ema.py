@@ -1,4 +1,4 @@
-"""Make a model whose parameters are averaged over another width of the training, after the training.
+"""Average the parameters of a finished run over another width.
 
 The run must have kept power-function averages: train with --set ema.sigma_rels='[0.05, 0.10]'."""
 
@@ -24,9 +24,9 @@ class Args(Reports):
     out: Annotated[str, tyro.conf.Positional]
     """Model directory to write."""
     sigma_rel: float
-    """Width of the average relative to the training time (Karras et al. 2024), between those the run kept."""
+    """Width of the average relative to the training time (Karras et al. 2024), between the widths that the run kept."""
     nimg: int | None = None
-    """As of this many images; default: the last snapshot."""
+    """Average at this many training images; default: the last snapshot."""
 
 
 def run(args: Args) -> None:

@@ -1,4 +1,4 @@
-"""FID of a model with one sampler against a reference, with its error; KID, Inception Score, precision and recall too.
+"""Measure the FID of a model with one sampler, with its error; also KID, Inception Score, precision and recall.
 
 Every number names its n, reference and extractor; only numbers that agree in all three are comparable."""
 
@@ -25,34 +25,36 @@ class Args(Reports):
     model: str = ""
     """Model directory. Or give --follow."""
     reference: list[str] = field(default_factory=list)
-    """References that `edm-ray reference` wrote, e.g. one of inception and one of dinov2: all are measured on the same
-    images, which are sampled once."""
+    """One or more references from `edm-ray reference`, e.g. for inception and for dinov2; the images are sampled once
+    for all."""
     out: str = ""
-    """Directory or s3:// URI: evaluation.json and, without --store, the chunk store."""
+    """Output directory, local or s3://, for evaluation.json and, without --store, the chunks of features."""
     follow: str | None = None
-    """A training run: the FID of each of its snapshot models (`train --snapshot-kimg N`), in place of --model. What was
-    measured before takes no time, so give the command again while the run goes on."""
+    """Instead of --model: a training run. Measures each of its snapshots (`train --snapshot-kimg N`) once; run the
+    command again while the training continues."""
     num: int = 50_000
-    """Number of images; FID depends on it."""
+    """Number of images; the FID depends on it."""
     evaluation: tyro.conf.OmitArgPrefixes[EvaluateOptions] = field(default_factory=EvaluateOptions)
     sampler: str | None = None
-    """best-sampler.yaml of a sweep, or a directory that holds one (a sweep's; a model's after `sweep --export`)."""
+    """The result of a sweep: best-sampler.yaml, best-samplers.yaml, or the directory that holds one (a sweep's, or a
+    model's after `sweep --export`)."""
     nfe: int | None = None
-    """Of a best-samplers.yaml (`sweep --nfe`): the sampler for at most so many network evaluations."""
+    """Which sampler to take from best-samplers.yaml (`sweep --nfe`): the best with at most this many network
+    evaluations."""
     set: list[str] = field(default_factory=list)
     """Sampler settings, e.g. --set num_steps=40 s_churn=10"""
     workers: str = "1"
-    """Ray actors that sample; LEAST:MOST to begin with fewer and take more when the cluster has room; 0: this process,
-    without Ray. The numbers are the same."""
+    """Number of Ray actors that sample; LEAST:MOST to start with fewer and add more when the cluster can; 0: this
+    process, without Ray. The numbers are the same."""
     device: str = "cpu"
     """cpu or cuda."""
     actors_per_gpu: int = 1
-    """Actors that share a GPU."""
+    """Number of actors that share a GPU."""
     card: bool = False
-    """Write the numbers into the model directory too, with how they were measured (its config.json and model card), and
-    a picture of samples."""
+    """Also write the numbers, how they were measured and a picture of samples into the model directory (config.json and
+    model card)."""
     dry_run: bool = False
-    """Check what is given, say what would be done, and stop."""
+    """Check the options, print the plan, and stop."""
 
 
 def run(args: Args) -> None:

@@ -1,6 +1,6 @@
-"""Draw the design space: schedules, trajectories, weighting, truncation error; a model's loss by noise level.
+"""Draw the design space: schedules, trajectories, weighting, truncation error, and a model's loss by noise level.
 
-With --sampler or --set also one sampler: its noise levels, churn by step, cost, and the error of each of its steps."""
+With --sampler or --set, also explain one sampler: its noise levels, churn by step, cost, and the error of each step."""
 
 from __future__ import annotations
 
@@ -36,19 +36,20 @@ class Args(Reports):
     out: str
     """Folder for the figures (PNG)."""
     model: str | None = None
-    """Model directory: truncation and inversion errors are measured on it, and with --data its loss by noise level."""
+    """Model directory: measure its truncation and inversion errors, and with --data its loss by noise level."""
     data: str | None = None
-    """Data set for the loss of the model."""
+    """Data set for the model's loss."""
     num: int = 16
     """Number of images (or latents) to measure a model with."""
     num_steps: int = 18
-    """Time steps of the samplers drawn."""
+    """Time steps of the samplers in the figures."""
     sampler: str | None = None
-    """A sampler to explain: best-sampler.yaml of a sweep, or a directory that holds one."""
+    """Sampler to explain: best-sampler.yaml or best-samplers.yaml of a sweep, or the directory that holds one."""
     nfe: int | None = None
-    """Of a best-samplers.yaml (`sweep --nfe`): the sampler for at most so many network evaluations."""
+    """Which sampler to take from best-samplers.yaml (`sweep --nfe`): the best with at most this many network
+    evaluations."""
     set: list[str] = field(default_factory=list)
-    """A sampler to explain, e.g. --set solver=unipc num_steps=8, or changes to that of --sampler."""
+    """Settings of the sampler to explain, e.g. --set solver=unipc num_steps=8; they override those of --sampler."""
 
 
 def read_images(model: ModelDenoiser, data: str, num: int) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -1,6 +1,6 @@
-"""Make a model directory of a run that is not finished, or a diffusers-style folder of a run or model.
+"""Make a model directory from an unfinished run, or a diffusers-style folder from a run or model.
 
-The training may go on meanwhile: what is read is its last checkpoint, or with --nimg an earlier one or a snapshot."""
+The run may still be training: this reads its last checkpoint, or with --nimg an earlier one or a snapshot."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Args(Reports):
     source: Annotated[str, tyro.conf.Positional]
     """A run (the --out of `edm-ray train`), or a model directory."""
     out: Annotated[str | None, tyro.conf.Positional] = None
-    """Directory or s3:// URI to write; of a run RUN/model-NIMG where it is left out."""
+    """Output directory, local or s3://; default for a run: RUN/model-NIMG."""
     nimg: int | None = None
-    """Of a run: as of so many images; default: its last checkpoint or snapshot."""
+    """For a run: the checkpoint or snapshot at this many images; default: the last one."""
     format: Literal["model", "diffusers"] = "model"
     """model (what every command here takes) or diffusers (for use without this package)."""
 

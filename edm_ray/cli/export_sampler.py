@@ -1,6 +1,7 @@
-"""Write a sampler as another tool takes it: its list of noise levels, its solver and settings.
+"""Write a sampler in another tool's form: its noise levels, solver and settings.
 
-What the tool would sample otherwise is refused, with the reason; `--to json` has the plain numbers of any sampler."""
+Refuses a sampler that the tool would compute differently, with the reason; `--to json` writes the plain numbers of any
+sampler."""
 
 from __future__ import annotations
 
@@ -23,17 +24,18 @@ from edm_ray.storage import uris
 @dataclass(frozen=True)
 class Args:
     sampler: Annotated[str, tyro.conf.Positional]
-    """best-sampler.yaml of a sweep, or a directory that holds one."""
+    """The result of a sweep: best-sampler.yaml, best-samplers.yaml, or the directory that holds one."""
     to: Literal["diffusers", "comfyui", "json"] = "json"
     """diffusers: scheduler configuration and noise levels; comfyui: SIGMAS, sampler name and options."""
     out: str | None = None
-    """A .json file; without it the text goes to the terminal."""
+    """A .json file; without it the text is printed."""
     nfe: int | None = None
-    """Of a best-samplers.yaml (`sweep --nfe`): the sampler for at most so many network evaluations."""
+    """Which sampler to take from best-samplers.yaml (`sweep --nfe`): the best with at most this many network
+    evaluations."""
     set: list[str] = field(default_factory=list)
-    """Sampler settings laid over the file's, e.g. --set num_steps=10"""
+    """Settings that override those of the file, e.g. --set num_steps=10"""
     model: str | None = None
-    """Model directory: the noise levels are within what it knows, and sigma_data is its own."""
+    """Model directory: use its range of noise levels and its sigma_data."""
 
 
 def run(args: Args) -> None:

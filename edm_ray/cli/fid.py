@@ -1,4 +1,4 @@
-"""FID between two sets of images, wherever they lie: folders, zips, Parquet, npz, data sets; B may be a reference.
+"""Measure the FID between two sets of images: folders, zips, Parquet, npz or data sets; B may be a reference.
 
 Comparable only with FIDs of equal n, reference and extractor."""
 
@@ -19,16 +19,16 @@ class Args(Reports):
     a: Annotated[str, tyro.conf.Positional]
     """The images to judge."""
     b: Annotated[str, tyro.conf.Positional]
-    """What they are compared with; or a reference that `edm-ray reference` wrote, which says the extractor."""
+    """Images to compare with, or a reference from `edm-ray reference`, which sets the extractor."""
     num: int | None = None
-    """So many images of A, from the first; default: all."""
+    """Use only the first N images of A; default: all."""
     extractor: str = "inception"
     """The network whose features are compared."""
     weights: str | None = None
-    """Its weights: a file."""
+    """File with the extractor's weights."""
     pictures: tyro.conf.OmitArgPrefixes[PictureOptions] = field(default_factory=PictureOptions)
     workers: str = "0"
-    """Ray actors that take the features; 0: this process, without Ray. The number is the same."""
+    """Number of Ray actors that extract features; 0: this process, without Ray. The result is the same."""
     device: str = "cpu"
     """cpu or cuda."""
 

@@ -1,7 +1,7 @@
 """Sample images from a model: a grid (OUT.png), a zip (OUT.zip), a folder of PNG files or a data set (any other OUT).
 
-Pictures that look closer, as OUT.png: samples beside the training images nearest to them (--neighbours), real images
-turned into latents and back (--invert), and paths between the latents of two seeds (--interpolate)."""
+OUT.png can also show samples next to their nearest training images (--neighbours), real images turned into latents and
+back (--invert), or paths between the latents of two seeds (--interpolate)."""
 
 from __future__ import annotations
 
@@ -46,40 +46,42 @@ class Args(Reports):
     model: str
     """Model directory."""
     out: str
-    """A .png file for a grid, a .zip file as NVlabs lay theirs out, or a folder; a path or s3:// URI."""
+    """OUT.png for a grid, OUT.zip in NVlabs' layout, or a folder; a path or s3:// URI."""
     num: int | None = None
-    """Number of images (100), or of rows of the grid with --neighbours and --invert (8)."""
+    """Number of images (default 100); with --neighbours and --invert number of rows (default 8)."""
     images: tyro.conf.OmitArgPrefixes[GenerateOptions] = field(default_factory=GenerateOptions)
     sampler: str | None = None
-    """best-sampler.yaml of a sweep, or a directory that holds one (a sweep's; a model's after `sweep --export`)."""
+    """The result of a sweep: best-sampler.yaml, best-samplers.yaml, or the directory that holds one (a sweep's, or a
+    model's after `sweep --export`)."""
     nfe: int | None = None
-    """Of a best-samplers.yaml (`sweep --nfe`): the sampler for at most so many network evaluations."""
+    """Which sampler to take from best-samplers.yaml (`sweep --nfe`): the best with at most this many network
+    evaluations."""
     set: list[str] = field(default_factory=list)
     """Sampler settings, e.g. --set num_steps=40 s_churn=10"""
     format: Literal["png", "parquet"] = "png"
-    """Of a folder: one PNG per image, or a data set like those of `edm-ray prepare`."""
+    """What a folder holds: one PNG per image, or a data set as `edm-ray prepare` makes it."""
     neighbours: str | None = None
-    """Data set: a grid of samples, each with its nearest images of this (training) data set: is it a copy? With
-    balanced labels every tenth seed is drawn, so that each row is of another class."""
+    """Training data set: draw samples next to their nearest images in it, to see whether they are copies. With balanced
+    labels it draws every tenth seed, so each row shows another class."""
     nearest: int = 7
-    """With --neighbours: how many."""
+    """With --neighbours: how many images per sample."""
     reference: str | None = None
-    """With --neighbours: nearest in the features of this reference's extractor, instead of in pixels."""
+    """With --neighbours: compare features of this reference's extractor instead of pixels."""
     invert: str | None = None
-    """Data set: a grid of its first images, their latents, and the images made from those."""
+    """Data set: draw its first images, their latents, and the images reconstructed from those."""
     interpolate: list[str] = field(default_factory=list)
-    """A grid of paths between the latents of two seeds, e.g. --interpolate 3:17 4:18"""
+    """Draw paths between the latents of two seeds, e.g. --interpolate 3:17 4:18"""
     workers: str = "0"
-    """Ray actors that sample, or LEAST:MOST to begin with fewer; 0: this process, without Ray. The images are the
-    same. Every node must see the place of --out."""
+    """Number of Ray actors that sample, or LEAST:MOST to start with fewer; 0: this process, without Ray. The images are
+    the same. Every node must see --out."""
     columns: int = 10
-    """Grid only: images in a row. Each row is of one class, named to its left."""
+    """Grid: images per row. Each row shows one class, named on its left."""
     scale: int | None = None
-    """Grid only: enlarge pixels by this whole number; by default images become about 64 pixels wide."""
+    """Grid: enlarge pixels by this whole number; by default images become about 64 pixels wide."""
     device: str = "cpu"
     """cpu or cuda."""
     dry_run: bool = False
-    """Check what is given, say what would be done, and stop."""
+    """Check the options, print the plan, and stop."""
 
 
 def run(args: Args) -> None:

@@ -1,6 +1,6 @@
 """Turn a network file of the official EDM code into a model directory, or into a diffusers-style folder.
 
-Nothing in the file is executed. Official weights are under CC BY-NC-SA 4.0: mind it. An FID reference (.npz with mu
+Executes nothing in the file. The official weights are licensed under CC BY-NC-SA 4.0. An FID reference (.npz with mu
 and sigma) becomes a reference directory."""
 
 from __future__ import annotations
@@ -29,18 +29,17 @@ class Args(Reports):
     source: Annotated[str, tyro.conf.Positional]
     """A .pkl snapshot, .pt training state or .npz FID reference: a path, s3:// or https://."""
     out: Annotated[str, tyro.conf.Positional]
-    """Directory or s3:// URI to write."""
+    """Output directory, local or s3://."""
     key: str = "ema"
-    """Which network of the file: ema, or net (training states)."""
+    """Which network in the file: ema, or net (training states)."""
     sha256: str | None = None
-    """What the file's sha256 must be."""
+    """Expected sha256 of the file."""
     format: str = "model"
     """model (what every command here takes) or diffusers (for use without this package)."""
     extractor: str = "inception"
-    """FID references only: the extractor they are of."""
+    """FID references: the extractor they were made with."""
     weights: str | None = None
-    """FID references only: the extractor's weights, kept beside the moments: a path or s3:// URI; without, as
-    `reference` finds them."""
+    """FID references: the extractor's weights, a path or s3:// URI; without it they are found as for `reference`."""
 
 
 def run(args: Args) -> None:

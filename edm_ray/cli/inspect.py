@@ -1,6 +1,6 @@
-"""Say what is in a data set, check every byte of it, and draw some of its pictures, one class per row.
+"""Describe a data set, check every byte of it, and draw some of its pictures, one class per row.
 
-Exit code 2 when a shard is damaged; every damaged one is named."""
+Names every damaged shard; the exit code is 2 if there is one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edm_ray.data.decoders import find_decoder
 from edm_ray.data.format import Pixels
 from edm_ray.data.manifest import DataSet, open_dataset
 from edm_ray.data.verify import pooled_std, read_verified
-from edm_ray.errors import InputError, IntegrityError
+from edm_ray.errors import InputError, IntegrityError, counted
 from edm_ray.evaluation.grids import GAP_LEVEL, image_grid, with_names
 
 CELL = 48
@@ -38,16 +38,15 @@ class Args(Reports):
     dataset: Annotated[str, tyro.conf.Positional]
     """Directory or s3:// URI of a data set."""
     out: str | None = None
-    """Draw a grid of pictures into this PNG file: one class per row. Latents go through their decoder,
-    which must be installed."""
+    """PNG file for a grid of pictures, one class per row. Latents need their decoder."""
     columns: int = 12
-    """Pictures in a row of the grid."""
+    """Pictures per row of the grid."""
     nodes: int = 1
-    """Say what each of so many nodes reads in an epoch of training."""
+    """Number of nodes: says how much each reads in an epoch of training."""
     lanes: int = 24
-    """Of --set order=blocks lanes=...: what is said of that order is for so many."""
+    """Number of lanes (--set order=blocks lanes=...) that --nodes assumes."""
     no_verify: bool = False
-    """Do not read the shards: say what the manifest says."""
+    """Read only the manifest, not the shards."""
 
 
 def run(args: Args) -> None:
@@ -127,7 +126,8 @@ def _describe(dataset: DataSet) -> None:
         source = dataset.source.get("source", {})
         say(f"source       {source.get('kind')} {source.get('uri')}")
     if dataset.skipped.count:
-        say(f"skipped      {dataset.skipped.count:,} records of the source; the first: {dataset.skipped.first[0]}")
+        skipped = counted(dataset.skipped.count, "record")
+        say(f"skipped      {skipped} of the source; the first: {dataset.skipped.first[0]}")
 
 
 def _describe_reading(dataset: DataSet, nodes: int, lanes: int) -> None:
@@ -164,7 +164,8 @@ def _describe_classes(dataset: DataSet) -> None:
     say(f"classes      {len(names)}, of {min(counts):,} to {max(counts):,} pictures")
     if empty := dataset.empty_classes:
         which = ", ".join(map(str, empty[:20]))
-        say(f"WARNING      {len(empty)} classes have no pictures ({which}): not trained for or drawn unless asked for")
+        without = f"{counted(len(empty), 'class', 'classes')} without pictures ({which})"
+        say(f"WARNING      {without}: not trained, and drawn only if you ask for it by number")
     for name, count in list(zip(names, counts))[:MAX_CLASSES]:
         say(f"  {count:>9,}  {name}")
     if len(names) > MAX_CLASSES:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 
+import safetensors.torch
 import torch
 
 from edm_ray.cli.console import duration, report, say
@@ -14,9 +16,10 @@ from edm_ray.config.published import Quantity, cpu_price, prices
 from edm_ray.config.training import TrainingConfig
 from edm_ray.data.manifest import DataSet
 from edm_ray.data.order import rank_positions
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, counted
 from edm_ray.networks.build import build_denoiser
 from edm_ray.networks.cost import network_cost
+from edm_ray.training.checkpoint_interval import NODE_HOURS, best_interval, lost_share
 from edm_ray.training.cost import (
     Workload,
     costs_at,
@@ -24,12 +27,15 @@ from edm_ray.training.cost import (
     gpu_hours,
     machine_gib,
     memory_gib,
+    node_count,
     on_gpus,
     workload,
 )
 from edm_ray.training.device import cpu_threads
 
 MEASURED_IMAGES, MEASURED_STEPS = 4, 2
+CHECKPOINT_BYTES = 1 << 25
+"""Of a checkpoint, so many are copied and written to memory."""
 SLOW_SECONDS = 0.5
 """A network that takes longer for one image is measured with one."""
 LONG_HOURS, UNASKED_HOURS = 72.0, 30 * 24.0
@@ -49,6 +55,8 @@ class Plan:
     """None: not said, so DEFAULT."""
     here: bool
     """All workers are on this machine."""
+    node_hours: float = NODE_HOURS
+    """Between two failures of one node."""
 
     @property
     def name(self) -> str:
@@ -83,16 +91,18 @@ def print_plan(plan: Plan) -> None:
     say(f"  memory    {memory_gib(cost, at_once, config.precision)}{of}")
     decoded = dataset.rows * dataset.channels * dataset.resolution**2
     stored = sum(entry["bytes"] for entry in dataset.files.values())
-    say(f"  data      {len(dataset.shards)} shards, {stored / 2**20:,.1f} MiB; {decoded / 2**20:,.1f} MiB decoded")
+    shards = counted(len(dataset.shards), "shard")
+    say(f"  data      {shards}, {stored / 2**20:,.1f} MiB; {decoded / 2**20:,.1f} MiB decoded")
     unit = "1 GPU" if plan.device == "cuda" else f"{config.threads} CPU{'s' * (config.threads > 1)}"
-    many = f"{most} bundles of {unit}" if least == most else f"{least} to {most} bundles of {unit}"
+    many = f"{counted(most, 'bundle')} of {unit}" if least == most else f"{least} to {most} bundles of {unit}"
     say(f"  Ray       {many}, one DDP process each ({'nccl' if plan.device == 'cuda' else 'gloo'})")
     if plan.measurable:
         seconds, at_a_time = measure_image(config, plan.device)
         hours = seconds * plan.images / 3600
         say(
-            f"  time      about {duration(hours * 3600 / most)} with {most} such workers: {seconds * 1e3:,.1f} ms an "
-            f"image (measured here, now, {at_a_time} at a time, without the exchange of gradients)"
+            f"  time      about {duration(hours * 3600 / most)} with {counted(most, 'such worker')}: "
+            f"{seconds * 1e3:,.1f} ms an image (measured here, now, {at_a_time} at a time, without the exchange of "
+            "gradients)"
         )
         say(f"  cost      {measured_cost(hours, config.threads, plan.device)}")
     else:
@@ -101,11 +111,14 @@ def print_plan(plan: Plan) -> None:
         say(f"  time      {published}")
         say(f"  cost      {dollars(published)}")
         say(f"  on GPUs   {_on_gpus(workload(plan.name, config, cost), most)}")
+    saving = checkpointing(plan, hours / most * 3600 / plan.images, cost.parameters)
+    say(f"  failures  {saving}")
     say()
     say(to_yaml(config).rstrip())
     warning = warned(plan, hours / most)
     memory = memory_gib(cost, at_once, config.precision).value
     facts = {"parameters": cost.parameters, "gib_a_worker": memory, "hours": hours / most, "epochs": plan.epochs}
+    facts |= {"checkpoint_s": saving.own_s, "best_checkpoint_s": saving.best_s}
     report({"preset": plan.name, **facts, "warning": warning, "config": to_flat(config)})
     if warning:  # last: it is what should be seen
         say(f"\nWARNING: {warning}")
@@ -126,7 +139,7 @@ def warned(plan: Plan, hours: float | None) -> str | None:
         large = "; the presets are for up to 64x64: `edm-ray prepare --resolution 64`, or latents, take less"
     about = PRESETS[better].about.partition(":")[2].strip().rstrip(".")
     return (
-        f"{of}: --preset {better} is for that{f' ({about})' if about else ''}; this plan ({plan.name}) would {takes} "
+        f"{of}: give --preset {better}{f' ({about})' if about else ''}; this plan ({plan.name}) would {takes} "
         f"each {plan.epochs:,.0f} times{large}"
     )
 
@@ -143,7 +156,7 @@ def refuse_years(plan: Plan) -> None:
         return
     hours = hours_by_clock(plan)
     if hours is not None and hours > UNASKED_HOURS:
-        raise InputError(f"{warned(plan, hours)}; give it, or --preset {DEFAULT} where this is meant")
+        raise InputError(f"{warned(plan, hours)}; if that is what you want, give --preset {DEFAULT}")
 
 
 def hours_by_clock(plan: Plan) -> float | None:
@@ -158,7 +171,7 @@ def hours_by_clock(plan: Plan) -> float | None:
 
 def _batch(batch: int, workers: int, shares: list[int], at_once: int, rounds: int) -> str:
     share = str(shares[0]) if len(shares) == 1 else f"{shares[0]} to {shares[-1]}"
-    text = f"{batch} images = {workers} workers x {share}"
+    text = f"{batch} images = {counted(workers, 'worker')} x {share}"
     return text if rounds == 1 else f"{text}, in {rounds} rounds of at most {at_once}"
 
 
@@ -173,6 +186,61 @@ def _on_gpus(work: Workload, count: int) -> str:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checkpointing:
+    """How often checkpoints are made, and what of the time that and failures cost."""
+
+    image_s: float
+    """Of the whole group."""
+    kimg: float
+    """checkpoint_kimg."""
+    cost_s: float
+    mtbf_s: float
+    """Of the whole group; 0: no failures are planned with."""
+
+    @property
+    def own_s(self) -> float:
+        """Between those of checkpoint_kimg."""
+        return self.kimg * 1000 * self.image_s
+
+    @property
+    def best_s(self) -> float:
+        return best_interval(self.cost_s, self.mtbf_s) if self.mtbf_s else self.own_s
+
+    def __str__(self) -> str:
+        if not self.mtbf_s:
+            return f"none expected (--node-hours 0); a checkpoint each {self.kimg:g} kimg ({duration(self.own_s)})"
+        own, best = (lost_share(seconds, self.cost_s, self.mtbf_s) for seconds in (self.own_s, self.best_s))
+        kimg = f"{self.best_s / self.image_s / 1000:.3g}"
+        rate = f"one each {self.mtbf_s / 3600:.3g} h (--node-hours)"
+        today = f"checkpoint_kimg={self.kimg:g} ({duration(self.own_s)}) loses {own:.2%} of the time"
+        better = f"{kimg} kimg ({duration(self.best_s)}) {best:.2%}"
+        if self.own_s > self.best_s:
+            return f"{rate}: {today}, so the run also makes a checkpoint each {better}"
+        return f"{rate}: {today}, {better}"
+
+
+def checkpointing(plan: Plan, image_s: float, parameters: int) -> Checkpointing:
+    """image_s: seconds of one image, of the whole group."""
+    # Weights, their average, Adam's two moments, further averages.
+    state = parameters * 4 * (4 + len(plan.config.ema.sigma_rels))
+    return Checkpointing(
+        image_s=image_s,
+        kimg=plan.config.checkpoint_kimg,
+        cost_s=measure_checkpoint(state),
+        mtbf_s=3600 * plan.node_hours / node_count(plan.workers[1], plan.device, plan.here),
+    )
+
+
+def measure_checkpoint(size: int) -> float:
+    """Seconds that a checkpoint of so many bytes takes this machine: a copy, then the files and their checksums. A part
+    of it is measured."""
+    part = torch.zeros(min(size, CHECKPOINT_BYTES) // 4)
+    began = time.perf_counter()
+    hashlib.sha256(safetensors.torch.save({"part": part.clone()})).digest()
+    return (time.perf_counter() - began) * size / (part.numel() * 4)
+
+
 def measured_cost(hours: float, threads: int, device: str) -> Quantity | str:
     """Money for so many hours of one worker, in all."""
     if device == "cuda":
@@ -182,7 +250,7 @@ def measured_cost(hours: float, threads: int, device: str) -> Quantity | str:
             return f"{hours:,.1f} hours of {name}, which has no price; add it below gpu_hour, or in EDM_RAY_PRICES"
         return dollars(Quantity(value=hours, unit=f"{known[0]} hours", kind="measured", source="here"))
     price = cpu_price()
-    return Quantity(value=hours * threads * price.value, unit="USD", kind="assumed", source=f"at {price}")
+    return Quantity(value=hours * threads * price.value, unit="USD", kind="assumed", source=f"at {price.terms}")
 
 
 def measure_image(config: TrainingConfig, device: str) -> tuple[float, int]:

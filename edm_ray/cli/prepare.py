@@ -1,10 +1,10 @@
 """Turn a source into a data set: sharded Parquet with a manifest. The same command resumes.
 
-SOURCE is `digits` (scikit-learn's handwritten digits; writes DEST/train and DEST/heldout), `photographs` (crops of the
-two photographs scikit-learn ships), `more-photographs` (and of six of scikit-image's, where that is installed), or a
-path or s3:// URI of: a folder of pictures (one class per subfolder, or dataset.json), a zip of pictures, CIFAR-10/100
-python archives, MNIST idx files, Hugging Face style Parquet, tar shards (webdataset), or .npz; with --codec latents a
-.npz or .npy of latents. The kind is seen from what is there; all is described in docs/data.md."""
+SOURCE is a path or s3:// URI of a folder of pictures (one class per subfolder, or dataset.json), a zip of pictures,
+CIFAR-10/100 python archives, MNIST idx files, Hugging Face style Parquet, tar shards (webdataset), or .npz; with
+--codec latents a .npz or .npy of latents. Its kind is detected. Or SOURCE is `digits` (scikit-learn's handwritten
+digits; writes DEST/train and DEST/heldout), `photographs` (crops of the two photographs in scikit-learn) or
+`more-photographs` (and of six more in scikit-image, if it is installed). docs/data.md describes all of them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from edm_ray.cli.console import Reports, report, say
 from edm_ray.cli.progress import Progress
 from edm_ray.cli.workers import choose_executor
 from edm_ray.data.manifest import DataSet
+from edm_ray.errors import counted
 from edm_ray.storage import uris
 from edm_ray.tasks.prepare import PrepareOptions
 
@@ -26,15 +27,14 @@ class Args(Reports):
     source: Annotated[str, tyro.conf.Positional]
     """`digits`, `photographs`, `more-photographs`, or a path or s3:// URI."""
     dest: Annotated[str, tyro.conf.Positional]
-    """Where the data set goes: a directory or s3://bucket/key."""
+    """Output directory, local or s3://bucket/key."""
     reading: tyro.conf.OmitArgPrefixes[PrepareOptions] = field(default_factory=PrepareOptions)
     workers: str = "0"
-    """Ray actors that write shards, on any node of the cluster; 0: this process, without Ray. The bytes are the
-    same."""
+    """Number of Ray actors that write shards, on any node; 0: this process, without Ray. The bytes are the same."""
     endpoint_url: str | None = None
-    """Endpoint of an S3-compatible store, like AWS_ENDPOINT_URL."""
+    """Endpoint of an S3-compatible store; the same as AWS_ENDPOINT_URL."""
     dry_run: bool = False
-    """Check what is given, say what would be done, and stop."""
+    """Check the options, print the plan, and stop."""
 
 
 def run(args: Args) -> None:
@@ -79,15 +79,15 @@ def facts(dataset: DataSet) -> dict[str, Any]:
 
 
 def _describe(dataset: DataSet) -> None:
-    classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "no classes"
+    classes = counted(len(dataset.class_names), "class", "classes") if dataset.class_names else "no classes"
     std = ", ".join(f"{value:.2f}" for value in dataset.std)
     what = "images" if dataset.codec.is_pixels else "latents"
     say(
         f"{dataset.uri}: {dataset.rows:,} {what} of {dataset.resolution}x{dataset.resolution}x{dataset.channels}, "
-        f"{classes}, {len(dataset.shards)} shards; standard deviation {std} (what sigma_data should be near)"
+        f"{classes}, {counted(len(dataset.shards), 'shard')}; standard deviation {std} (what sigma_data should be near)"
     )
     if dataset.skipped.count:
-        say(f"{dataset.uri}: {dataset.skipped.count:,} records were skipped:")
+        say(f"{dataset.uri}: skipped {counted(dataset.skipped.count, 'record')}:")
         for line in dataset.skipped.first[:10]:
             say(f"  {line}")
         if dataset.skipped.count > 10:

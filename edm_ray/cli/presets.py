@@ -1,7 +1,7 @@
-"""List training presets for your own images, with --all the paper's too, or show one: what it changes, every setting.
+"""List training presets for your own images (with --all the paper's too), or show every setting of one.
 
 The paper's configurations are named DATASET-COLUMN-LETTER: column vp or ve of Table 2, letter a (Song's baseline) to f
-(everything). Each takes images of any size that its network fits; the numbers are for the data it is named after."""
+(everything). Each takes images of any size that fits its network; the numbers are for the data set in its name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Args(Reports):
     name: Annotated[str | None, tyro.conf.Positional] = None
     """A preset to show in full."""
     all: bool = False
-    """The paper's configurations too."""
+    """Also list the paper's configurations."""
 
 
 def run(args: Args) -> None:

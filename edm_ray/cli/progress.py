@@ -42,6 +42,8 @@ class Screen:
     def _forget(self) -> None:
         self.label, self.done, self.total, self.part = "", 0.0, 0.0, 0.0
         self.unit = self.detail = ""
+        self.by_piece = True
+        """Whether one more is one more piece of work, so that a part of a piece counts."""
         self.seen: deque[tuple[float, float]] = deque()
         """(when, how far)."""
 
@@ -68,7 +70,7 @@ class Screen:
         with self.lock:
             if self.ended:
                 return
-            self._at(done, total, label)
+            self._at(done, total, label, by_piece=False)
             if self.live is None and self._is_time():
                 self._print()
 
@@ -77,7 +79,8 @@ class Screen:
             if self.ended:
                 return
             self.part, self.unit = min(done / total, 1.0), f"{unit} {done:,.0f} of {total:,.0f}"
-            self._see()
+            if self.by_piece:
+                self._see()
             if self.live is None and self._is_time():
                 self._print()
 
@@ -95,10 +98,11 @@ class Screen:
                 self.text = ""
                 self._forget()
 
-    def _at(self, done: float, total: float, label: str) -> None:
+    def _at(self, done: float, total: float, label: str, by_piece: bool = True) -> None:
         if label != self.label:
             self._forget()
             self.label = label
+        self.by_piece = by_piece
         if done != self.done:
             self.part, self.unit = 0.0, ""
         self.done, self.total = done, total
@@ -106,7 +110,7 @@ class Screen:
 
     def _see(self) -> None:
         now = time.monotonic()
-        self.seen.append((now, self.done + self.part))
+        self.seen.append((now, self.done + (self.part if self.by_piece else 0.0)))
         while len(self.seen) > 2 and now - self.seen[0][0] > RATE_S:
             self.seen.popleft()
 
@@ -131,12 +135,12 @@ class Screen:
         """One line, now."""
         if not self.total:
             waited = time.monotonic() - self.since
-            inside = f", {self.unit}" if self.unit else ""
-            return f"{self.text}{inside}{f' ({duration(waited)})' if waited >= 2 else ''}"
+            doing = ", ".join(word for word in (self.text, self.unit) if word)
+            return f"{doing}{f' ({duration(waited)})' if waited >= 2 else ''}"
         inside = f" ({self.unit})" if self.unit and self.done < self.total else ""
         left, rate = "", self.rate()
         if rate and self.done < self.total:
-            left = f", {duration((self.total - self.done - self.part) / rate)} left"
+            left = f", {duration((self.total - self.seen[-1][1]) / rate)} left"
         detail = f"  {self.detail}" if self.detail else ""
         return f"{self.label}: {self.done:,.0f} of {self.total:,.0f}{inside}{left}{detail}"
 

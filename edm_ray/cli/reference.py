@@ -1,7 +1,7 @@
-"""Make the reference of a data set: exact feature moments, features of some images, and which extractor they are of.
+"""Make the FID reference of a data set: exact moments of its features, and the features of some images.
 
-Inception's weights are found on this machine or downloaded (`edm-ray weights`); --extractor self needs none. They are
-copied beside the moments, so that the reference directory alone is enough to evaluate."""
+Finds Inception's weights on this machine or downloads them (`edm-ray weights`); --extractor self needs none. The
+weights are copied into the reference, so you need nothing else to evaluate."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Args(Reports):
     data: str
     """Data set: a directory or s3:// URI."""
     out: str | None = None
-    """Directory or s3:// URI of the reference. Or give --store."""
+    """Output directory, local or s3://. Or give --store."""
     features: tyro.conf.OmitArgPrefixes[ReferenceOptions] = field(default_factory=ReferenceOptions)
     workers: str = "0"
-    """Ray actors that share the data set, one CPU or GPU each; 0: in this process, without Ray. The result has the same
-    bits."""
+    """Number of Ray actors that share the data set, one CPU or GPU each; 0: this process, without Ray. The result is
+    the same."""
     device: str = "cpu"
     """Where the extractor runs: cpu or cuda."""
     dry_run: bool = False
-    """Check what is given, say what would be done, and stop."""
+    """Check the options, print the plan, and stop."""
 
 
 def run(args: Args) -> None:
@@ -49,7 +49,7 @@ def run(args: Args) -> None:
         report({"would_do": lines})
         return
     if args.features.weights is None:
-        say(f"  extractor {args.features.extractor}: weights: {task.origin}")
+        say(f"  extractor {args.features.extractor}; weights {task.origin}")
     measured, progress = [], Progress("parts of the reference")
 
     def on_part(done: int, total: int) -> None:

@@ -1,6 +1,6 @@
-"""Rewrite a sweep's report.html from what its directory holds; nothing is sampled, no Ray is started.
+"""Write a sweep's report.html again from the files in its directory, without sampling or starting Ray.
 
-A sweep that has not ended gets a report so far, which says so."""
+For an unfinished sweep, it reports the results so far, and says so."""
 
 from __future__ import annotations
 

@@ -24,23 +24,23 @@ class Args(Reports):
     command: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """The command and its options, after `--`."""
     address: str | None = None
-    """URL of the cluster's job API, http://HOST:8265; RAY_ADDRESS, else this machine, when not given."""
+    """URL of the cluster's job API, http://HOST:8265. Default: RAY_ADDRESS, else this machine."""
     working_dir: str = "."
-    """What travels with the job: code and small files, at most 50 MiB."""
+    """Folder to upload with the job: code and small files, at most 50 MiB."""
     env: list[str] = field(default_factory=list)
-    """NAME=VALUE pairs for the job. No secrets: whoever can list jobs sees them."""
+    """NAME=VALUE environment variables for the job. No secrets: whoever can list jobs sees them."""
     detach: bool = False
     """Return as soon as the job is submitted."""
     jobs: Annotated[bool, tyro.conf.arg(name="list")] = False
     """List the cluster's jobs."""
     status: str | None = None
-    """Show how a job is doing."""
+    """Show the status of a job."""
     follow: str | None = None
-    """Show the log of a job that was submitted before, until it ends."""
+    """Show the log of a submitted job until it ends."""
     stop: str | None = None
-    """End a job; the same command resumes it."""
+    """Stop a job; submitting it again resumes it."""
     insecure: bool = False
-    """Use a cluster beyond this machine that asks for no token."""
+    """Allow a cluster on another machine that asks for no token."""
 
 
 def run(args: Args) -> int:

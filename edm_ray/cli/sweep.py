@@ -1,8 +1,8 @@
-"""Find the best sampler for a model, with error bars, as Ray Tune trials: what is searched is said by --space.
+"""Find the best sampler for a model, with error bars, as Ray Tune trials; --nfe or --space say what to search.
 
-With --nfe 5,8,10 the best for each of these numbers of network evaluations. Writes OUT/report.html, and
+With --nfe 5,8,10 it finds the best sampler for each of these numbers of network evaluations. Writes OUT/report.html,
 OUT/best-sampler.yaml and OUT/sweep.json (with --nfe OUT/best-samplers.yaml, and a folder for each budget). The same
-command resumes: chunks of images that were evaluated are kept and never generated again."""
+command resumes and never samples an evaluated chunk of images again."""
 
 from __future__ import annotations
 
@@ -36,49 +36,49 @@ class Args(Reports):
     model: str
     """Model directory."""
     reference: str
-    """Reference that `edm-ray reference` wrote."""
+    """Reference from `edm-ray reference`."""
     out: str
-    """Directory or s3:// URI of the sweep."""
+    """Output directory, local or s3://."""
     space: str | None = None
-    """What to search: the name of a space that comes with the package (cifar10, digits, ...), or a file of your own;
-    with --nfe: any-budget."""
+    """What to search: a space that comes with the package (cifar10, digits, ...) or your own file. Default with --nfe:
+    any-budget."""
     nfe: str | None = None
-    """Budgets of network evaluations an image, e.g. 5,8,10,18,35: a race for each, in which every sampler takes as many
-    steps as the budget pays for."""
+    """Budgets of network evaluations per image, e.g. 5,8,10,18,35: one search for each, in which every sampler takes as
+    many steps as the budget allows."""
     workers: str = "1"
-    """Ray actors that sample; LEAST:MOST to begin with fewer and take more when the cluster has room; 0: this process,
-    without Ray, one evaluation after the other. The decisions are the same."""
+    """Number of Ray actors that sample; LEAST:MOST to start with fewer and add more when the cluster can; 0: this
+    process, without Ray, one evaluation at a time. The decisions are the same."""
     device: str = "cpu"
     """cpu or cuda."""
     strategy: StrategyName = "race"
-    """How to search: race (looks everywhere a little, then races the best), or grid, random, optuna (TPE) and asha
-    (successive halving) to compare with."""
+    """How to search: race (a first look everywhere, then a race of the best); for comparison grid, random, optuna (TPE)
+    and asha (successive halving)."""
     objective: str = "fid"
-    """fid, or fid,nfe: the front of FID and network evaluations, where the space searches num_steps."""
+    """fid, or fid,nfe: the Pareto front of FID and network evaluations, if the space searches num_steps."""
     within: float = 2.0
-    """Percent: with fid,nfe the cheapest sampler within so much of the best FID is named."""
+    """With fid,nfe: name the cheapest sampler whose FID is within this many percent of the best."""
     budget_images: int | None = None
-    """Stop in good order at so many images, confirmation included; with --nfe the budgets share them, and 300,000 for
-    each is the default."""
+    """Stop in good order after this many images, including confirmation. With --nfe the budgets share them; default:
+    300,000 for each."""
     chunk_size: int = 500
-    """Images a chunk."""
+    """Images per chunk."""
     initial_chunks: int = Race.initial_chunks
-    """Chunks of a setting's first look."""
+    """Chunks for the first look at a setting."""
     max_chunks: int = Race.max_chunks
-    """Chunks of the finalists of the race; of every setting of grid, random and optuna."""
+    """Chunks for each finalist of the race; for every setting of grid, random and optuna."""
     num_line: int = Race.num_line
-    """race: settings on the line of S_churn alone."""
+    """race: settings that vary only S_churn."""
     num_global: int = Race.num_global
-    """race: settings spread evenly over the space. random, optuna, asha: settings in all."""
+    """race: settings spread evenly over the space. random, optuna, asha: total number of settings."""
     num_model: int = Race.num_model
     """race: settings that a model of the FID proposes."""
     confirm_chunks: int | None = None
-    """Chunks of fresh seeds that confirm the winner (default: 100, with --nfe 50 for each budget)."""
+    """Chunks of fresh seeds that confirm the winner (default: 100; with --nfe 50 for each budget)."""
     grid_points: int = GridSearch.points
-    """grid: values that a range of the space is cut into."""
+    """grid: number of values for each range of the space."""
     more: tyro.conf.OmitArgPrefixes[SweepOptions] = field(default_factory=SweepOptions)
     dry_run: bool = False
-    """Print what would be done and what it costs at most, and stop."""
+    """Print the plan and the most it can cost, and stop."""
 
 
 def run(args: Args) -> None:

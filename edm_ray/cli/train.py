@@ -32,16 +32,16 @@ class Args(Reports):
     out: str
     """Directory or s3:// URI of the run."""
     preset: str | None = None
-    """Starting point: see `edm-ray presets`. Without it ddpmpp-32, and a word on which preset suits the data."""
+    """Starting point: see `edm-ray presets`. Default: ddpmpp-32; --dry-run says which preset suits the data."""
     config: str | None = None
-    """YAML file laid over the preset."""
+    """YAML file of settings that override the preset."""
     set: list[str] = field(default_factory=list)
-    """KEY=VALUE pairs laid over both, e.g. --set ema.halflife_kimg=50 optimizer.lr=1e-3"""
+    """Settings that override both, e.g. --set ema.halflife_kimg=50 optimizer.lr=1e-3"""
     seed: int | None = None
-    """Of everything random in the training (default: 0). The same as --set seed=..."""
+    """Random seed of the training (default: 0). The same as --set seed=..."""
     workers: str = "1"
-    """DDP processes (one CPU or GPU each); LEAST:MOST for as many as the cluster has, fewer when a node is lost; 0:
-    this process, without Ray."""
+    """Number of DDP processes (one CPU or GPU each); LEAST:MOST: as many as the cluster has, fewer after losing a node;
+    0: this process, without Ray."""
     device: str = "cpu"
     """cpu or cuda."""
     training: tyro.conf.OmitArgPrefixes[TrainOptions] = field(default_factory=TrainOptions)
@@ -76,7 +76,7 @@ def run(args: Args) -> None:
     if not (args.dry_run and args.device == "cuda"):  # GPUs may be planned for where there are none
         task.check_executor(executor)
     plan = check_plan(args, task, workers)
-    describe(task, f"{'this process' if workers == '0' else workers} x {args.device}")
+    describe(task, f"this process ({args.device})" if workers == "0" else f"workers: {workers} ({args.device})")
     if args.dry_run:
         from edm_ray.cli.plan import print_plan
 
@@ -128,12 +128,20 @@ def check_plan(args: Args, task: TrainTask, workers: str) -> Plan:
     counts = (1, 1) if workers == "0" else parse_workers(workers)
     here = workers == "0" or not os.environ.get("RAY_ADDRESS")
     dataset = task.job.dataset
-    plan = Plan(config=task.config, dataset=dataset, workers=counts, device=args.device, preset=args.preset, here=here)
+    plan = Plan(
+        config=task.config,
+        dataset=dataset,
+        workers=counts,
+        device=args.device,
+        preset=args.preset,
+        here=here,
+        node_hours=args.training.node_hours,
+    )
     try:
         check_memory(task.config, counts[0], args.device, here)
     except InputError as error:
         warning = warned(plan, hours_by_clock(plan))
-        raise InputError(f"{error}. {warning}" if warning else str(error)) from error
+        raise InputError(f"{warning}, and does not fit: {error}" if warning else str(error)) from error
     return plan
 
 
@@ -171,7 +179,8 @@ def summarise(run_uri: str, seconds: float, seen: list[dict[str, Any]], resumed_
     say(f"  model: {model}")
     model = shlex.quote(model)
     say(f"  sample from it: edm-ray generate --model {model} --out samples.png")
-    say(f"  sweep its samplers: edm-ray sweep --model {model} --reference REFERENCE --space SPACE.yaml --out sweep")
+    say("  make a reference: edm-ray reference --data DATA --out REFERENCE")
+    say(f"  find its best samplers: edm-ray sweep --model {model} --reference REFERENCE --nfe 5,8,10 --out SWEEP")
 
 
 def describe(task: TrainTask, where: str) -> None:
@@ -184,6 +193,6 @@ def describe(task: TrainTask, where: str) -> None:
         network = build_network(config.denoiser.network)
     count = sum(parameter.numel() for parameter in network.parameters())
     say(f"train {config.denoiser.network.kind}, {count:,} parameters, on {dataset.name} ({dataset.rows:,} images)")
-    say(f"  {config.total_kimg * 1000:,.0f} images in batches of {config.batch_size} over {where}; run: {task.run_uri}")
+    say(f"  {config.total_kimg * 1000:,.0f} images in batches of {config.batch_size}; {where}; run: {task.run_uri}")
     if config.reader == "ray-data":
-        say("  Ray Data decodes: no two runs are alike, and a resumed one begins its epoch again")
+        say("  Ray Data decodes: no two runs are equal, and a resumed run restarts its epoch")

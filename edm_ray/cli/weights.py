@@ -1,7 +1,7 @@
-"""Published weights of feature extractors: what there is, which are on this machine; named ones are downloaded.
+"""List the published weights of feature extractors and where they are on this machine; download those that you name.
 
-They are looked for in EDM_RAY_WEIGHTS (a file, or a folder), in ~/.cache/edm_ray/weights and in torch.hub's cache, and
-count only with the published sha256. EDM_RAY_WEIGHTS_MIRROR names a server of your own that has the same files."""
+Looks in EDM_RAY_WEIGHTS (a file or a folder), ~/.cache/edm_ray/weights and torch.hub's cache, and accepts a file only
+with the published sha256. EDM_RAY_WEIGHTS_MIRROR names your own server with the same files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edm_ray.evaluation.extractors.published_weights import PUBLISHED, Published
 @dataclass(frozen=True, kw_only=True)
 class Args(Reports):
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Which to download, e.g. inception; none: list them."""
+    """Weights to download, e.g. inception; without a name, list them all."""
 
 
 def run(args: Args) -> None:

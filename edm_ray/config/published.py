@@ -23,8 +23,17 @@ class Quantity:
     source: str
 
     def __str__(self) -> str:
+        return f"{self.amount} ({self.kind}: {self.source})"
+
+    @property
+    def amount(self) -> str:
         number = f"{self.value:,.0f}" if self.value >= 1e4 else f"{self.value:,.4g}"
-        return f"{number} {self.unit} ({self.kind}: {self.source})"
+        return f"{number} {self.unit}"
+
+    @property
+    def terms(self) -> str:
+        """As part of another quantity's source."""
+        return f"{self.amount}, {self.source}"
 
 
 V100_HOURS = {

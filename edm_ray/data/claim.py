@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edm_ray.data.plan import SIDECAR, Plan
+from edm_ray.data.plan import REFUSED, SIDECAR, Plan
 from edm_ray.data.write import disk_full_is_said
 from edm_ray.errors import InputError
 from edm_ray.storage import uris
@@ -14,11 +14,17 @@ from edm_ray.storage.versioned import read_json, to_text
 
 def claim(dest: str, plan: Plan) -> None:
     """Make ``dest`` the place of this plan. Raises InputError when it holds another one (the differences are named), or
-    anything that `prepare` did not put there."""
+    anything that `prepare` did not put there. Another plan that could not succeed makes way: people who were told which
+    options to give can give them."""
     path = uris.join(dest, SIDECAR, "plan.json")
     if uris.exists(path):
-        refuse_other(dest, _read_plan(dest), plan)
-        return
+        try:
+            refuse_other(dest, _read_plan(dest), plan)
+            return
+        except InputError:
+            if not _was_refused(dest):
+                raise
+            _clear(dest)
     if found := uris.list_names(dest):
         raise InputError(
             f"{dest}: is not empty and was not begun by `edm-ray prepare` (found {', '.join(found[:4])}); "
@@ -27,6 +33,19 @@ def claim(dest: str, plan: Plan) -> None:
     with disk_full_is_said(dest, "free some and run the same command again"):
         if not uris.create_bytes(path, to_text(plan.to_json(), indent=1).encode()):
             refuse_other(dest, _read_plan(dest), plan)  # another process was a moment faster
+
+
+def _was_refused(dest: str) -> bool:
+    """Whether what was begun there ended because of one of its records."""
+    return not is_complete(dest) and uris.exists(uris.join(dest, SIDECAR, REFUSED))
+
+
+def _clear(dest: str) -> None:
+    """The plan goes last: killed in between, it is still known whose the shards are."""
+    for name in uris.list_names(dest):
+        if name.endswith(".parquet"):
+            uris.delete(uris.join(dest, name))
+    uris.delete_directory(uris.join(dest, SIDECAR))
 
 
 def _read_plan(dest: str) -> dict[str, Any]:

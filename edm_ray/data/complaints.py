@@ -26,6 +26,10 @@ Sample = Callable[[Record, PictureOptions], Pixels]
 """What is stored of a record. Raises RecordError."""
 
 
+class Refused(InputError):
+    """Records of a source cannot be used as they are."""
+
+
 @dataclass
 class Complaint:
     """One kind of thing that is wrong."""
@@ -67,26 +71,30 @@ class Complaints:
         else:
             self.kinds[kind] = Complaint(error)
 
-    def refusal(self, where: str, error: RecordError) -> InputError:
+    def refusal(self, where: str, error: RecordError) -> Refused:
         """``error`` alone where it is all that is wrong, else every kind with its first record and the options that
         settle all of them."""
         if sum(each.count for each in self.kinds.values()) <= 1:
-            return InputError(f"{where}: {error}{_way_out(error)}")
+            return Refused(f"{where}: {error}{_way_out(error)}")
         if len(self.kinds) == 1:
             [one] = self.kinds.values()
-            return InputError(f"{where}: {one.first}{_way_out(one.first)} ({one.count:,} such records)")
-        listed = [f"{each.first} ({each.count:,} such)" for each in list(self.kinds.values())[:MOST_KINDS]]
-        more = f"; and {len(self.kinds) - MOST_KINDS} kinds more" if len(self.kinds) > MOST_KINDS else ""
+            return Refused(f"{where}: {one.first}{_way_out(one.first)} ({one.count:,} such records)")
+        listed = [f"{each.first}{_such(each.count)}" for each in list(self.kinds.values())[:MOST_KINDS]]
+        more = f"; and {len(self.kinds) - MOST_KINDS} more kinds" if len(self.kinds) > MOST_KINDS else ""
         options = [f"--{name} {value}" for each in self.kinds.values() for name, value in each.first.change.items()]
         options = [*dict.fromkeys(option.replace("resolution 32", "resolution R") for option in options)]
         if any(isinstance(each.first, LabelError) for each in self.kinds.values()):
             options.append("--unlabelled")
         hopeless = [each for each in self.kinds.values() if not each.first.change]
         settled = f"for example {' '.join(options)}{' --on-error skip' if hopeless else ''}" if options else ""
-        return InputError(
-            f"{where}: {'; '.join(listed)}{more}; in all {self.bad:,} of {self.records:,} records cannot be used as "
-            f"they are: {f'give {settled}; ' if settled else ''}--on-error skip leaves all of them out"
+        return Refused(
+            f"{where}: {'; '.join(listed)}{more}. {self.bad:,} of {self.records:,} records cannot be used as they are: "
+            f"{f'give {settled}; ' if settled else ''}--on-error skip alone leaves them all out"
         )
+
+
+def _such(count: int) -> str:
+    return f" ({count:,} such records)" if count > 1 else ""
 
 
 def _way_out(error: RecordError) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from edm_ray.config.codec import check_scale
 from edm_ray.config.load import validate
-from edm_ray.data.complaints import Complaints, check_shape
+from edm_ray.data.complaints import Complaints, Refused, check_shape
 from edm_ray.data.format import ENCODINGS, Pixels, encode
 from edm_ray.data.importers.detect import open_source
 from edm_ray.data.importers.pictures import PictureOptions, deep_range, to_pixels
@@ -55,6 +55,8 @@ from edm_ray.storage.artifacts import Artifact, plain
 from edm_ray.storage.commit import canonical_json, sha256
 
 SIDECAR = ".prepare"
+REFUSED = "refused"
+"""A file beside the plan: a record was refused, so this plan cannot succeed."""
 PROBED = 32
 CODECS = ("pixels", "latents", "haar")
 MIN_SHARDS = 4
@@ -262,7 +264,7 @@ def _refused(
     pictures: PictureOptions,
     latents: LatentOptions | None,
     class_names: Sequence[str],
-) -> InputError:
+) -> Refused:
     """A record that cannot be used ends it, with all else that is wrong."""
     sample = partial(_sample, latents=latents)
     return Complaints().look(source, pictures, sample, class_names).refusal(where, error)
@@ -278,7 +280,7 @@ def _empty_classes(source: Source) -> tuple[str, ...]:
         return ()
     what = f"class {empty[0]} has" if len(empty) == 1 else f"{len(empty):,} classes have"
     which = "" if len(empty) == 1 else f": {shortened_list(empty)}"
-    return (f"WARNING: {what} no pictures{which}; not trained for, and not drawn unless asked for by number",)
+    return (f"WARNING: {what} no pictures{which}; not trained, and drawn only if you ask for it by number",)
 
 
 def _low_values(source: Source, pictures: PictureOptions) -> tuple[str, ...]:
@@ -368,7 +370,11 @@ class PrepareShards:
         skipped: list[str] = []
         rows = _rows(source, plan, edges[index], edges[index + 1], skipped)
         name = shard_name(plan.source.split, index, plan.num_shards)
-        content, entry = build_shard(name, rows, plan.row_format)
+        try:
+            content, entry = build_shard(name, rows, plan.row_format)
+        except Refused as error:
+            uris.write_bytes(uris.join(self.store, REFUSED), str(error).encode())
+            raise
         entry = dataclasses.replace(entry, skipped=len(skipped), skipped_first=skipped[:FIRST_SKIPPED])
         save_shard(self.dest, content, entry)
         with disk_full_is_said(self.store, "free some and run the same command again: finished shards are kept"):

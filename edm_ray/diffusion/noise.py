@@ -14,6 +14,8 @@ from typing import Protocol
 from edm_ray.errors import InputError, require
 
 SIGMA_DATA = 0.5
+MOST_TRAIN_STEPS = 10_000
+"""Of the iDDPM grid, which is worked out level by level."""
 """Standard deviation of the paper's data in [-1, 1]."""
 LEAST_SHARE = 0.5
 """The least share of a log-normal distribution that must lie in the range it is restricted to."""
@@ -205,7 +207,8 @@ class IDDPMGrid:
 
     def check(self, where: str) -> None:
         """Raises InputError, with the field below ``where``, for constants that make no grid."""
-        require(self.num_train_steps >= 2, f"{where}.num_train_steps", self.num_train_steps, "at least 2")
+        fits = 2 <= self.num_train_steps <= MOST_TRAIN_STEPS
+        require(fits, f"{where}.num_train_steps", self.num_train_steps, f"from 2 to {MOST_TRAIN_STEPS:,}")
         require(0 < self.c_1 < 1, f"{where}.c_1", self.c_1, "greater than 0, less than 1")
         require(0 <= self.c_2 < math.inf, f"{where}.c_2", self.c_2, "0 or more, finite")
 

@@ -318,6 +318,15 @@ def read_authentication_again() -> None:
         loader.instance().reset_cache()
 
 
+def own_daemons() -> dict[str, int]:
+    """Process ids of the raylet and the head ("gcs_server") that this process has started.
+
+    Without: none, and a command waits for minutes for a Ray of its own that was killed.
+    """
+    started = (getattr(_own_node(), "all_processes", None) or {}) if ray.is_initialized() else {}
+    return {name: started[name][0].process.pid for name in ("raylet", "gcs_server") if started.get(name)}
+
+
 def session_folder() -> str:
     """Where Ray keeps sessions on this node (``--temp-dir``), to look whether there is disk left. Without: /tmp/ray."""
     node = _own_node()

@@ -21,6 +21,8 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError
 
+from edm_ray.distributed.own_ray import own_ray_watched
+from edm_ray.distributed.patience import patience_here
 from edm_ray.distributed.ray_private import (
     apart_from_terminal,
     private_session,
@@ -63,7 +65,9 @@ def session(address: str | None = None) -> Iterator[None]:
     with ExitStack() as ends:
         with sigterm_waits(), _own_sigterm():
             if local:
+                silent_s = patience_here().silent_s
                 _start_local(ends)
+                ends.enter_context(own_ray_watched(silent_s))  # to be left before Ray is ended
             else:
                 _connect(address)
                 ends.callback(ray.shutdown)

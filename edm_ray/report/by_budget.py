@@ -112,13 +112,13 @@ def draw(rows: Sequence[by_budget.Row]) -> Drawing:
     budgets = [row.nfe for row in rows]
     axes.set_xticks(budgets, [str(nfe) for nfe in budgets])
     axes.xaxis.minorticks_off()
-    axes.set_xlabel("network evaluations an image (NFE)")
+    axes.set_xlabel("network evaluations per image (NFE)")
     axes.set_ylabel(f"FID (n={rows[0].best.estimate.n}, fresh seeds)")
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     about = (
-        "Fresh seeds, with the 95 % interval of each FID alone. All share their seeds, so differences are known better "
-        "than these bars say: they stand in the table."
+        "Fresh seeds; the bars are 95 % intervals of each FID alone. All samplers use the same seeds, so the "
+        "differences in the table are more precise than these bars suggest."
     )
     return Drawing("fid-nfe", "FID against network evaluations", about, (svg(figure),))
 
@@ -135,7 +135,7 @@ def draw_differences(rows: Sequence[by_budget.Row]) -> Drawing:
     xlabel = "FID of the sampler found, percent above or below"
     about = (
         "Paired differences on the same fresh seeds, with 95 % intervals: left of 0 the sampler found is better. The "
-        "others are Heun with rho 7 and the best unsearched solver at the same budget, and Heun at the largest budget."
+        "rivals are Heun with rho 7 and the best unsearched solver at the same budget, and Heun at the largest budget."
     )
     return Drawing("differences", "What the search is worth", about, (forest(intervals, "budget (NFE)", xlabel),))
 

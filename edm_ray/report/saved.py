@@ -54,7 +54,10 @@ def load_report(out: str) -> tuple[SweepResult, Context]:
             so_far = read_json(path, REWRITE)
             result, context = so_far.get("result") or {}, so_far.get("context") or {}
             return SweepResult.from_dict(result, path), validate(Context, context, path)
-        if "chunks" in uris.list_names(out):
+        if (names := set(uris.list_names(out))) & {"run.json", "evaluation.json"}:
+            what = "a training run" if "run.json" in names else "an evaluation"
+            raise InputError(f"{out}: {what}, not a sweep; give the --out of an `edm-ray sweep`")
+        if "chunks" in names:
             raise InputError(
                 f"{out}: a sweep that has not ended, with nothing to report yet; run its command again, it resumes "
                 "from its chunks"

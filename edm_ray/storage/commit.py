@@ -156,6 +156,15 @@ def open_manifest(uri: str, kind: str, keys: Iterable[str], files: Iterable[str]
     return manifest
 
 
+def require_no_other(uri: str, allowed: str | None = None) -> None:
+    """Refuse to write into a folder that is one whole already: a model, a reference, a data set. allowed: of this kind
+    it may be."""
+    manifest = read_manifest(uri) if uris.exists(uris.join(uri, MANIFEST)) else None
+    if manifest is not None and (kind := manifest.get("kind")) != allowed:
+        what = str(kind).removeprefix("edm_ray ")
+        raise InputError(f"{uri}: holds {shortened(what)}, and nothing else may be written there; give another place")
+
+
 def check_keys(manifest: Mapping[str, Any], path: str, known: Iterable[str]) -> None:
     """Refuse what this version does not know: it would be left out without a word."""
     known = {*known, "kind", "format", "files"}

@@ -42,22 +42,22 @@ class EvaluateOptions:
     """How, beside what and how many."""
 
     metrics: str = "fid"
-    """fid, kid, isc (Inception Score), prc (precision and recall), with commas between; all from one pass. isc is of
-    the references whose extractor has classes."""
+    """fid, kid, isc (Inception Score), prc (precision and recall), separated by commas; all come from one pass. isc
+    needs an extractor with classes."""
     protocol: Literal["interval", "paper"] = "interval"
-    """interval: --num images, with error bars. paper: three times --num, seeds from 0, as in the paper, which reports
-    the minimum; mean and interval are shown beside it."""
+    """interval: --num images, with an error bar. paper: three sets of --num seeds and their minimum, as in the paper,
+    beside mean and interval."""
     labels: str = "random"
-    """random (as in the paper), balanced, or a class number."""
+    """Class labels: random (as in the paper), balanced, or a class number."""
     precision: str = "fp32"
-    """fp32, bf16 or fp16: of the network; the sampler's state stays float64."""
+    """Precision of the network: fp32, bf16 or fp16. The sampler's state stays float64."""
     guide: str | None = None
-    """Model directory of the model that guides it (autoguidance), where the sampler's guidance is not 1. Without it
-    guidance is classifier-free: the model itself without its labels."""
+    """Guiding model (autoguidance) if the sampler's guidance is not 1; without it the model itself, without labels,
+    guides (classifier-free guidance)."""
     real: str | None = None
-    """Data set of held-out real images: the metrics of its first --num images are reported beside."""
+    """Data set of held-out real images: also report the metrics of its first --num images."""
     store: str | None = None
-    """Chunk store: a directory or s3:// URI, for any number of evaluations; what is there is not sampled again."""
+    """Directory or s3:// URI of a chunk store that many evaluations share; what is there is not sampled again."""
 
 
 @dataclass(frozen=True, kw_only=True)

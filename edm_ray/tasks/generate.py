@@ -35,14 +35,14 @@ class GenerateOptions:
     """Which images."""
 
     seed: int = 0
-    """Of the first image; the next has the next seed."""
+    """Seed of the first image; each further image has the next seed."""
     labels: str = "balanced"
-    """random, balanced (ten seeds in a row share a class), or a class number."""
+    """Class labels: random, balanced (ten seeds in a row share a class), or a class number."""
     precision: str = "fp32"
-    """fp32, bf16 or fp16: of the network; the sampler's state stays float64."""
+    """Precision of the network: fp32, bf16 or fp16. The sampler's state stays float64."""
     guide: str | None = None
-    """Model directory of the model that guides it (autoguidance), where --set guidance=... says so. Without it guidance
-    is classifier-free: the model itself without its labels."""
+    """Guiding model (autoguidance) for --set guidance=...; without it the model itself, without labels, guides
+    (classifier-free guidance)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,33 +28,35 @@ class PrepareOptions:
     """How a source is read and how the data set is laid out."""
 
     kind: str | None = None
-    """Say what SOURCE is instead of having it detected: folder, zip, cifar, idx, parquet, tar, npz."""
+    """Kind of SOURCE, if it is not to be detected: folder, zip, cifar, idx, parquet, tar, npz."""
     pictures: PictureOptions = field(default_factory=PictureOptions)
     split: str = "train"
-    """Which part of sources that have several (CIFAR, MNIST, Parquet folders); also the first word of file names."""
+    """Which part of a source that has several (CIFAR, MNIST, Parquet folders); also the first word of the output's file
+    names."""
     image_column: str | None = None
-    """Parquet column, npz array or tar extension that holds the pictures, when it is not plain."""
+    """Parquet column, npz array or tar extension with the pictures, if there are several candidates."""
     label_column: str | None = None
-    """Parquet column, npz array, JSON key or CIFAR table (fine_labels, coarse_labels) that holds the labels."""
+    """Parquet column, npz array, JSON key or CIFAR table (fine_labels, coarse_labels) with the labels."""
     unlabelled: bool = False
     """Leave labels out."""
     on_error: Literal["raise", "skip"] = "raise"
-    """skip: leave out records that cannot be used; how many and which is said, and kept in the manifest."""
+    """raise: stop at a record that cannot be used; skip: leave such records out, and list them here and in the
+    manifest."""
     encoding: Literal["png", "raw"] = "png"
-    """png: what Hugging Face image data sets are; raw: plain pixels, larger and much faster to read."""
+    """png: as in Hugging Face image data sets; raw: plain pixels, larger and much faster to read."""
     codec: Literal["pixels", "latents", "haar"] = "pixels"
     """latents: SOURCE is a .npz or .npy of float16 or float32 [N, C, R, R] that an encoder made; haar: turn pictures
     into latents by the 2x2 Haar transform, which loses nothing."""
     decoder: str | None = None
-    """With --codec latents: name of what makes pictures of them."""
+    """With --codec latents: name of the decoder that turns them into pictures."""
     scale: float = 0.5
-    """Latents: standard deviation that each channel is given for training (sigma_data)."""
+    """Latents: scale each channel to this standard deviation for training (sigma_data)."""
     shards: int | None = None
-    """Exactly so many Parquet files; without it, files of about --shard-mib."""
+    """Number of Parquet files; without it, files of about --shard-mib."""
     shard_mib: float = 64.0
-    """Size of a Parquet file; small sets have 4 files all the same."""
+    """Size of a Parquet file in MiB; small data sets still have 4 files."""
     num: int = 10_000
-    """Of `photographs` and `more-photographs`: number of crops."""
+    """Number of crops, for `photographs` and `more-photographs`."""
 
 
 @dataclass(frozen=True, kw_only=True)

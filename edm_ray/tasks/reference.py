@@ -47,16 +47,16 @@ class ReferenceOptions:
 
     extractor: str = "inception"
     """inception (the standard) or dinov2 (both found or downloaded: `edm-ray weights`), clip (needs --weights), self
-    (trained here in minutes on these images; FIDs compare within this data set only), digits (8x8 digits)."""
+    (trained on these images in minutes; its FIDs are comparable only within this data set), digits (8x8 digits)."""
     weights: str | None = None
-    """Extractor weights: a path or s3:// URI. Without: EDM_RAY_WEIGHTS, the cache, torch.hub's cache, a download."""
+    """Extractor weights: a path or s3:// URI. Default: EDM_RAY_WEIGHTS, the cache, torch.hub's cache, or a download."""
     sha256: str | None = None
-    """What the weights' sha256 must be."""
+    """Expected sha256 of the weights."""
     features: int = DEFAULT_FEATURES
-    """Features of so many images are kept for KID, precision and recall (4 bytes times their length each); 0: none."""
+    """Keep the features of this many images for KID, precision and recall (4 bytes per feature); 0: none."""
     store: str | None = None
-    """Directory or s3:// URI of many references: this one lies there under the hash of data set and extractor, and is
-    found, not made, when anybody made it before."""
+    """Directory or s3:// URI that holds many references, each under the hash of its data set and extractor; one that is
+    there already is not made again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class ReferenceTask:
         if self.options.weights is not None:
             return self.options.weights
         if name not in PUBLISHED:
-            return f"to train here, on these images; {OF_OWN[name]}"
+            return f"trained here on these images; {OF_OWN[name]}"
         if (found := find_weights(PUBLISHED[name])) is not None:
             return str(found)
         return f"to download: {PUBLISHED[name].offer()}"
@@ -147,8 +147,8 @@ class ReferenceTask:
                 if options.weights is not None:
                     raise
                 raise type(error)(
-                    f"{error}; or take --extractor self: trained here on these images, without a network; its FIDs "
-                    "compare within this data set only"
+                    f"{error}. Or give --extractor self: trained here on these images, without a download; its FIDs "
+                    "are comparable only within this data set"
                 ) from None
         with open_reader(self.dataset) as pixels:
             content = TRAINED[options.extractor](self.dataset, pixels, partial(on_weights, "training"))
@@ -169,8 +169,8 @@ def _train_self(dataset: DataSet, pixels: Reader, on_epoch: OnProgress) -> bytes
 
 
 OF_OWN = {
-    "digits": "FIDs compare with those of these weights only",
-    "self": "FIDs compare within this data set only, and small differences between good samplers say little",
+    "digits": "its FIDs are comparable only with those of these weights",
+    "self": "its FIDs are comparable only within this data set, and do not rank good samplers well",
 }
 """What the FIDs of such features are worth (research/self_features)."""
 TRAINED = {"digits": _train_digits, "self": _train_self}

@@ -26,7 +26,7 @@ from edm_ray.execution.executor import Executor, Maker, make_all
 from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, FidMeter, fid_meter, sample_grids
 from edm_ray.generation.generate import labels_of
-from edm_ray.generation.trajectories import blocks_of, read_trajectories
+from edm_ray.generation.trajectories import NUM_IMAGES, blocks_of, read_trajectories
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model, require_unchanged
 from edm_ray.report.by_budget import folder, save_by_budget, write_budgets_page
@@ -65,22 +65,22 @@ class SweepOptions:
     """What is beside the search itself."""
 
     labels: str = "random"
-    """random (as in the paper), balanced, or a class number."""
+    """Class labels: random (as in the paper), balanced, or a class number."""
     guide: str | None = None
-    """Model directory of the model that guides it, where the space searches guidance; without it guidance is
-    classifier-free: the model itself without its labels."""
+    """Guiding model (autoguidance) if the space searches guidance; without it the model itself, without labels, guides
+    (classifier-free guidance)."""
     concurrent: int | None = None
-    """On Ray: trials in flight at once; they share the actors (default: two for each of them, 4 to 64)."""
+    """On Ray: trials that run at a time and share the actors (default: two per actor, 4 to 64)."""
     budget_gpu_hours: float | None = None
-    """Stop in good order at so many hours of all workers together; the speed is measured on the first looks."""
+    """Stop in good order after this many hours of all workers together; the speed is measured on the first looks."""
     seed: int = 0
-    """Of the search's own choices."""
+    """Seed of the search's own choices."""
     real: str | None = None
-    """Data set of held-out real images: their FID at the confirmation's n is reported beside."""
+    """Data set of held-out real images: also report their FID, for as many images as the confirmation uses."""
     grid: int = 50
-    """Images in each sample grid of the report."""
+    """Images in each grid of the report."""
     export: bool = False
-    """Put best-sampler.yaml into the model directory too; then `--sampler MODEL` takes it from there."""
+    """Also put best-sampler.yaml into the model directory, where `--sampler MODEL` finds it."""
 
     def check(self) -> None:
         """Raises InputError for what is out of range."""
@@ -238,6 +238,7 @@ class SweepTask:
         denoiser = self.races.drivers[0].search.registry.denoiser  # loaded when the sweep was planned
         bounds = self.space.sampler.sigma_range(denoiser)
         blocks = blocks_of(self.model.hash, spec.labels, device, denoiser.shape, bounds)
+        activity.stage(f"choosing noise levels on {NUM_IMAGES} trajectories of the model")
         make_all(sampling, [(block,) for block in blocks])
         self.races.propose(read_trajectories(spec.store, blocks, math.prod(denoiser.shape)))
 

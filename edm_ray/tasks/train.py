@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from edm_ray.storage import uris
 from edm_ray.storage.lease import hold
 from edm_ray.tasks.export import about_of
 from edm_ray.tasks.options import read_options
+from edm_ray.training.checkpoint_interval import NODE_HOURS
+from edm_ray.training.cost import node_count
 from edm_ray.training.device import Place
 from edm_ray.training.loop import Row, TrainingJob
 from edm_ray.training.loop import train as train_here
@@ -51,29 +54,34 @@ class TrainOptions:
     """What is beside the configuration: none of it changes the result."""
 
     reader: Literal["cache", "ray-data"] | None = None
-    """cache (the default): each node decodes the data set once, into its cache; exact. ray-data: tasks of Ray Data
-    decode again each epoch, on any CPU of the cluster, for decoding that is too heavy for the nodes that train; runs
-    are then not repeatable, and a resumed one begins its epoch again. The same as --set reader=..."""
+    """cache (default): each node decodes the data set once, into its cache; exact. ray-data: Ray Data decodes it every
+    epoch on any CPU of the cluster, if decoding is too heavy for the nodes that train; then runs are not repeatable,
+    and a resumed run restarts its epoch. The same as --set reader=..."""
     cache_dir: str | None = None
-    """Folder on each node's local disk for decoded images, shared by its processes; else EDM_RAY_CACHE there, else
+    """Folder for decoded images on each node's local disk, shared by its processes. Default: EDM_RAY_CACHE there, else
     ~/.cache/edm_ray."""
     cache_gib: float | None = None
-    """How many GiB it may hold; else EDM_RAY_CACHE_GIB there, else 64."""
+    """Size limit of that folder in GiB. Default: EDM_RAY_CACHE_GIB there, else 64."""
     max_failures: int = 3
-    """How often in a row, without a new checkpoint in between, the workers may fail before the command gives up."""
+    """Give up after this many failures of the workers without a new checkpoint in between."""
+    node_hours: float = NODE_HOURS
+    """Hours between two failures of one node (33: spot machines that are often taken). From them and the cost of a
+    checkpoint follows the interval that loses least, at which the run makes more checkpoints; 0: it makes none."""
     track: tuple[str, ...] = ()
-    """Send the metrics to tensorboard, wandb or mlflow too; NAME=WHERE for a folder, project or experiment of your own.
-    May name several."""
+    """Also send the metrics to tensorboard, wandb or mlflow (one or more); NAME=WHERE sets the folder, project or
+    experiment."""
     snapshot_kimg: float | None = None
-    """Every so many thousand images keep a model in RUN/snapshots and draw a small grid of fixed seeds from it, between
-    two steps; no grid where drawing it would take more than 5 % of the time since the last one."""
+    """Every N thousand images, keep a model in RUN/snapshots and draw a small grid of fixed seeds; no grid if drawing
+    it would take more than 5 % of the time since the last one."""
     fresh: bool = False
-    """Delete the run in --out and start over."""
+    """Delete the run in --out first."""
 
     def check(self) -> None:
         """Raises InputError for what is out of range."""
         if self.snapshot_kimg is not None and self.snapshot_kimg <= 0:
             raise InputError(f"--snapshot-kimg {self.snapshot_kimg:g}: give more than 0")
+        if not 0 <= self.node_hours < math.inf:
+            raise InputError(f"--node-hours {self.node_hours:g}: give 0 (checkpoints at checkpoint_kimg only) or more")
 
     @property
     def cache_variables(self) -> dict[str, str]:
@@ -152,13 +160,16 @@ class TrainTask:
                 for line in tracking.close(ended):
                     on_note(line)
 
+    def _paced(self, nodes: int) -> TrainingJob:
+        return dataclasses.replace(self.job, mtbf_s=3600 * self.options.node_hours / nodes)
+
     def _train(
         self, on: Executor, on_tick: OnTick, loop: Loop, must_stop: Callable[[], bool], on_resume: OnResume
     ) -> None:
         if not isinstance(on, Ray):
             ask = lambda: Signal.STOP if must_stop() else Signal.NONE  # noqa: E731
             pulse = Pulse(on_begin=on_resume, on_step=loop.on_step)
-            train_here(self.job, Place(device=on.device), on_tick, ask, pulse=pulse)
+            train_here(self._paced(1), Place(device=on.device), on_tick, ask, pulse=pulse)
             return
         from edm_ray.distributed.train import train_on_ray
 
@@ -166,7 +177,7 @@ class TrainTask:
 
         with on.session():
             train_on_ray(
-                self.job,
+                self._paced(node_count(on.workers, on.device, not (on.address or os.environ.get("RAY_ADDRESS")))),
                 self._group(on),
                 max_failures=self.options.max_failures,
                 on_tick=on_tick,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -120,6 +121,8 @@ class BackgroundWriter:
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.pending: deque[Future[None]] = deque()
         self.failed = False
+        self.took_s = self.cpu_s = 0.0
+        """Of the last call whose writes are done: by the clock, and of the thread's CPU."""
 
     def submit(self, *copies: Callable[[], Write]) -> None:
         """Call each of ``copies`` now, and in the background, in order, what they return.
@@ -134,12 +137,14 @@ class BackgroundWriter:
     def _persist_all(self, writes: list[Write]) -> None:
         if self.failed:
             return
+        began, cpu = time.monotonic(), time.thread_time()
         try:
             for write in writes:
                 _persist(write)
         except BaseException:
             self.failed = True
             raise
+        self.took_s, self.cpu_s = time.monotonic() - began, time.thread_time() - cpu
 
     def close(self) -> None:
         """When all is written. Raises what a write raised."""

@@ -35,6 +35,11 @@ GPUS_A_NODE = 8
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
+def node_count(workers: int, device: str, here: bool) -> int:
+    """Of so many workers, eight to a node as GPUs are. here: no cluster is named, so CPU workers are on one machine."""
+    return 1 if here and device == "cpu" else math.ceil(workers / GPUS_A_NODE)
+
+
 def memory_gib(cost: NetworkCost, images: int, precision: str) -> Quantity:
     """Parameters, optimizer, averages and activations of one worker that holds ``images`` at once."""
     low = precision in ("bf16", "fp16")
@@ -127,7 +132,7 @@ def gpu_hours(preset: str, config: TrainingConfig, cost: NetworkCost) -> Quantit
 def dollars(hours: Quantity) -> Quantity:
     """GPU time in money, at an assumed price."""
     price = gpu_price(hours.unit.split()[0])
-    return Quantity(value=hours.value * price.value, unit="USD", kind="assumed", source=f"at {price}")
+    return Quantity(value=hours.value * price.value, unit="USD", kind="assumed", source=f"at {price.terms}")
 
 
 Costs = Mapping[str, float]

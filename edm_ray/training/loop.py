@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ from edm_ray.models import save_model
 from edm_ray.models.checkpoints import CheckpointStore
 from edm_ray.storage.documents import shortened_error
 from edm_ray.storage.outlive import outlived
+from edm_ray.training.checkpoint_interval import Pace
 from edm_ray.training.checkpoints import Saver, agreed_checkpoint
 from edm_ray.training.device import Place, cpu_threads
 from edm_ray.training.metrics import MetricsLog
@@ -57,6 +59,9 @@ class TrainingJob:
     snapshot_kimg: float | None = None
     """At the first tick at or after every so many thousand images, and at the end, the average becomes a model
     directory below RUN/snapshots and a grid is drawn from it; what cannot be made is named, and training continues."""
+    mtbf_s: float = 0.0
+    """Seconds between two failures of the whole group, on average: decides how often a checkpoint is made beside those
+    of config.checkpoint_kimg (`checkpoint_interval.Pace`). 0: only those."""
 
     @property
     def identity(self) -> str:
@@ -104,7 +109,9 @@ def _train(
     images.follow(_shares_to_come(job.config, place, state.images_seen, schedule.total), job.config.seed)
     log = MetricsLog(run_uri, state.images_seen, job.identity) if first else None
     draw = _grid_drawer(job) if first and job.snapshot_kimg else None
-    signals, skipped = Signals(ask, place.world_size), SkippedLog(run_uri, images.skipped)
+    pace = Pace(job.mtbf_s if first else 0.0)
+    signals = Signals(lambda: max(ask(), pace.ask()), place.world_size)
+    skipped = SkippedLog(run_uri, images.skipped)
     step.watch.start(state.images_seen)
     pulse.total = schedule.total
     pulse.begin(state.images_seen)
@@ -128,7 +135,11 @@ def _train(
             tallies = signals.gather(step.tally.sums()) if due.checkpoint else []
             if first:
                 with step.watch.saving(), pulse.waiting_for_storage():
+                    began = time.monotonic()
                     saver.save(due, state, tallies)
+                if due.checkpoint:
+                    writer = saver.writer  # its CPU time is taken from the training where that is on the CPU
+                    pace.saved(time.monotonic() - began + writer.cpu_s, writer.took_s)
             if due.stop:
                 signals.close()
                 raise Stopped(f"{run_uri}: stopped at {state.images_seen:,} images, checkpoint written")

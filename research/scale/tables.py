@@ -17,7 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edm_ray.config.published import gpu_price, prices, scaling_costs
+from edm_ray.config.training import TrainingConfig
 from edm_ray.search.plan import SweepPlan
+from edm_ray.training.checkpoint_interval import best_interval, lost_share
 from edm_ray.training.cost import Costs, Estimate, costs_at, on_gpus
 from research.scale.model import (
     CONFIRMED,
@@ -36,6 +38,11 @@ ROOT = Path(__file__).parents[2]
 DOC = ROOT / "research" / "scale" / "README.md"
 COUNTS = (8, 64, 512)
 STARTS, CONCURRENT = 2, 16
+FAILING, FAILURE_MINUTES = 64, 45
+RESTART_S = 14.4
+"""From the command to the first step, two workers on two cores (benchmarks/training.md)."""
+COPY_BYTES = 102 * 2**20 / 0.18
+"""A second, of a checkpoint (benchmarks/training.md)."""
 BEGIN, END = "<!-- made by research/scale/tables.py: begin -->", "<!-- end -->"
 
 
@@ -101,6 +108,7 @@ def tables() -> str:
         ends = f"{entry.better:,.4g} | {entry.worse:,.4g}"
         lines.append(f"| {entry.name} | {ends} | {entry.unit} | {entry.kind} | {entry.source} |")
     lines += ["", "### The model against what it can be compared with here", *compared()]
+    lines += ["", f"### A failure each {FAILURE_MINUTES} minutes on {FAILING} A100s", *failures()]
     about = json.loads(MEASURED_FILE.read_text())["about"]
     dates = ", ".join(f"{part} {date}" for part, date in about["dates"].items())
     lines += ["", f"Measured ({dates}) on {about['machine']}, torch {about['torch']}."]
@@ -125,6 +133,32 @@ def compared() -> list[str]:
         alone, reducing, together = (span(*(1000 * value for value in part)) for part in parts)
         model = span(*(1000 * two_processes(images, better, costs_at(better)) for better in (True, False)))
         lines.append(f"| {images} | {alone} | {reducing} | {model} | {together} |")
+    return lines
+
+
+def failures() -> list[str]:
+    """What failures of any of the nodes would lose: at the presets' checkpoints, and at the best interval."""
+    mtbf = 60.0 * FAILURE_MINUTES
+    ends = scaling_costs()["restart"]
+    restarts = (RESTART_S, ends.better, ends.worse)
+    lines = [
+        "",
+        f"A model (Daly 2006, `edm_ray/training/checkpoint_interval.py`): a failure stops all {FAILING} and loses what "
+        f"came after the last checkpoint. A restart of {RESTART_S:g} s was measured without GPUs (the whole command on "
+        f"two cores), {ends.better:g} and {ends.worse:g} s are the inputs above. A checkpoint holds the training up "
+        f"for its copy, at the {COPY_BYTES / 2**20:,.0f} MiB/s that [`benchmarks/training.md`]"
+        "(../../benchmarks/training.md) has. Goodput: the share of the time that makes new images.",
+        "",
+        f"| data set | a checkpoint each | goodput, restart {' s | '.join(f'{each:g}' for each in restarts)} s |",
+        "|---|---|---|---|---|",
+    ]
+    for work in WORKLOADS:
+        cost = 4 * work.train.gradient_bytes / COPY_BYTES
+        calm = on_gpus(work.train, FAILING, {**costs_at(False), "lost": 0.0})
+        preset = 1000 * TrainingConfig().checkpoint_kimg / (work.train.images / (3600 * calm.hours))
+        for name, seconds in (("500 kimg", preset), ("the best", best_interval(cost, mtbf))):
+            good = (f"{1 - lost_share(seconds, cost, mtbf, restart):.1%}" for restart in restarts)
+            lines.append(f"| {work.name} | {name}: {number(seconds)} s | {' | '.join(good)} |")
     return lines
 
 

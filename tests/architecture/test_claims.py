@@ -17,7 +17,7 @@ DOCUMENTS = [
     *sorted((ROOT / "research").rglob("*.md")),
 ]
 BENCHMARKS, RESEARCH = ROOT / "benchmarks", ROOT / "research"
-NOT_BENCHMARKS = {"__init__", "results", "processes", "marks", "ticks"}
+NOT_BENCHMARKS = {"__init__", "results", "processes", "marks", "progress", "ticks"}
 """Helpers; and the contenders, which a benchmark runs."""
 
 

@@ -19,6 +19,7 @@ from edm_ray.cli.console import say
 from edm_ray.data.write import write_dataset
 from edm_ray.errors import InputError
 from edm_ray.storage import s3, uris
+from edm_ray.storage.commit import commit
 from edm_ray.storage.uris import absolute, check_writable, resolve
 from tests.data.sources import make_parquet, picture, pixels_of, put
 
@@ -198,3 +199,13 @@ def test_a_batch_that_no_memory_holds_is_refused_by_the_plan(tmp_path, capsys, d
     err = lines(capsys)
     assert "images at once take about" in err and "--set micro_batch=" in err and time.monotonic() - began < 60
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "sweep", "generate", "explain"])
+def test_nothing_is_written_into_a_folder_that_is_a_model_already(command, tmp_path, capsys):
+    commit(str(tmp_path / "model"), [("config.json", b"{}")], kind="edm_ray model")
+    data = ["--data", "digits"] if command == "train" else ["--model", "nowhere"]
+    more = ["--reference", "nowhere"] if command in ("evaluate", "sweep") else []
+    assert main([command, *data, *more, "--out", str(tmp_path / "model")]) == 2
+    assert "holds 'model', and nothing else may be written there" in lines(capsys)
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "manifest.json"}

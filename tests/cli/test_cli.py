@@ -142,7 +142,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, digits_dir, tmp_pa
     assert main([*data, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "749,089 parameters" in text and "halflife_kimg: 4.0" in text and not (tmp_path / "run").exists()
-    for line in ("128 images = 1 workers x 128", "500; 49.3 epochs", "GiB a worker (computed", "1 bundles of 1 CPU"):
+    for line in ("128 images = 1 worker x 128", "500; 49.3 epochs", "GiB a worker (computed", "1 bundle of 1 CPU"):
         assert line in text
     assert "ms an image (measured here" in text
     (cost,) = (line for line in text.splitlines() if line.startswith("  cost"))
@@ -150,7 +150,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(capsys, digits_dir, tmp_pa
     assert main([*data, "--dry-run", "--workers", "2:3", "--set", "micro_batch=10"]) == 0
     assert "3 workers x 42 to 43, in 5 rounds of at most 10" in capsys.readouterr().out
     assert main([*data, "--dry-run", "--set", "threads=2"]) == 0
-    assert "1 bundles of 2 CPUs" in capsys.readouterr().out
+    assert "1 bundle of 2 CPUs" in capsys.readouterr().out
 
 
 def test_generated_images_depend_on_their_seed_alone(digits_dir, tmp_path):

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from edm_ray.execution.stopping import GRACE_S, SAME_S
 from tests.terminal import Terminal
 
 CODES = {"key": 130, "kill": 143, "close": 129}
-QUIET_S = 10.0
-"""To the end of a command that was asked to, on a quiet machine."""
-LIMIT_S = float(os.environ.get("EDM_RAY_TEST_SLOWNESS", "6")) * QUIET_S
-"""Here: the machine that runs the tests does other things too."""
+SLOWNESS = float(os.environ.get("EDM_RAY_TEST_SLOWNESS", "12"))
+"""So many times as long is allowed as on a quiet machine: the one that runs the tests does other things too."""
+FIRST_S, SILENCE_S, LIMIT_S = (SLOWNESS * seconds for seconds in (1.0, 3.0, 10.0))
+"""The first word; the longest silence; to the end of a command that was asked to end."""
 NEVER = ("Traceback", "***", "(raylet)", "core_worker", "has no winner", "Exception ignored")
 TRAIN = "--preset tiny --set total_kimg=200 tick_kimg=0.48 checkpoint_kimg=1000"
 SPACE = str(Path(__file__).parents[2] / "tune_spaces" / "digits.yaml")
@@ -91,13 +92,13 @@ def test_ctrl_c_in_training_says_so_at_once_writes_a_checkpoint_and_says_how_to_
     run = tmp_path / "run"
     command = f"train --data {digits_dir}/train --out {run} {TRAIN} --workers 0"
     with Terminal(*command.split()) as terminal:
-        assert terminal.until(".", 30) < 5, "the first word"
+        assert terminal.until(".", LIMIT_S) < FIRST_S, "the first word"
         wait_until(terminal, "images: [1-9]", 0.5)
         pressed = terminal.key()
-        assert terminal.until("stopping: writing a checkpoint; again to leave now", 20) - pressed < 3
+        assert terminal.until("stopping: writing a checkpoint; again to leave now", LIMIT_S) - pressed < GRACE_S
         assert terminal.wait(LIMIT_S) == 130
         longest, at = terminal.silences()[0]
-        assert longest < 3 * 3, f"{longest:.1f} s of silence at {at:.1f} s"
+        assert longest < SILENCE_S, f"{longest:.1f} s of silence at {at:.1f} s"
     assert "checkpoint written; the same command resumes from there" in terminal.text
     (images,) = checkpoints(run)
     assert f"stopped at {images:,} images" in terminal.text
@@ -107,7 +108,7 @@ def test_ctrl_c_while_libraries_are_loaded_leaves_at_once_whatever_they_catch(tm
     with Terminal("train", "--data", str(tmp_path), "--out", str(tmp_path / "run")) as terminal:
         wait_until(terminal, "loading", 0.2)
         pressed = terminal.key()
-        assert terminal.wait(LIMIT_S) == 130 and terminal.now - pressed < 3
+        assert terminal.wait(LIMIT_S) == 130 and terminal.now - pressed < GRACE_S
     assert "stopped; nothing was begun" in terminal.text and "Traceback" not in terminal.text
     assert terminal.raw.rstrip().endswith("begun") and "\x1b[?25h" in terminal.raw, "the cursor is shown again"
 
@@ -135,30 +136,28 @@ def test_training_that_was_stopped_again_and_again_while_it_saves_has_the_parame
     """Each step is a tick and a checkpoint, so that it is always saving; ends at random moments, some at once."""
     from edm_ray.models.directory import load_model
 
-    quick = "--preset tiny --set total_kimg=1.2 tick_kimg=0.024 checkpoint_kimg=0.024 --workers 0"
+    quick = "--preset tiny --set total_kimg=2.4 tick_kimg=0.024 checkpoint_kimg=0.024 --workers 0"
     calm, broken = tmp_path / "calm", tmp_path / "broken"
     with Terminal(*f"train --data {digits_dir}/train --out {calm} {quick}".split()) as terminal:
-        assert terminal.wait(300) == 0
+        began = terminal.until("images: ", 300)
+        assert terminal.wait(600) == 0
+        training = terminal.now - began
     moments, stops = random.Random(0), 0
     while not (broken / "model" / "manifest.json").exists():
         with Terminal(*f"train --data {digits_dir}/train --out {broken} {quick}".split()) as terminal:
-            terminal.until("images: |resuming", 300)
-            end = terminal.now + moments.uniform(0.3, 2.0)
-            while terminal.now < end and terminal.read(0.01):
-                pass
+            terminal.until("images: |resuming|nothing was left", 300)
+            terminal.watch(moments.uniform(0.05, 0.4) * training)
             if terminal.code is None:
                 terminal.key()
-                if stops % 2:
-                    terminal.until("stopping", 30)
-                    end = terminal.now + 0.15
-                    while terminal.now < end and terminal.read(0.01):
-                        pass
-                    if terminal.code is None:
-                        terminal.key()
                 stops += 1
+                while stops % 2 == 0 and "stopping" not in terminal.text and terminal.read(0.01):
+                    pass
+                terminal.watch(5 * SAME_S[signal.SIGINT])
+                if stops % 2 == 0 and terminal.code is None:
+                    terminal.key()
             assert terminal.wait(LIMIT_S) in (0, 130), terminal.story
             assert "Traceback" not in terminal.text, terminal.story
-    assert stops >= 3
+    assert stops >= 3, (stops, training)
     one, other = (load_model(f"{run}/model").module.state_dict() for run in (calm, broken))
     assert all((one[name] == other[name]).all() for name in one)
 
@@ -190,8 +189,8 @@ def test_work_is_kept_and_the_same_command_resumes(digits_dir, digits_reference,
     evaluate = f"evaluate {against} --num 4000 {SLOW_SAMPLER} --out {out}"
     sweep = f"sweep {against} --space {SPACE} {SWEEP} --out {out}"
     command, moment = {
-        "prepare": (f"prepare photographs {out} --resolution 32 --crops 100000", "records: [1-9]"),
-        "reference": (f"reference --data {digits_dir}/train --extractor digits --out {out}", "training the digits"),
+        "prepare": (f"prepare photographs {out} --resolution 32 --num 100000", "records: [1-9]"),
+        "reference": (f"reference --data {digits_dir}/train --extractor digits --out {out}", "images: [1-9]"),
         "generate": (f"generate --model {model} --num 2000 {SLOW_SAMPLER} --out {out}", "chunks of images: [1-9]"),
         "grid": (f"generate --model {model} --num 1000 {SLOW_SAMPLER} --out {out}.png", "chunks of images: [1-9]"),
         "evaluate": (f"{evaluate} --workers 0", "chunks: [1-9]"),
@@ -205,7 +204,9 @@ def test_work_is_kept_and_the_same_command_resumes(digits_dir, digits_reference,
     if how == "key":
         with Terminal(*command.split()) as again:
             again.until("of [0-9,]+|trial", 300)
-            again.until("of [0-9,]+|trial", 300)
+            if again.code is None:
+                again.key()
+            assert again.wait(LIMIT_S) in (0, 130), again.story
 
 
 @pytest.mark.fault

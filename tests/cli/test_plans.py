@@ -69,11 +69,11 @@ def test_without_a_preset_a_plan_of_years_is_warned_of_and_another_proposed(caps
     train = ["train", "--data", photos, "--out", str(tmp_path / "run"), "--set", "micro_batch=8"]
     assert main([*train, "--dry-run"]) == 0
     warning = capsys.readouterr().out.splitlines()[-1]
-    assert warning.startswith("WARNING: 422 pictures of 32x32 on 1 CPU of this machine: --preset small-32 is for that")
+    assert warning.startswith("WARNING: 422 pictures of 32x32 on 1 CPU of this machine: give --preset small-32")
     assert "this plan (ddpmpp-32) would take 9 years and see each 473,934 times" in warning
     assert main(train) == 2
     text = capsys.readouterr().err
-    assert "--preset small-32 is for that" in text and text.endswith("or --preset ddpmpp-32 where this is meant\n")
+    assert "give --preset small-32" in text and text.endswith("if that is what you want, give --preset ddpmpp-32\n")
     assert not (tmp_path / "run").exists()
 
 
@@ -101,7 +101,7 @@ def test_what_this_machine_cannot_hold_is_refused_before_ray_starts_and_in_a_dry
     assert main(train) == 2
     text = capsys.readouterr().err
     assert re.search(r"take about 6[78] GiB, this machine has 24 GiB; give --set micro_batch=", text)
-    assert "--preset small-32 is for that" in text
+    assert "give --preset small-32" in text
     micro = re.findall(r"micro_batch=(\d+)", text)[0]
     assert main([*train, "--preset", "ddpmpp-32", "--set", f"micro_batch={micro}"]) == 0
 

@@ -22,13 +22,36 @@ def clock(monkeypatch):
 
 def test_rate_and_time_left_count_what_is_done_within_a_piece_of_work(clock, capsys):
     screen = Screen()
-    screen.count(0, 4, "chunks")
+    screen.update(0, 4, "chunks", "")
     for call in range(1, 11):
         clock[0] += 1.0
         screen.within(call, 20, "network call")
     assert screen.rate() == pytest.approx(0.05), "half a chunk in ten seconds"
     assert screen.words() == "chunks: 0 of 4 (network call 10 of 20), 1 min 10 s left"
     assert "network call 5 of 20" in capsys.readouterr().out, "also before the first chunk has ended"
+
+
+def test_a_part_of_a_chunk_is_not_taken_for_a_part_of_an_image(clock):
+    """A sweep counts images, and 3,000 come at once."""
+    screen = Screen()
+    screen.count(0, 30_000, "images")
+    for chunk in range(1, 4):
+        for call in range(1, 11):
+            clock[0] += 1.0
+            screen.within(call, 10, "network call")
+        assert "left" in screen.words() or chunk == 1
+        clock[0] += 1.0
+        screen.count(3000 * chunk, 30_000, "images")
+    clock[0] += 5.0
+    screen.within(2, 10, "network call")
+    assert screen.rate() == pytest.approx(3000 / 11)
+    assert screen.words() == "images: 9,000 of 30,000 (network call 2 of 10), 1 min 17 s left"
+
+
+def test_a_part_of_something_without_a_name_is_shown_alone(clock):
+    screen = Screen()
+    screen.within(2, 10, "network call")
+    assert screen.words() == "network call 2 of 10"
 
 
 def test_plain_lines_come_seldom_and_the_first_and_last_always(clock, capsys):

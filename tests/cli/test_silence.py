@@ -14,7 +14,7 @@ FIRST_S, LONGEST_S = 1.0, 3.0
 SLOWNESS = float(os.environ.get("EDM_RAY_TEST_SLOWNESS", "1"))
 """So many times as long is allowed."""
 COMMANDS = {
-    "prepare": "prepare photographs {out} --resolution 32 --crops 20000",
+    "prepare": "prepare photographs {out} --resolution 32 --num 20000",
     "train": "train --data {digits}/train --out {out} --preset digits --workers 0 --set total_kimg=3 tick_kimg=3",
     "train-ray": "train --data {digits}/train --out {out} --preset digits --workers 2 --set total_kimg=3 tick_kimg=3",
     "reference": "reference --data {digits}/train --extractor digits --out {out}",

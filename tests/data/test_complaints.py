@@ -41,14 +41,55 @@ def test_one_run_names_every_kind_and_what_it_advises_works(capsys, photos, tmp_
     assert main(prepare) == 2
     text = capsys.readouterr().err
     assert "5 of 55 records cannot be used as they are" in text
-    assert "is not square; give --resolution R to crop and resize (2 such)" in text
-    assert "with transparency; say what becomes of it: --alpha white, black or drop (2 such)" in text
+    assert "is not square; give --resolution R to crop and resize (2 such records)" in text
+    assert "with transparency; say what becomes of it: --alpha white, black or drop (2 such records)" in text
     assert "moves.gif: holds 3 frames" in text and "picture of mode P" in text and "broken.jpg: not a readable" in text
-    advised = re.search(r"give for example (.*?); --on-error skip leaves all", text)[1].replace(" R ", " 16 ").split()
+    advised = re.search(r"give for example (.*?); --on-error skip alone", text)[1].replace(" R ", " 16 ").split()
     assert set(advised) >= {"--resolution", "--alpha", "--mode", "--animated", "--on-error"}
     assert main([*prepare, *advised]) == 0
     out = capsys.readouterr().out
-    assert "54 images of 16x16x3" in out and "1 records were skipped" in out
+    assert "54 images of 16x16x3" in out and "skipped 1 record" in out
+
+
+def test_what_is_advised_works_in_the_same_place_also_where_shards_were_written_before(capsys, tmp_path):
+    """The bad ones are late, and not among the records that are looked at beforehand."""
+    for i in range(200):
+        picture(tmp_path / "in" / f"{i:03d}.png")
+    picture(tmp_path / "in" / "195.png", mode="RGBA")
+    (tmp_path / "in" / "198.png").write_bytes(b"no picture")
+    prepare, shard = ["prepare", str(tmp_path / "in"), str(tmp_path / "data")], "train-00000-of-00004.parquet"
+    assert main(prepare) == 2
+    assert "2 of 200 records cannot be used as they are" in capsys.readouterr().err
+    assert (tmp_path / "data" / shard).exists()
+    assert main([*prepare, "--alpha", "white", "--on-error", "skip"]) == 0
+    assert "199 images of 16x16x3" in capsys.readouterr().out
+    assert main([*prepare, "--alpha", "black", "--on-error", "skip"]) == 2, "a whole data set is never replaced"
+    assert "choose another place" in capsys.readouterr().err.lower()
+
+
+def test_shards_of_a_plan_that_may_still_succeed_are_never_replaced(tmp_path, monkeypatch):
+    from edm_ray.data import plan as plans
+    from edm_ray.errors import InputError
+    from edm_ray.tasks.prepare import prepare
+
+    for i in range(8):
+        picture(tmp_path / "in" / f"{i}.png")
+    built, calls = plans.build_shard, []
+
+    def killed_at_the_third(*given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise OSError("killed")
+        return built(*given)
+
+    source, out = str(tmp_path / "in"), str(tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(plans, "build_shard", killed_at_the_third)
+        with pytest.raises(OSError, match="killed"):
+            prepare(source, out)
+    with pytest.raises(InputError, match="was prepared from another source or with other options"):
+        prepare(source, out, resolution=8)
+    assert prepare(source, out).rows == 8
 
 
 def test_loose_pictures_and_other_kinds_are_named_in_the_same_run(capsys, photos, tmp_path):

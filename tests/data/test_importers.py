@@ -132,7 +132,11 @@ def test_system_files_are_not_pictures_and_others_are_reported(tmp_path):
     root = make_folder(tmp_path / "f", IMAGES)
     put(root / ".DS_Store", b"x"), put(root / "a" / "._000.png", b"x"), put(root / "notes.txt", b"x")
     source = open_at(root)
-    assert len(source) == 6 and "1 files that are no pictures" in source.notes[0] and "notes.txt" in source.notes[0]
+    assert (
+        len(source) == 6
+        and "ignored 1 file that is not a picture" in source.notes[0]
+        and "notes.txt" in source.notes[0]
+    )
 
 
 def test_a_linked_class_folder_is_followed_and_a_loop_of_links_ends(tmp_path):

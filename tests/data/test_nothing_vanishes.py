@@ -100,8 +100,8 @@ def test_a_class_of_files_that_are_not_read_is_named(tmp_path, suffix, read):
     source = open_at(tmp_path)
     assert source.class_names == (("cat", "dog") if read else ("dog",))
     notes = " ".join(source.notes)
-    assert ("1 folders hold no picture that is read and are no classes (cat)" in notes) is not read
-    assert "1 folders are empty and are no classes (the first: emu)" in notes
+    assert ("ignored 1 folder without a readable picture (cat)" in notes) is not read
+    assert "ignored 1 empty folder (the first: emu)" in notes
 
 
 @pytest.mark.parametrize("wrapped", ["", "cifar/"])
@@ -247,7 +247,7 @@ def test_a_class_without_pictures_is_said(tmp_path, capsys):
     put(tmp_path / "in" / "dataset.json", json.dumps({"labels": rows}).encode())
     code, said, dataset = prepared(tmp_path / "in", tmp_path / "out", capsys)
     assert code == 0 and dataset.class_counts == (0, 2, 0, 2)
-    assert "WARNING: 2 classes have no pictures: 0, 2; not trained for, and not drawn unless asked for" in said
+    assert "WARNING: 2 classes have no pictures: 0, 2; not trained, and drawn only if you ask for it" in said
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------

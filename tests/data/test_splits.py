@@ -115,7 +115,7 @@ def test_unfinished_writes_of_spark_are_left_aside_and_said(tmp_path):
     write(tmp_path, "train/part-0", 0)
     write(tmp_path, "train/_temporary/0/part-0", 5)
     source = open_at(tmp_path)
-    assert rows_of(source) == {0: 3} and "1 files under names with _ are left aside" in source.notes[0]
+    assert rows_of(source) == {0: 3} and "ignored 1 file below names with _" in source.notes[0]
 
 
 def test_a_set_of_shards_that_is_not_whole_is_said():

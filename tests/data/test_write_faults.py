@@ -226,7 +226,7 @@ def test_records_that_cannot_be_used_are_named_or_skipped_and_listed(tmp_path, c
     dataset = open_dataset(str(tmp_path / "e"))
     assert dataset.rows == 18 and dataset.class_counts == (9, 9) and dataset.skipped.count == 2
     assert says in dataset.skipped.first[0] and dataset.skipped.first[1] == "b/007.png: the file is empty"
-    assert "2 records were skipped" in capsys.readouterr().out
+    assert "skipped 2 records" in capsys.readouterr().out
     assert len(open_reader(dataset).images) == 18
 
 

@@ -245,3 +245,18 @@ def test_bad_calls_are_refused(gaussian, latents) -> None:
             sample(gaussian, latents, settings)
     with pytest.raises(InputError, match="num_steps=1000"):
         sampler(num_steps=1000, discretization="iddpm").time_steps(gaussian)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_steps": 10**9},
+        {"num_train_steps": 10**9},
+        {"restarts": ((0.1, 1.0, 10**9, 1),)},
+        {"restarts": ((0.1, 1.0, 2, 10**9),)},
+        {"sigmas": tuple(float(n) for n in range(20_000, 0, -1))},
+    ],
+)
+def test_more_steps_than_memory_holds_are_refused_before_any_level_is_made(changes):
+    with pytest.raises(InputError, match=r"sampler\.\w+=.* is not allowed"):
+        sampler(**changes)

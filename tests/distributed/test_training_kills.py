@@ -62,7 +62,7 @@ def _processes_below(driver: int, kind: bytes) -> list[int]:
     return [pid for pid in found if below(pid)]
 
 
-def _result(run: Path) -> tuple[bytes, list[dict]]:
+def _result(run: Path | str) -> tuple[bytes, list[dict]]:
     rows = [{key: value for key, value in row.items() if key not in CLOCKS} for row in read_metrics(str(run))]
     return open_model(model_uri(str(run))).weights, rows
 

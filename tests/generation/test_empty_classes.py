@@ -49,7 +49,7 @@ def test_inspect_says_which_classes_are_empty(dataset, capsys):
     from edm_ray.cli import main
 
     assert main(["inspect", dataset.uri]) == 0
-    assert "1 classes have no pictures (0): not trained for or drawn unless asked for" in capsys.readouterr().out
+    assert "1 class without pictures (0): not trained, and drawn only if you ask for it" in capsys.readouterr().out
 
 
 def test_a_model_knows_the_classes_it_was_not_trained_for_wherever_it_is_built(dataset, tmp_path):

@@ -131,6 +131,8 @@ def test_a_cell_of_a_heat_map_without_a_sampler_stays_empty():
     [
         ({}, "no sweep there"),
         ({"chunks/x": "1"}, "a sweep that has not ended, with nothing to report yet; run its command again"),
+        ({"chunks/x": "1", "run.json": "{}"}, "a training run, not a sweep"),
+        ({"chunks/x": "1", "evaluation.json": "{}"}, "an evaluation, not a sweep"),
         ({"progress.json": "[]"}, "progress.json: not a JSON object; run the sweep's command again"),
         ({"sweep.json": "{"}, "sweep.json: not JSON"),
         ({"sweep.json": "{}"}, "sweep.json: space"),

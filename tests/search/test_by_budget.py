@@ -290,3 +290,7 @@ def test_a_sweep_by_budget_never_spends_more_than_it_says(changes):
     assert sum(result_of(each).images for each in races.drivers) <= most
     if not changes:
         assert not any(each.search.log.stopped for each in races.drivers), "what is inherited is paid for"
+
+
+def test_a_budget_above_any_number_of_steps_is_met_with_the_most_steps():
+    assert fitted(lambda count: sampler("euler", num_steps=count), 10**6).num_steps == 10_000

@@ -32,6 +32,10 @@ class Faults:
     """So many answers end after half of their bytes."""
     silent_s: float = 0.0
     """The next answer stops for so long in the middle of its bytes."""
+    muted_s: float = 0.0
+    """The next request is carried out and not answered for so long."""
+    dropped: int = 0
+    """So many requests are carried out, and their connections closed without an answer."""
     before: Callable[[], None] | None = None
     """Called once, before the second request that is picked."""
     seen: list[tuple[str, str, str]] = field(default_factory=list)
@@ -93,6 +97,14 @@ def proxied(endpoint: str) -> Iterator[tuple[str, Faults]]:
             connection.request(self.command, self.path, body, headers)
             answer = connection.getresponse()
             content = answer.read()
+            with guard:
+                dropped, muted_s = picked and faults.dropped > 0, faults.muted_s if picked else 0.0
+                faults.dropped -= dropped
+                faults.muted_s -= muted_s
+            if dropped or muted_s:
+                time.sleep(muted_s)
+                self.close_connection = True
+                return None
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in ("transfer-encoding", "connection", "date", "server"):

@@ -125,6 +125,26 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole_and_with_room_i
     assert result_of(uri) == calm
 
 
+def test_a_full_disk_at_the_end_keeps_the_run_and_with_room_the_model_is_written(data, calm, tmp_path, monkeypatch):
+    """The last checkpoint is there; what fails is the model, half-way."""
+    uri, original, full = str(tmp_path / "run"), uris.write_bytes, [True]
+
+    def write(path: str, content: bytes) -> None:
+        if full[0] and "/model/" in path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).with_suffix(".half").write_bytes(content[: len(content) // 2])
+            raise OSError(28, "No space left on device")
+        original(path, content)
+
+    monkeypatch.setattr(uris, "write_bytes", write)
+    with pytest.raises(OSError, match="No space left"):
+        train_tiny(data, uri, None)
+    assert not uris.exists(str(tmp_path / "run" / "model" / "manifest.json"))
+    full[0] = False
+    train_tiny(data, uri, None)
+    assert result_of(uri) == calm
+
+
 @pytest.mark.fault
 def test_sigterm_makes_a_checkpoint_and_the_same_command_resumes(data, tmp_path):
     """A machine's notice, to the command as a person runs it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from edm_ray.data.importers.files import empty_folders, list_tree, readable
 from edm_ray.data.importers.listing import list_pictures
 from edm_ray.data.importers.source import Record, RecordError, SourceSpec, fingerprint
+from edm_ray.errors import counted
 from edm_ray.storage import uris
 
 READ_AHEAD = 16
@@ -20,7 +21,7 @@ class Folder:
         self.names, self.labels, self.class_names = listing.names, listing.labels, listing.class_names
         self.notes = listing.notes
         if empty := empty_folders(spec.uri):
-            self.notes += (f"{len(empty):,} folders are empty and are no classes (the first: {readable(empty[0])})",)
+            self.notes += (f"ignored {counted(len(empty), 'empty folder')} (the first: {readable(empty[0])})",)
         self.fingerprint = fingerprint("folder", [(name, sizes[name]) for name in self.names], listing.table)
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from edm_ray.data.format import Labels
 from edm_ray.data.importers.files import is_hidden, readable
 from edm_ray.data.importers.source import PICTURE_SUFFIXES, ListingError, SourceSpec, label_table
 from edm_ray.data.importers.splits import choose_folders, is_split_word
-from edm_ray.errors import InputError, shortened
+from edm_ray.errors import InputError, counted, shortened
 from edm_ray.storage import uris
 from edm_ray.storage.documents import load_json
 
@@ -81,12 +81,13 @@ def _left_aside(files: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
     others = [name for name in files if name not in taken and name.rsplit("/", 1)[-1].lower() != DATASET_JSON]
     notes = []
     if others:
-        notes.append(f"{len(others):,} files that are no pictures are left aside (the first: {readable(others[0])})")
+        which = "is not a picture" if len(others) == 1 else "are not pictures"
+        notes.append(f"ignored {counted(len(others), 'file')} that {which} (the first: {readable(others[0])})")
     folders = {name.rpartition("/")[0] for name in names}
     with_pictures = {"/".join(f.split("/")[:depth]) for f in folders for depth in range(f.count("/") + 2)}
     if without := sorted({name.rpartition("/")[0] for name in others if "/" in name} - with_pictures):
         shown = ", ".join(readable(name) for name in without[:5])
-        notes.append(f"{len(without):,} folders hold no picture that is read and are no classes ({shown})")
+        notes.append(f"ignored {counted(len(without), 'folder')} without a readable picture ({shown})")
     return tuple(notes)
 
 

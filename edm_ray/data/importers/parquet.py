@@ -30,7 +30,7 @@ from edm_ray.data.importers.source import (
     shortened_list,
 )
 from edm_ray.data.importers.splits import choose_files, note_of_file
-from edm_ray.errors import InputError, shortened
+from edm_ray.errors import InputError, counted, shortened
 from edm_ray.storage import uris
 from edm_ray.storage.documents import load_json, shortened_error
 
@@ -175,7 +175,9 @@ def _files(spec: SourceSpec) -> tuple[list[str], tuple[str, ...]]:
     names = [name for name in names if name not in set(unfinished)]
     notes: tuple[str, ...] = ()
     if unfinished:
-        notes = (f"{len(unfinished):,} files under names with _ are left aside (the first: {readable(unfinished[0])})",)
+        notes = (
+            f"ignored {counted(len(unfinished), 'file')} below names with _ (the first: {readable(unfinished[0])})",
+        )
     if not names:
         raise InputError(f"{spec.uri}: no .parquet files in it")
     chosen = choose_files(names, spec.split, spec.uri)

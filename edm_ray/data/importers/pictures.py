@@ -29,20 +29,21 @@ _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _UNSIGNED = 258, 339, 1
 @dataclass(frozen=True, kw_only=True)
 class PictureOptions:
     resolution: int | None = None
-    """Centre-crop pictures to a square and resize them (Lanczos) to this many pixels; else they must fit already."""
+    """Centre-crop pictures to squares and resize them (Lanczos) to this many pixels a side. Without it all must be
+    square and of one size."""
     crop: Literal["centre", "none"] = "centre"
-    """none: pictures that are not square are refused instead of cropped."""
+    """centre: crop pictures that are not square; none: refuse them."""
     mode: Literal["keep", "rgb", "grey"] = "keep"
-    """keep: 8-bit greyscale and RGB as they are, anything else refused; rgb, grey: convert to it (palette, CMYK, 16-bit
-    by its high byte)."""
+    """keep: take 8-bit greyscale and RGB unchanged and refuse anything else; rgb, grey: convert everything (palette,
+    CMYK; of 16 bits the high byte)."""
     alpha: Literal["refuse", "white", "black", "drop"] = "refuse"
-    """Transparent pictures: refuse them, lay them on white or black, or drop the alpha channel."""
+    """Transparent pictures: refuse them, put them on white or black, or drop the alpha channel."""
     animated: Literal["refuse", "first"] = "refuse"
-    """first: take the first frame of animations and of files with several pages."""
+    """first: take the first frame of animations and of files with several pages; refuse: refuse such files."""
     pad: int | None = None
-    """Zero-pad to this many pixels, the picture in the centre (MNIST: 32)."""
+    """Pad pictures with zeros to this many pixels a side, centred (MNIST: 32)."""
     max_pixels: int = 89_478_485
-    """Larger pictures are refused before they are decompressed."""
+    """Refuse pictures with more pixels than this before decompressing them."""
 
     def check(self) -> None:
         """Raises InputError for numbers out of range."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from edm_ray.data.importers.files import readable
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, counted
 
 WORDS = {
     "train": ("train", "training"),
@@ -112,7 +112,7 @@ def _tokens(name: str) -> set[str]:
 
 def _counted(groups: dict[str | None, list[str]]) -> str:
     def files(group: list[str]) -> str:
-        return f"{len(group):,} file{'s' * (len(group) != 1)}"
+        return counted(len(group), "file")
 
     known = [f"{word} ({files(group)})" for word, group in sorted((w, g) for w, g in groups.items() if w is not None)]
     return ", ".join(known + [f"{files(group)} with {_NO_WORD}" for word, group in groups.items() if word is None])

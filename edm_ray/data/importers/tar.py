@@ -17,7 +17,7 @@ from edm_ray.data.importers.files import is_folder, is_hidden, lfs_hint, list_tr
 from edm_ray.data.importers.listing import DATASET_JSON, is_picture, list_pictures
 from edm_ray.data.importers.source import Record, RecordError, SourceSpec, check_names, fingerprint, label_table
 from edm_ray.data.importers.splits import choose_files, choose_folders, note_of_file
-from edm_ray.errors import InputError, shortened
+from edm_ray.errors import InputError, counted, shortened
 from edm_ray.storage import uris
 from edm_ray.storage.documents import load_json, shortened_error
 
@@ -58,9 +58,8 @@ class Tar:
                 f"{spec.uri}: no pictures in it; WebDataset samples are key.png (or .jpg ...) with key.cls"
             )
         if aside:
-            self.notes += (
-                f"{len(aside):,} entries without a picture are left aside (the first: {readable(aside[0])})",
-            )
+            entries = counted(len(aside), "entry", "entries")
+            self.notes += (f"ignored {entries} without a picture (the first: {readable(aside[0])})",)
         values = self._one_split(values)
         self._classes(values)
         listed = [(m.name, m.offset, m.size) for m in self.members]

@@ -53,7 +53,7 @@ class Sampler(ABC):
     """Whether it solves the reverse SDE: then it draws noise at every step, whatever its settings."""
 
     num_steps: int = 18
-    """Number of time steps N; at least 2."""
+    """Number of time steps N; 2 to 10,000."""
     sigma_min: float | None = None
     """None: that of the discretization, or the denoiser's own bound where that is higher."""
     sigma_max: float | None = None
@@ -330,7 +330,7 @@ class Sampler(ABC):
                 require(is_real(value), name, value, "a number")
                 value = float(value)
             elif kind == "tuple[float, ...]":
-                require(isinstance(value, (list, tuple)) and all(map(is_real, value)), name, value, "numbers")
+                require(isinstance(value, (list, tuple)) and all(map(is_real, value)), name, value, NUMBERS)
                 value = tuple(map(float, value))
             object.__setattr__(self, name, value)
 
@@ -348,7 +348,7 @@ class Sampler(ABC):
         ):
             check(getattr(self, name) in allowed, name, " or ".join(allowed))
         for name in ("num_steps", "num_train_steps"):
-            check(getattr(self, name) >= 2, name, "a whole number, at least 2")
+            check(2 <= getattr(self, name) <= MOST_STEPS, name, f"a whole number from 2 to {MOST_STEPS:,}")
         for name in ("rho", "c_1", "c_2"):
             check(0 < getattr(self, name) < math.inf, name, "greater than 0, finite")
         check(0 < self.epsilon_s < 1, "epsilon_s", "between 0 and 1")
@@ -366,13 +366,17 @@ class Sampler(ABC):
             return
         count, levels = len(self.sigmas), self.sigmas
         falling = all(a > b for a, b in itertools.pairwise(levels))
-        check(count >= 2 and falling and levels[-1] > 0 and levels[0] < math.inf, "sigmas", DESCENDING)
+        known = falling and levels[-1] > 0 and levels[0] < math.inf
+        check(2 <= count <= MOST_STEPS and known, "sigmas", DESCENDING)
         for name in ("sigma_min", "sigma_max"):
             check(getattr(self, name) is None, name, "none with sigmas, which give the noise levels themselves")
         check(self.num_steps in (Sampler.num_steps, count), "num_steps", f"{count}, the number of sigmas, or left out")
         object.__setattr__(self, "num_steps", count)
 
 
+MOST_STEPS = 10_000
+"""Ten times the steps of any published sampler; every step's noise level is kept."""
+NUMBERS = "numbers in brackets, as [80, 7.5, 0.5]"
 DESCENDING = "two noise levels or more, descending, each greater than 0 and finite; the 0 after the last is implied"
 
 

@@ -14,14 +14,17 @@ import torch
 
 from edm_ray.diffusion.denoiser import AtLevel
 from edm_ray.diffusion.noise import Path
-from edm_ray.diffusion.samplers.base import Noise, Sampler
+from edm_ray.diffusion.samplers.base import MOST_STEPS, Noise, Sampler
 from edm_ray.diffusion.samplers.evaluation import Evaluation
 from edm_ray.diffusion.samplers.levels import edm_levels, rounded
 from edm_ray.diffusion.samplers.values import is_real, is_whole, require
 
 GAMMA_MAX = math.sqrt(2.0) - 1.0
 BINS = "ascending (low, high, s_churn) that do not overlap, 0 <= low < high, s_churn 0 or more and finite"
-RESTARTS = "(low, high, steps, times), 0 < low < high, both finite, steps a whole number >= 2, times one >= 1"
+RESTARTS = (
+    f"(low, high, steps, times), 0 < low < high, both finite, steps a whole number from 2 to {MOST_STEPS:,}, times one "
+    f"from 1 to {MOST_STEPS:,}"
+)
 
 
 @dataclass(frozen=True)
@@ -272,7 +275,8 @@ class Euler(Sampler):
             edge = high
         check(not (self.churn_bins and self.s_churn), "s_churn", "0 with churn_bins, which replace it")
         for low, high, steps, times in self.restarts:
-            check(0 < low < high < math.inf and steps >= 2 and times >= 1, "restarts", RESTARTS)
+            fits = 0 < low < high < math.inf and 2 <= steps <= MOST_STEPS and 1 <= times <= MOST_STEPS
+            check(fits, "restarts", RESTARTS)
         if self.gammas:
             check(len(self.gammas) == self.num_steps, "gammas", f"{self.num_steps} numbers, one a step")
             check(all(0 <= g <= GAMMA_MAX for g in self.gammas), "gammas", "each from 0 to sqrt(2) - 1")
