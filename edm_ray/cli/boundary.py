@@ -69,5 +69,5 @@ def check_places(name: str, args: Any) -> None:
         place = getattr(args, option, None)
         if isinstance(place, str) and place:
             uris.check_writable(place)
-            if name in FILE_BY_FILE and not uris.is_remote(place):
+            if name in FILE_BY_FILE:
                 require_no_other(place, "edm_ray data set" if name == "generate" else None)

@@ -57,6 +57,7 @@ class Plan:
     """All workers are on this machine."""
     node_hours: float = NODE_HOURS
     """Between two failures of one node."""
+    on_ray: bool = True
 
     @property
     def name(self) -> str:
@@ -78,7 +79,7 @@ class Plan:
 
 def print_plan(plan: Plan) -> None:
     """The batch and how it is shared, memory, data, Ray's bundles, time and cost, then the whole configuration."""
-    config, dataset, (least, most) = plan.config, plan.dataset, plan.workers
+    config, dataset, most = plan.config, plan.dataset, plan.workers[1]
     cost = network_cost(config.denoiser, plan.device)
     shares = {len(rank_positions(0, config.batch_size, rank, most, config.lanes)) for rank in range(most)}
     share = max(shares)
@@ -93,9 +94,8 @@ def print_plan(plan: Plan) -> None:
     stored = sum(entry["bytes"] for entry in dataset.files.values())
     shards = counted(len(dataset.shards), "shard")
     say(f"  data      {shards}, {stored / 2**20:,.1f} MiB; {decoded / 2**20:,.1f} MiB decoded")
-    unit = "1 GPU" if plan.device == "cuda" else f"{config.threads} CPU{'s' * (config.threads > 1)}"
-    many = f"{counted(most, 'bundle')} of {unit}" if least == most else f"{least} to {most} bundles of {unit}"
-    say(f"  Ray       {many}, one DDP process each ({'nccl' if plan.device == 'cuda' else 'gloo'})")
+    if plan.on_ray:
+        say(f"  Ray       {_bundles(plan)}, one DDP process each ({'nccl' if plan.device == 'cuda' else 'gloo'})")
     if plan.measurable:
         seconds, at_a_time = measure_image(config, plan.device)
         hours = seconds * plan.images / 3600
@@ -167,6 +167,12 @@ def hours_by_clock(plan: Plan) -> float | None:
     if memory_gib(cost, 1, plan.config.precision).value > 0.5 * (machine_gib(plan.device) or 0.0):
         return None
     return measure_image(plan.config, plan.device)[0] * plan.images / 3600 / plan.workers[1]
+
+
+def _bundles(plan: Plan) -> str:
+    unit = "1 GPU" if plan.device == "cuda" else counted(plan.config.threads, "CPU")
+    least, most = plan.workers
+    return f"{counted(most, 'bundle')} of {unit}" if least == most else f"{least} to {most} bundles of {unit}"
 
 
 def _batch(batch: int, workers: int, shares: list[int], at_once: int, rounds: int) -> str:

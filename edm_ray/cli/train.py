@@ -136,6 +136,7 @@ def check_plan(args: Args, task: TrainTask, workers: str) -> Plan:
         preset=args.preset,
         here=here,
         node_hours=args.training.node_hours,
+        on_ray=workers != "0",
     )
     try:
         check_memory(task.config, counts[0], args.device, here)

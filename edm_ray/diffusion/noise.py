@@ -14,9 +14,9 @@ from typing import Protocol
 from edm_ray.errors import InputError, require
 
 SIGMA_DATA = 0.5
-MOST_TRAIN_STEPS = 10_000
-"""Of the iDDPM grid, which is worked out level by level."""
 """Standard deviation of the paper's data in [-1, 1]."""
+MOST_LEVELS = 10_000
+"""Noise levels of a sampler or a grid; ten times those of any published one. Each is computed and kept."""
 LEAST_SHARE = 0.5
 """The least share of a log-normal distribution that must lie in the range it is restricted to."""
 
@@ -207,8 +207,8 @@ class IDDPMGrid:
 
     def check(self, where: str) -> None:
         """Raises InputError, with the field below ``where``, for constants that make no grid."""
-        fits = 2 <= self.num_train_steps <= MOST_TRAIN_STEPS
-        require(fits, f"{where}.num_train_steps", self.num_train_steps, f"from 2 to {MOST_TRAIN_STEPS:,}")
+        fits = 2 <= self.num_train_steps <= MOST_LEVELS
+        require(fits, f"{where}.num_train_steps", self.num_train_steps, f"from 2 to {MOST_LEVELS:,}")
         require(0 < self.c_1 < 1, f"{where}.c_1", self.c_1, "greater than 0, less than 1")
         require(0 <= self.c_2 < math.inf, f"{where}.c_2", self.c_2, "0 or more, finite")
 

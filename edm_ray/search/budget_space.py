@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from edm_ray.diffusion.noise import MOST_LEVELS
 from edm_ray.diffusion.samplers import SOLVERS, Sampler, sampler
-from edm_ray.diffusion.samplers.base import MOST_STEPS
 from edm_ray.diffusion.samplers.base import settings as settings_of
 from edm_ray.errors import InputError
 from edm_ray.search.levels import stretched
@@ -101,7 +101,7 @@ def fitted(make: Callable[[int], Sampler], nfe: int) -> Sampler:
 
     Raises InputError when two steps cost more, when nobody knows what a step costs, or what ``make`` raises.
     """
-    count = min(nfe + 1, MOST_STEPS)  # with an analytic first step, one evaluation a step
+    count = min(nfe + 1, MOST_LEVELS)  # with an analytic first step, one evaluation a step
     while count >= FEWEST_STEPS:
         made = make(count)
         _require_known(made)

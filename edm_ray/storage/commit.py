@@ -157,12 +157,17 @@ def open_manifest(uri: str, kind: str, keys: Iterable[str], files: Iterable[str]
 
 
 def require_no_other(uri: str, allowed: str | None = None) -> None:
-    """Refuse to write into a folder that is one whole already: a model, a reference, a data set. allowed: of this kind
-    it may be."""
-    manifest = read_manifest(uri) if uris.exists(uris.join(uri, MANIFEST)) else None
+    """Raises InputError for a folder that holds a model, a reference or a data set: other files must not mix with it.
+
+    allowed: the kind that may be there. A manifest.json that is not ours is no obstacle.
+    """
+    try:
+        manifest = read_manifest(uri)
+    except InputError:
+        return
     if manifest is not None and (kind := manifest.get("kind")) != allowed:
-        what = str(kind).removeprefix("edm_ray ")
-        raise InputError(f"{uri}: holds {shortened(what)}, and nothing else may be written there; give another place")
+        what = shortened(str(kind).removeprefix("edm_ray "))
+        raise InputError(f"{uri}: holds {what}; other files must not mix with it: give another place")
 
 
 def check_keys(manifest: Mapping[str, Any], path: str, known: Iterable[str]) -> None:

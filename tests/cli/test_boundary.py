@@ -207,5 +207,5 @@ def test_nothing_is_written_into_a_folder_that_is_a_model_already(command, tmp_p
     data = ["--data", "digits"] if command == "train" else ["--model", "nowhere"]
     more = ["--reference", "nowhere"] if command in ("evaluate", "sweep") else []
     assert main([command, *data, *more, "--out", str(tmp_path / "model")]) == 2
-    assert "holds 'model', and nothing else may be written there" in lines(capsys)
+    assert "holds 'model'; other files must not mix with it" in lines(capsys)
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "manifest.json"}

@@ -200,3 +200,21 @@ def test_documents_name_no_preset_that_is_not_there():
     for path in [root / "README.md", *(root / "docs").glob("*.md")]:
         for name in re.findall(r"--preset ([a-z0-9-]+)", path.read_text()):
             assert name in PRESETS, (path, name)
+
+
+@pytest.mark.parametrize(("hours", "says"), [("33", "one each 33 h"), ("0", "none expected (--node-hours 0)")])
+def test_a_plan_says_what_failures_lose_and_which_interval_of_checkpoints_loses_least(
+    hours, says, capsys, photos, tmp_path, slow, monkeypatch
+):
+    monkeypatch.setattr(plan, "measure_checkpoint", lambda size: 2.0)
+    command = ["train", "--data", photos, "--out", str(tmp_path / "run"), "--preset", "small-32", "--dry-run"]
+    more = ["--workers", "0", "--node-hours", hours, "--set", "checkpoint_kimg=36", "total_kimg=72"]
+    assert main([*command, "--json", *more]) == 0
+    told = capsys.readouterr()
+    [line] = [line for line in told.err.splitlines() if line.startswith("  failures")]
+    assert says in line and "  Ray " not in told.err, "one process: nothing to say of Ray"
+    facts = json.loads(told.out)
+    assert facts["checkpoint_s"] == pytest.approx(36_000 * 1.4)
+    best = facts["best_checkpoint_s"]
+    assert best == pytest.approx((2 * 2.0 * 33 * 3600) ** 0.5, rel=0.02) if hours == "33" else best == 36_000 * 1.4
+    assert ("so the run also makes a checkpoint each" in line) == (hours == "33")

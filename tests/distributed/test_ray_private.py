@@ -100,6 +100,7 @@ def test_work_continues_without_any_private_name(nothing_private, monkeypatch, t
     trainer = ray_private.trainer_without_idle_process()(lambda: None, scaling_config=ScalingConfig(num_workers=1))
     assert "BackendSetupCallback" in _names(trainer)
     assert ray_private.own_node_is_drained() is False
+    assert ray_private.own_daemons() == {}
     ray_private.refresh_known_nodes()
     ray_private.remove_placement_groups()
     ray_private.put_key("key")
@@ -290,6 +291,13 @@ class TestOnRay:
         assert ray_private.get_value("test:key") == b"12 100"
         ray_private.delete_key("test:key")
         assert ray_private.has_key("test:key") is False
+
+    def test_the_raylet_and_the_head_of_this_process_are_known(self):
+        import psutil
+
+        below = {each.pid: each.name() for each in psutil.Process().children(recursive=True)}
+        found = ray_private.own_daemons()
+        assert {name: below[pid] for name, pid in found.items()} == {"raylet": "raylet", "gcs_server": "gcs_server"}
 
     def test_no_process_of_ray_is_in_the_session_of_the_terminal(self):
         """Nor in the group that Ctrl-C, closing the window and `timeout` reach; and SIGTERM ends each of them."""

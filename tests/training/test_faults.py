@@ -100,6 +100,21 @@ def test_a_clock_that_jumps_changes_nothing(data, calm, tmp_path, monkeypatch):
     assert result_of(uri) == calm
 
 
+def full_disk_at(name: str, monkeypatch) -> list[str]:
+    """Writes to paths with this name fail half-way, as on a full disk, until the list is cleared."""
+    original, full = uris.write_bytes, [name]
+
+    def write(path: str, content: bytes) -> None:
+        if any(each in path for each in full):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).with_suffix(".half").write_bytes(content[: len(content) // 2])
+            raise OSError(28, "No space left on device")
+        original(path, content)
+
+    monkeypatch.setattr(uris, "write_bytes", write)
+    return full
+
+
 def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole_and_with_room_it_resumes(
     data, calm, tmp_path, monkeypatch
 ):
@@ -107,40 +122,22 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_whole_and_with_room_i
     from edm_ray.training import checkpoints
 
     monkeypatch.setattr(checkpoints, "FIRST_WAIT_S", 0.01)
-    uri, original, full = str(tmp_path / "run"), uris.write_bytes, [True]
-
-    def write(path: str, content: bytes) -> None:
-        if full[0] and "nimg-000000000192" in path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).with_suffix(".half").write_bytes(content[: len(content) // 2])
-            raise OSError(28, "No space left on device")
-        original(path, content)
-
-    monkeypatch.setattr(uris, "write_bytes", write)
+    uri, full = str(tmp_path / "run"), full_disk_at("nimg-000000000192", monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         train_tiny(data, uri, None)
     assert checkpoint_store(uri).committed() == [96] and checkpoint_store(uri).latest() is not None
-    full[0] = False
+    full.clear()
     train_tiny(data, uri, None)
     assert result_of(uri) == calm
 
 
 def test_a_full_disk_at_the_end_keeps_the_run_and_with_room_the_model_is_written(data, calm, tmp_path, monkeypatch):
     """The last checkpoint is there; what fails is the model, half-way."""
-    uri, original, full = str(tmp_path / "run"), uris.write_bytes, [True]
-
-    def write(path: str, content: bytes) -> None:
-        if full[0] and "/model/" in path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).with_suffix(".half").write_bytes(content[: len(content) // 2])
-            raise OSError(28, "No space left on device")
-        original(path, content)
-
-    monkeypatch.setattr(uris, "write_bytes", write)
+    uri, full = str(tmp_path / "run"), full_disk_at("/model/", monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         train_tiny(data, uri, None)
     assert not uris.exists(str(tmp_path / "run" / "model" / "manifest.json"))
-    full[0] = False
+    full.clear()
     train_tiny(data, uri, None)
     assert result_of(uri) == calm
 

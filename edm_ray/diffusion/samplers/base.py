@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from edm_ray.diffusion.denoiser import AtLevel, Denoiser, Guided, as_denoiser
-from edm_ray.diffusion.noise import VE, VP, IDDPMGrid, Linear, Path, iddpm_grid, make_path
+from edm_ray.diffusion.noise import MOST_LEVELS, VE, VP, IDDPMGrid, Linear, Path, iddpm_grid, make_path
 from edm_ray.diffusion.samplers.evaluation import Evaluation
 from edm_ray.diffusion.samplers.levels import distinct, edm_levels, known_range, rounded
 from edm_ray.diffusion.samplers.values import brief, is_real, is_whole, plain, require
@@ -348,7 +348,7 @@ class Sampler(ABC):
         ):
             check(getattr(self, name) in allowed, name, " or ".join(allowed))
         for name in ("num_steps", "num_train_steps"):
-            check(2 <= getattr(self, name) <= MOST_STEPS, name, f"a whole number from 2 to {MOST_STEPS:,}")
+            check(2 <= getattr(self, name) <= MOST_LEVELS, name, f"a whole number from 2 to {MOST_LEVELS:,}")
         for name in ("rho", "c_1", "c_2"):
             check(0 < getattr(self, name) < math.inf, name, "greater than 0, finite")
         check(0 < self.epsilon_s < 1, "epsilon_s", "between 0 and 1")
@@ -367,15 +367,13 @@ class Sampler(ABC):
         count, levels = len(self.sigmas), self.sigmas
         falling = all(a > b for a, b in itertools.pairwise(levels))
         known = falling and levels[-1] > 0 and levels[0] < math.inf
-        check(2 <= count <= MOST_STEPS and known, "sigmas", DESCENDING)
+        check(2 <= count <= MOST_LEVELS and known, "sigmas", DESCENDING)
         for name in ("sigma_min", "sigma_max"):
             check(getattr(self, name) is None, name, "none with sigmas, which give the noise levels themselves")
         check(self.num_steps in (Sampler.num_steps, count), "num_steps", f"{count}, the number of sigmas, or left out")
         object.__setattr__(self, "num_steps", count)
 
 
-MOST_STEPS = 10_000
-"""Ten times the steps of any published sampler; every step's noise level is kept."""
 NUMBERS = "numbers in brackets, as [80, 7.5, 0.5]"
 DESCENDING = "two noise levels or more, descending, each greater than 0 and finite; the 0 after the last is implied"
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Self
 import torch
 
 from edm_ray.diffusion.denoiser import AtLevel
-from edm_ray.diffusion.noise import Path
-from edm_ray.diffusion.samplers.base import MOST_STEPS, Noise, Sampler
+from edm_ray.diffusion.noise import MOST_LEVELS, Path
+from edm_ray.diffusion.samplers.base import Noise, Sampler
 from edm_ray.diffusion.samplers.evaluation import Evaluation
 from edm_ray.diffusion.samplers.levels import edm_levels, rounded
 from edm_ray.diffusion.samplers.values import is_real, is_whole, require
@@ -22,8 +22,8 @@ from edm_ray.diffusion.samplers.values import is_real, is_whole, require
 GAMMA_MAX = math.sqrt(2.0) - 1.0
 BINS = "ascending (low, high, s_churn) that do not overlap, 0 <= low < high, s_churn 0 or more and finite"
 RESTARTS = (
-    f"(low, high, steps, times), 0 < low < high, both finite, steps a whole number from 2 to {MOST_STEPS:,}, times one "
-    f"from 1 to {MOST_STEPS:,}"
+    f"(low, high, steps, times), 0 < low < high, both finite, steps a whole number from 2 to {MOST_LEVELS:,}, times "
+    f"one from 1 to {MOST_LEVELS:,}"
 )
 
 
@@ -275,7 +275,7 @@ class Euler(Sampler):
             edge = high
         check(not (self.churn_bins and self.s_churn), "s_churn", "0 with churn_bins, which replace it")
         for low, high, steps, times in self.restarts:
-            fits = 0 < low < high < math.inf and 2 <= steps <= MOST_STEPS and 1 <= times <= MOST_STEPS
+            fits = 0 < low < high < math.inf and 2 <= steps <= MOST_LEVELS and 1 <= times <= MOST_LEVELS
             check(fits, "restarts", RESTARTS)
         if self.gammas:
             check(len(self.gammas) == self.num_steps, "gammas", f"{self.num_steps} numbers, one a step")
