@@ -220,10 +220,10 @@ class Checkpointing:
         kimg = f"{self.best_s / self.image_s / 1000:.3g}"
         rate = f"one each {self.mtbf_s / 3600:.3g} h (--node-hours)"
         today = f"checkpoint_kimg={self.kimg:g} ({duration(self.own_s)}) loses {own:.2%} of the time"
-        better = f"{kimg} kimg ({duration(self.best_s)}) {best:.2%}"
+        better = f"{kimg} kimg ({duration(self.best_s)})"
         if self.own_s > self.best_s:
-            return f"{rate}: {today}, so the run also makes a checkpoint each {better}"
-        return f"{rate}: {today}, {better}"
+            return f"{rate}: {today}, so the run also makes a checkpoint each {better}, which loses {best:.2%}"
+        return f"{rate}: {today}; {better} would lose {best:.2%}"
 
 
 def checkpointing(plan: Plan, image_s: float, parameters: int) -> Checkpointing:
