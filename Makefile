@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: before-after demo docs docs-update test test-here test-on-ray test-slow test-faults test-gpu test-isa test-lowest test-next soak lint format install clean-demo
+.PHONY: before-after demo docs docs-update test test-here test-on-ray test-slow test-training test-faults test-gpu test-isa test-lowest test-next soak lint format install clean-demo
 
 install: $(STAMP)
 
@@ -31,13 +31,17 @@ docs-update: $(STAMP)
 # Two at a time: the tests on Ray mostly wait for processes to start, the others use one core.
 QUICK := not slow and not fault and not soak
 test: $(STAMP)
-	@$(MAKE) --no-print-directory --keep-going -j2 test-on-ray test-here
+	@$(MAKE) --no-print-directory --keep-going -j2 test-on-ray test-here test-training
 
 test-on-ray: $(STAMP)
 	$(BIN)/python -m pytest -m 'ray and $(QUICK)'
 
 test-here: $(STAMP)
-	$(BIN)/python -m pytest -m 'not ray and $(QUICK)'
+	$(BIN)/python -m pytest -m 'not ray and $(QUICK)' --ignore=tests/training
+
+# Begins when one of the other two has ended, so that both last about as long.
+test-training: $(STAMP)
+	$(BIN)/python -m pytest -m 'not ray and $(QUICK)' tests/training
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -2,7 +2,8 @@
 
 Nothing works without them, and Ray itself is slow to say so: of a raylet that was killed a command hears after six
 minutes (`ray_private.LOCAL`), of one that was stopped never. So this process ends when one of them does, with a line
-and code 1, as Ray ends it where the head of a cluster is gone; the same command resumes.
+and code 1, as Ray ends it where the head of a cluster is gone; the same command resumes. A program of one's own (a
+notebook) is only told.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from edm_ray.distributed.patience import since
 from edm_ray.distributed.ray_private import own_daemons
+from edm_ray.execution.stopping import is_command
 
 logger = logging.getLogger(__name__)
 LOOK_S = 0.25
@@ -75,7 +77,10 @@ def own_ray_watched(silent_s: float) -> Iterator[None]:
     def watch() -> None:
         while not ended.wait(LOOK_S):
             if (line := daemons.look(time.monotonic())) and not ended.is_set():
-                _end(line, daemons.pids.values())
+                if is_command():
+                    _end(line, daemons.pids.values())
+                logger.error("%s (in a program of your own: its calls may wait for minutes; end them)", line)
+                return
 
     threading.Thread(target=watch, daemon=True, name="own-ray").start()
     try:

@@ -80,7 +80,7 @@ def test_bash_completes_commands_options_and_files(tmp_path, capsys):
         return set(found.stdout.split())
 
     assert complete("exp") == {"explain", "export", "export-sampler"}
-    assert complete("train", "--no") == {"--no-ray"} and complete("prepare", "--on") == {"--on-error"}
+    assert complete("train", "--no-") == {"--no-ray"} and complete("prepare", "--on") == {"--on-error"}
     assert complete("prepare", "pho") == {"photos"}
 
 

@@ -139,7 +139,7 @@ def test_shards_are_cut_by_bytes_but_never_below_four(folder):
         (["--shard-mib", "0"], "--shard-mib 0.0: give more than 0"),
         (["--workers", "-1"], "--workers -1: give 1 or more"),
         (["--kind", "zipp"], "--kind zipp: unknown (did you mean 'zip'?)"),
-        (["--kind", "zip"], "cannot be opened as a file: Is a directory"),
+        (["--kind", "zip"], "a folder without .zip files; --kind zip reads one file"),
         (["--pad", "4"], "--pad 4: the picture has 8 pixels already"),
     ],
 )

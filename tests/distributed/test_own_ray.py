@@ -8,7 +8,10 @@ import signal
 import subprocess
 import time
 
-from edm_ray.distributed.own_ray import GONE, STOPPED, THERE, Daemons, state_of
+import pytest
+
+from edm_ray.distributed import own_ray
+from edm_ray.distributed.own_ray import GONE, STOPPED, THERE, Daemons, own_ray_watched, state_of
 
 PIDS = {"raylet": 1, "gcs_server": 2}
 
@@ -52,3 +55,17 @@ def test_the_state_of_a_process_is_seen() -> None:
         assert time.monotonic() < end + 5
     sleeping.wait()
     assert state_of(sleeping.pid) == GONE
+
+
+@pytest.mark.parametrize("command", [True, False])
+def test_a_command_is_ended_and_a_program_of_one_s_own_is_told(command, monkeypatch, caplog) -> None:
+    ended = []
+    monkeypatch.setattr(own_ray, "own_daemons", lambda: {"raylet": 0})
+    monkeypatch.setattr(Daemons.look, "__defaults__", (lambda pid: GONE,))
+    monkeypatch.setattr(own_ray, "is_command", lambda: command)
+    monkeypatch.setattr(own_ray, "_end", lambda line, pids: ended.append(line))
+    with own_ray_watched(45.0):
+        end = time.monotonic() + 20
+        while not caplog.text and time.monotonic() < end:
+            time.sleep(0.05)
+    assert bool(ended) == command and "a program of your own" in caplog.text
