@@ -4,13 +4,13 @@ It describes the installed commands, so print it again after an update."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
 from edm_ray import cli
+from edm_ray.cli.console import write_out
 from edm_ray.cli.option_list import options_of
 
 
@@ -22,7 +22,7 @@ class Args:
 
 def run(args: Args) -> None:
     make = {"bash": _bash, "zsh": _zsh, "fish": _fish}[args.shell]
-    sys.stdout.write(make({name: named_options(name) for name in cli.COMMANDS}))
+    write_out(make({name: named_options(name) for name in cli.COMMANDS}).rstrip("\n"))
 
 
 def named_options(command: str) -> list[str]:

@@ -11,12 +11,15 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 _as_json: contextvars.ContextVar[bool] = contextvars.ContextVar("as_json", default=False)
 printer: Callable[[str], None] | None = None
 """Prints a line above the live one, where there is one (`progress`)."""
+hider: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+"""Takes the live line away meanwhile, where there is one (`progress`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,18 @@ def report(content: Mapping[str, Any]) -> None:
     """The result of a command, for --json: once a command. Plain values; others as their text, and numbers that JSON
     does not have ("inf", "nan") too."""
     if _as_json.get():
-        _write(sys.stdout, json.dumps(_plain(content), indent=1, default=str, allow_nan=False))
+        write_out(json.dumps(_plain(content), indent=1, default=str, allow_nan=False))
+
+
+def write_out(text: str) -> None:
+    """A result for programs, to standard output as it is: a live line would fold it, or take it to standard error."""
+    with without_live_line():
+        _write(sys.stdout, text)
+
+
+def without_live_line() -> AbstractContextManager[None]:
+    """What is written meanwhile stands alone, and goes where it should."""
+    return hider()
 
 
 def _plain(value: Any) -> Any:

@@ -6,13 +6,12 @@ sampler."""
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import tyro
 
-from edm_ray.cli.console import say
+from edm_ray.cli.console import say, write_out
 from edm_ray.cli.sampler import choose_settings
 from edm_ray.config.preconditioning import EDMPreconditioning
 from edm_ray.errors import InputError
@@ -51,9 +50,9 @@ def run(args: Args) -> None:
                 f"--model {args.model}: its preconditioning is {preconditioning.kind!r}; diffusers' schedulers in this "
                 "form are of edm; use --to json"
             )
-    text = json.dumps(export_sampler(sampler, args.to, denoiser, sigma_data), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(export_sampler(sampler, args.to, denoiser, sigma_data), indent=1, allow_nan=False)
     if args.out is None:
-        sys.stdout.write(text)
+        write_out(text)
         return
-    uris.write_bytes(args.out, text.encode())
+    uris.write_bytes(args.out, f"{text}\n".encode())
     say(f"{args.out}: {sampler} for {args.to}")

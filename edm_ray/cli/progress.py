@@ -23,8 +23,8 @@ PLAIN_S, MOST_PLAIN_S = 5.0, 30.0
 RATE_S = 20.0
 """Rates are those of the last so many seconds."""
 REFRESH_PER_S = 5
-BAR_FROM = 76
-"""Columns of a terminal on which a bar finds room beside the words."""
+BAR = 16
+"""Columns of the bar; it is left out where the words need the room."""
 
 
 class Screen:
@@ -155,12 +155,14 @@ class Screen:
         line.add_column(width=1)
         line.add_column(no_wrap=True, overflow="ellipsis")
         cells: list[RenderableType] = [self.spinner, Text(words)]
-        if share is not None and self.live.console.width >= BAR_FROM:
-            line.add_column(width=16)
+        if share is not None:
             rate = self.rate()
             pace = "" if rate is None else (f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
-            line.add_column(no_wrap=True)
-            cells += [ProgressBar(total=1.0, completed=share, width=16), Text(f"{share:.0%} {pace}")]
+            reached = f"{share:.0%} {pace}"
+            if 2 + len(words) + 1 + BAR + 1 + len(reached) <= self.live.console.width:
+                line.add_column(width=BAR)
+                line.add_column(no_wrap=True)
+                cells += [ProgressBar(total=1.0, completed=share, width=BAR), Text(reached)]
         line.add_row(*cells)
         return line
 
@@ -179,14 +181,24 @@ class Screen:
         self.spinner = Spinner("line" if out.options.ascii_only else "dots")
         self.text, self.since = text, time.monotonic()
         live = Live(self, console=out, refresh_per_second=REFRESH_PER_S, transient=True, redirect_stderr=True)
-        self.live, console.printer = live, _printer(out)
+        self.live, console.printer, console.hider = live, _printer(out), self.hidden
         try:
             with sigterm_waits():  # its thread leaves it to this one
                 live.start()
             yield
         finally:
             live.stop()
-            self.live, console.printer = None, None
+            self.live, console.printer, console.hider = None, None, contextlib.nullcontext
+
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[None]:
+        """The live line is away meanwhile, and standard output and standard error are what they are."""
+        self.live.stop()
+        try:
+            yield
+        finally:
+            with sigterm_waits():
+                self.live.start()
 
 
 def _printer(out: Any) -> Any:

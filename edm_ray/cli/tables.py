@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from edm_ray.cli.console import lines_to
+from edm_ray.cli.console import lines_to, without_live_line
 from edm_ray.evaluation.measure import Measured, ProtocolRow, over_sets
 from edm_ray.search.by_budget import COLUMNS, Row
 from edm_ray.search.by_budget import table as cells_of
@@ -18,9 +18,10 @@ PIPE_WIDTH = 120
 
 def show(table: Table) -> None:
     """Print to standard output; as wide as it needs where that is not a terminal."""
-    stream = lines_to()
-    width = None if stream.isatty() else PIPE_WIDTH
-    Console(file=stream, width=width).print(table)
+    with without_live_line():
+        stream = lines_to()
+        width = None if stream.isatty() else PIPE_WIDTH
+        Console(file=stream, width=width).print(table)
 
 
 def number(value: float | None) -> str:
