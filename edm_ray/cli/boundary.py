@@ -19,6 +19,10 @@ PLACES = ("out", "dest", "store")
 """Options of commands that name a place to write to."""
 FILE_BY_FILE = ("train", "evaluate", "sweep", "explain", "generate")
 """Commands that write into a folder that grows."""
+OWN_PICTURES = re.compile(
+    r"seed\d{8,}\.png|samples-\d+\.png|(schedules|trajectories|weighting|truncation|inversion|sampler|loss)\.png"
+)
+"""Names of pictures that those commands write into a folder."""
 MOST_CHARACTERS = 2000
 _LONG_WORD = re.compile(r"\S{201,}")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -70,4 +74,26 @@ def check_places(name: str, args: Any) -> None:
         if isinstance(place, str) and place:
             uris.check_writable(place)
             if name in FILE_BY_FILE:
-                require_no_other(place, "edm_ray data set" if name == "generate" else None)
+                # A data set of samples that a killed command left is its own; what else is there, it says itself.
+                own = getattr(args, "format", None) == "parquet"
+                require_no_other(place, "edm_ray data set" if own else None)
+                require_no_pictures(place)
+
+
+def require_no_pictures(place: str) -> None:
+    """Raises InputError for a folder of pictures, or of a folder a class: a user's own, which stay as they are."""
+    names = uris.list_names(place)
+    found = [name for name in names if _is_picture(name) and not OWN_PICTURES.fullmatch(name)]
+    if not found and not any("." in name for name in names):
+        found = [f"{name}/{each}" for name in names[:3] for each in uris.list_names(uris.join(place, name))[:3]]
+        found = [name for name in found if _is_picture(name) and not OWN_PICTURES.fullmatch(name.rpartition("/")[2])]
+    if found:
+        raise InputError(
+            f"{place}: holds pictures ({found[0]}); other files must not mix with them: give another place"
+        )
+
+
+def _is_picture(name: str) -> bool:
+    from edm_ray.data.importers.source import PICTURE_SUFFIXES  # pyarrow: after the first word
+
+    return name.lower().endswith(PICTURE_SUFFIXES)

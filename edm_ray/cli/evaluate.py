@@ -86,8 +86,10 @@ def run(args: Args) -> None:
         work = Work(images=images, calls=calls, stored=plan.stored(executor), real=real)
         extractors = [each.extractor for each in plan.references]
         spent = spending(work, plan.model, extractors, executor)
-        for line in [*plan.describe(executor), *spent.lines]:
+        for line in plan.describe(executor):
             say(line)
+        for line in spent.lines:
+            say(f"  {line}")
         report({**vars(work), **spent.facts})
         return
     progress, started = Progress("chunks"), time.monotonic()

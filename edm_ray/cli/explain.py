@@ -13,6 +13,7 @@ import torch
 from edm_ray.cli.console import Reports, report, say
 from edm_ray.cli.sampler import choose_settings
 from edm_ray.data.codec import decode
+from edm_ray.data.importers.source import PICTURE_SUFFIXES
 from edm_ray.data.manifest import open_dataset
 from edm_ray.data.reader import open_reader
 from edm_ray.diffusion.analysis.inversion import reconstruct
@@ -74,6 +75,8 @@ def read_images(model: ModelDenoiser, data: str, num: int) -> tuple[torch.Tensor
 def run(args: Args) -> None:
     if args.num < 2 or args.num_steps < 2:
         raise InputError("--num and --num-steps must be 2 or more")
+    if FilePath(args.out).suffix.lower() in PICTURE_SUFFIXES:
+        raise InputError(f"--out {args.out}: a folder for several figures, not a file; give e.g. --out figures")
     asked = args.sampler or args.set or args.nfe is not None
     explained = choose_settings(args.sampler, args.set, args.nfe) if asked else None
     if args.data is not None and args.model is None:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from edm_ray.cli.console import say, write_out
+from edm_ray.cli.console import as_json, say, write_out
 from edm_ray.cli.sampler import choose_settings
 from edm_ray.config.preconditioning import EDMPreconditioning
 from edm_ray.errors import InputError
@@ -38,7 +38,8 @@ class Args:
 
 
 def run(args: Args) -> None:
-    sampler = choose_settings(args.sampler, args.set, args.nfe)
+    with as_json(args.out is None):  # what else is said does not mix with what is printed
+        sampler = choose_settings(args.sampler, args.set, args.nfe)
     denoiser, sigma_data = None, SIGMA_DATA
     if args.model is not None:
         model = open_model(uris.absolute(args.model))

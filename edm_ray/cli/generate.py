@@ -97,13 +97,15 @@ def run(args: Args) -> None:
     if is_grid and not figures and num > MOST_IN_GRID:
         raise InputError(f"--num {num}: a grid holds {MOST_IN_GRID:,} images at most; give OUT.zip or a folder")
     if not figures and not is_grid:
-        task.check_space(args.out)
+        task.check_output(args.out, args.format)
     if args.dry_run:
         what = figures[0] if figures else f"{num:,} images, seeds from {args.images.seed},"
         who = f"{args.workers} x {args.device}" if args.workers != "0" else "this process"
         report({"out": args.out, "num": num, "seed": args.images.seed, "sampler": task.sampler.to_dict()})
         say(f"would sample {what} to {args.out}, by {who}; sampler: {task.sampler}")
         return
+    if args.sampler is not None:
+        say(f"  sampler: {task.sampler}{'' if task.sampler.nfe is None else f'; {task.sampler.nfe} evaluations each'}")
     started = time.monotonic()
     if figures:
         _save_figure(args, _figure(args, task))

@@ -136,7 +136,7 @@ def _describe_reading(dataset: DataSet, nodes: int, lanes: int) -> None:
     decoded = dataset.rows * math.prod(dataset.row_shape)
     say(f"order rows   each node reads {_mib(sum(sizes))} once, and keeps {_mib(decoded)} decoded")
     if lanes > len(sizes):
-        say(f"order blocks needs lanes <= {len(sizes)} shards (asked: {lanes}); see --lanes, and `prepare --shards`")
+        say(f"order blocks does not fit: {lanes} lanes (--lanes) need as many shards, there are {len(sizes)}")
         return
     order = BlockOrder(tuple(shard.rows for shard in dataset.shards), lanes)
     ranks = min(nodes, lanes)

@@ -8,6 +8,7 @@ digits; writes DEST/train and DEST/heldout), `photographs` (crops of the two pho
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -58,6 +59,8 @@ def run(args: Args) -> None:
             progress.update(0, task.plan.records)
             made.append(task.run(executor, progress.update))
             _describe(made[-1])
+    if made:
+        say(f"  plan a training: edm-ray train --data {shlex.quote(made[0].uri)} --out RUN --dry-run")
     report({"would_write": planned} if args.dry_run else {"datasets": [facts(dataset) for dataset in made]})
 
 

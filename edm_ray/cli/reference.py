@@ -5,6 +5,7 @@ weights are copied into the reference, so you need nothing else to evaluate."""
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 
 import tyro
@@ -79,3 +80,6 @@ def _say(made: OpenedReference, what: str) -> None:
     say(f"{made.uri}: {what}: {made.describe()}, {made.reference.moments.mean.size} features")
     if kept:
         say(f"  the features of {kept:,} images are kept for KID, precision and recall")
+    reference = shlex.quote(made.uri)
+    say(f"  measure a model: edm-ray evaluate --model MODEL --reference {reference} --out EVALUATION")
+    say(f"  find its best samplers: edm-ray sweep --model MODEL --reference {reference} --nfe 5,8,10 --out SWEEP")

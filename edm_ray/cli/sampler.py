@@ -21,13 +21,20 @@ def choose_settings(file: str | None, overrides: Sequence[str], nfe: int | None 
     nfe: the budget whose row is taken of a best-samplers.yaml.
     """
     base: Sampler = sampler()
-    if nfe is not None and (file is None or nfe < 1):
-        raise InputError(f"--nfe {nfe}: give a number of evaluations, 1 or more, and --sampler {BEST_SAMPLERS}")
+    if nfe is not None and nfe < 1:
+        raise InputError(f"--nfe {nfe}: give a number of evaluations, 1 or more")
+    if nfe is not None and file is None:
+        raise InputError(
+            f"--nfe {nfe} takes a sampler that a sweep found: give --sampler SWEEP too; without a sweep give the "
+            f"number of steps, e.g. --set num_steps={nfe // 2 + 1} ({sampler(num_steps=nfe // 2 + 1).nfe} of Heun)"
+        )
     if file is not None:
         name = BEST_SAMPLER if nfe is None else BEST_SAMPLERS
         path = uris.join(file, name) if uris.is_folder(file) else file
         if not uris.exists(path):
-            raise InputError(f"--sampler {file}: no such file; {_who_writes(file, name)}")
+            raise InputError(_missing(file, name))
+        if (size := uris.file_size(path)) is not None and size > MAX_BYTES:
+            raise InputError(f"{path}: {size:,} bytes, so it is no {name} of a sweep; give that file, or its folder")
         text = uris.read_bytes(path, MAX_BYTES)
         base = settings_from_yaml(text, path) if nfe is None else sampler_at(text, nfe, path)
     settings = with_changes(base, parse_overrides(overrides), "--set")
@@ -39,7 +46,17 @@ def choose_settings(file: str | None, overrides: Sequence[str], nfe: int | None 
     return settings
 
 
-def _who_writes(folder: str, name: str) -> str:
-    if name == BEST_SAMPLER and uris.exists(uris.join(folder, BEST_SAMPLERS)):
-        return f"there is a {BEST_SAMPLERS}: give --nfe to take one of its samplers"
-    return f"`edm-ray sweep{' --nfe' if name == BEST_SAMPLERS else ''}` writes {name}"
+def _missing(place: str, name: str) -> str:
+    """Why there is no sampler to take: what is there, and what to give."""
+    if not uris.is_folder(place):
+        return f"{place}: nothing is there; give the --out of a sweep (it writes {name}), or the file"
+    if name == BEST_SAMPLER and uris.exists(uris.join(place, BEST_SAMPLERS)):
+        return f"{place}: has a sampler for each budget, in {BEST_SAMPLERS}: give --nfe to take one of them"
+    if name == BEST_SAMPLERS and uris.exists(uris.join(place, BEST_SAMPLER)):
+        return f"{place}: holds one sampler, in {BEST_SAMPLER}, not one for each budget: leave --nfe out"
+    if nested := [each for each in uris.list_names(place) if uris.exists(uris.join(place, each, name))]:
+        return (
+            f"{place}: no {name} is there, but in {', '.join(uris.join(place, each) for each in nested[:4])}; give one"
+        )
+    writes = f"`edm-ray sweep{' --nfe' if name == BEST_SAMPLERS else ''}` writes it when it has ended"
+    return f"{place}: no {name} is there; {writes}"

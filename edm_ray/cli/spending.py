@@ -11,7 +11,6 @@ import torch
 
 from edm_ray.cli.console import duration
 from edm_ray.cli.plan import measured_cost
-from edm_ray.config.published import Quantity
 from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.reference import ExtractorSpec
 from edm_ray.execution.executor import Executor
@@ -70,7 +69,7 @@ def spending(work: Work, model: Model, extractors: Sequence[ExtractorSpec], on: 
     cost = measured_cost(hours, 1, on.device)
     lines += [
         f"time      {most or 'about '}{_span(hours / on.size)} with {workers}: {speeds} (measured here, now)",
-        f"cost      {_money(cost)}",
+        f"cost      {cost}",
     ]
     known = {} if isinstance(cost, str) else {"usd": [cost.value, cost.value]}
     facts = {"hours": [hours / on.size] * 2, "kind": "measured", **known, "call_s": call, "feature_s": feature}
@@ -94,13 +93,6 @@ def _assumed(lines: list[str], model: Model, calls: float, features: float, coun
 
 def _span(hours: float) -> str:
     return "under 1 s" if hours < 1 / 3600 else duration(hours * 3600)
-
-
-def _money(cost: Quantity | str) -> str:
-    """Without digits below a cent."""
-    if isinstance(cost, str) or cost.value >= 0.01:
-        return str(cost)
-    return f"under 0.01 {cost.unit} ({cost.kind}: {cost.source})"
 
 
 def _call_seconds(model: Model, device: str) -> float:

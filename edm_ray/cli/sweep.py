@@ -100,7 +100,8 @@ def run(args: Args) -> None:
         report({"sweep": task.describe(), **vars(work), **spent.facts})
         return
     started = time.monotonic()
-    found = task.run(executor, TrialLines(task.space, bool(budgets), task.races.most_images), _commands(args, task))
+    commands = _commands(args, task)
+    found = task.run(executor, TrialLines(task.space, bool(budgets), task.races.most_images), commands)
     if budgets:
         show(budgets_table(found.budgets))
     for line in summary(found.results) if budgets else found.result.summary():
@@ -111,6 +112,7 @@ def run(args: Args) -> None:
         best = {"best": found.best.to_dict()}
     report({"out": found.out, "report": found.report, "images": images, **best, "confirmed": found.table})
     say(f"  {images:,} images, {duration(time.monotonic() - started)}; report: {found.report}")
+    say(f"  sample with what was found: {commands[-1]}")
 
 
 def _budgets(text: str | None) -> tuple[int, ...]:

@@ -105,7 +105,7 @@ def run(args: Args) -> None:
     except Stopped as stopped:
         say(f"  {stopped}; the same command resumes from there")
         raise Interrupted(asked() or signal.SIGTERM, said=True) from stopped
-    summarise(task.run_uri, time.monotonic() - started, seen, resumed[0] if resumed else 0)
+    summarise(task.run_uri, time.monotonic() - started, seen, resumed[0] if resumed else 0, args.data)
 
 
 def _with_preset(args: Args, error: InputError) -> str:
@@ -156,7 +156,7 @@ def grid_line(run_uri: str, row: dict[str, Any]) -> str:
     return f"{what}: {grid_uri(run_uri, row['nimg'])}, drawn in {row['grid_s']:.3g} s"
 
 
-def summarise(run_uri: str, seconds: float, seen: list[dict[str, Any]], resumed_at: int) -> None:
+def summarise(run_uri: str, seconds: float, seen: list[dict[str, Any]], resumed_at: int, data: str) -> None:
     """What there is now, and what to do with it. ``seen``: this command's rows of metrics."""
     from edm_ray.training.run import model_uri, snapshot_model_uri, snapshots
     from edm_ray.training.skipped_shards import skipped_lines
@@ -180,7 +180,7 @@ def summarise(run_uri: str, seconds: float, seen: list[dict[str, Any]], resumed_
     say(f"  model: {model}")
     model = shlex.quote(model)
     say(f"  sample from it: edm-ray generate --model {model} --out samples.png")
-    say("  make a reference: edm-ray reference --data DATA --out REFERENCE")
+    say(f"  make a reference: edm-ray reference --data {shlex.quote(data)} --out REFERENCE")
     say(f"  find its best samplers: edm-ray sweep --model {model} --reference REFERENCE --nfe 5,8,10 --out SWEEP")
 
 

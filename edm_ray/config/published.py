@@ -27,8 +27,17 @@ class Quantity:
 
     @property
     def amount(self) -> str:
-        number = f"{self.value:,.0f}" if self.value >= 1e4 else f"{self.value:,.4g}"
-        return f"{number} {self.unit}"
+        """For people: small amounts in a smaller unit, or as less than one of it."""
+        value, unit = self.value, self.unit
+        if unit == "USD" and 0 < value < 0.01:
+            return "under 0.01 USD"
+        if unit.startswith("GiB") and value < 0.1:
+            value, unit = round(value * 1024), unit.replace("GiB", "MiB", 1)
+        elif unit.endswith(" hours") and value < 0.1:
+            value, unit = round(value * 3600), unit.removesuffix("hours") + "seconds"
+            if value < 1:
+                return f"under 1 {unit.removesuffix('s')}"
+        return f"{value:,.0f} {unit}" if value >= 1e4 else f"{value:,.4g} {unit}"
 
     @property
     def terms(self) -> str:

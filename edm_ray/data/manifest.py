@@ -15,7 +15,7 @@ from edm_ray.config.shape import DataShape
 from edm_ray.data.format import ENCODINGS
 from edm_ray.errors import InputError, IntegrityError, shortened
 from edm_ray.storage import uris
-from edm_ray.storage.commit import MANIFEST, check_keys, manifest_hash, read_manifest
+from edm_ray.storage.commit import MANIFEST, check_keys, kind_of, manifest_hash, read_manifest
 
 KIND = "edm_ray data set"
 MAX_RESOLUTION, MAX_CHANNELS = 8192, 1024
@@ -103,11 +103,15 @@ def open_dataset(uri: str, *, rows_agree: bool = True) -> DataSet:
         found = uris.list_names(uri)
         if (found and MANIFEST not in found) or uris.file_size(uri) is not None:
             refuse_source(uri, found)
-        hint = f"found {', '.join(found[:4])} there, but no {MANIFEST}" if found else "nothing is there"
-        if found and any(uris.exists(uris.join(uri, name, MANIFEST)) for name in found):
-            nested = [name for name in found if uris.exists(uris.join(uri, name, MANIFEST))]
-            hint = f"it holds several: give one of {', '.join(uris.join(uri, name) for name in nested)}"
-        raise InputError(f"{uri}: no data set ({hint}); make one with: edm-ray prepare SOURCE {uri}")
+        if nested := [place for name in found if kind_of(place := uris.join(uri, name)) == KIND]:
+            several = "several: give one of" if len(nested) > 1 else "one: give"
+            raise InputError(f"{uri}: no data set itself; it holds {several} {', '.join(nested)}")
+        if found:
+            raise InputError(
+                f"{uri}: no data set (found {', '.join(found[:4])} there, but no {MANIFEST}); give what `edm-ray "
+                "prepare` wrote"
+            )
+        raise InputError(f"{uri}: no data set (nothing is there); make one with: edm-ray prepare SOURCE {uri}")
     path = uris.join(uri, MANIFEST)
     if manifest.get("kind") != KIND:
         raise InputError(f"{uri}: holds {shortened(manifest.get('kind', 'something else'))}, not a data set")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from edm_ray.data.manifest import KIND as DATASET
 from edm_ray.data.manifest import DataSet
 from edm_ray.errors import InputError, IntegrityError, shortened
 from edm_ray.evaluation.extractors import pixels, self_trained
@@ -16,7 +18,7 @@ from edm_ray.evaluation.moments import Array, Moments
 from edm_ray.evaluation.published import PublishedMoments
 from edm_ray.evaluation.reference_features import FEATURES_FILE, ReferenceFeatures
 from edm_ray.storage import uris
-from edm_ray.storage.commit import MANIFEST, commit, open_manifest, read_file, sha256
+from edm_ray.storage.commit import MANIFEST, commit, kind_of, open_manifest, read_file, sha256
 
 KIND = "edm_ray reference"
 _KEYS = ("features", "dataset", "dataset_hash", "n", "extractor", "weights_sha256", "published")
@@ -130,12 +132,25 @@ def commit_published(
 
 def open_reference(uri: str) -> tuple[Reference, ExtractorSpec]:
     """Read and check a reference directory. Raises InputError when there is none or its parts do not match."""
+    if kind_of(uri) == DATASET:
+        raise InputError(
+            f"{uri}: is a data set, not a reference; make one of it: edm-ray reference --data {shlex.quote(uri)} --out "
+            "REFERENCE, and give that"
+        )
     manifest = open_manifest(uri, KIND, _KEYS, (_MOMENTS, _WEIGHTS, FEATURES_FILE))
     if manifest is None:
         if uri.lower().endswith((".npz", ".pkl")):
             raise InputError(
                 f"{uri}: a published mean and covariance is made a reference by: edm-ray import {uri} OUT "
                 "--extractor inception --weights WEIGHTS; give --reference OUT"
+            )
+        found = uris.list_names(uri)
+        if nested := [place for name in found if kind_of(place := uris.join(uri, name)) == KIND]:
+            raise InputError(f"{uri}: no reference itself; it holds {', '.join(nested)}: give one")
+        if found:
+            raise InputError(
+                f"{uri}: no reference (found {', '.join(found[:4])} there); make one of a data set that `edm-ray "
+                "prepare` wrote: edm-ray reference --data DATASET --out REFERENCE"
             )
         raise InputError(f"{uri}: no reference there; make one with: edm-ray reference --data DATASET --out {uri}")
     for name in ("dataset", "dataset_hash", "extractor", "weights_sha256"):

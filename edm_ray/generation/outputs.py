@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -30,11 +31,12 @@ from edm_ray.data.write import (
     shard_edges,
     shard_name,
 )
-from edm_ray.errors import InputError
+from edm_ray.errors import InputError, shortened
 from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST
 
 IMAGES_PER_SHARD = 10_000
+_SAMPLE, MAX_SAMPLE_BYTES = re.compile(r"seed\d{8,}\.png"), 256 << 20
 # The earliest time a zip knows: equal images give equal bytes.
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -56,6 +58,7 @@ class PngFolder:
 
     def __init__(self, folder: str, about: dict[str, str]) -> None:
         self.folder, self.about = uris.absolute(folder), about
+        require_no_other_samples(self.folder, about)
         if not uris.is_remote(folder):
             Path(self.folder).mkdir(parents=True, exist_ok=True)
 
@@ -75,6 +78,20 @@ class PngFolder:
 
     def abandon(self) -> None:
         pass
+
+
+def require_no_other_samples(folder: str, about: dict[str, str]) -> None:
+    """Raises InputError for a folder with samples of another model or sampler: nobody could tell them apart."""
+    if not (names := [name for name in uris.list_names(folder) if _SAMPLE.fullmatch(name)]):
+        return
+    try:
+        with Image.open(io.BytesIO(uris.read_bytes(uris.join(folder, names[-1]), MAX_SAMPLE_BYTES))) as picture:
+            found = {str(key): str(value) for key, value in picture.info.items()}
+    except (OSError, ValueError) as error:
+        raise InputError(f"--out {folder}: {names[-1]} is no sample ({error}); give another place") from error
+    if differs := sorted(name for name in about if found.get(name) != about[name]):
+        what = "; ".join(f"{name}: {shortened(found.get(name, '?'))} -> {shortened(about[name])}" for name in differs)
+        raise InputError(f"--out {folder}: holds samples made otherwise ({what}); give another place, or delete them")
 
 
 class PngZip:
@@ -129,8 +146,7 @@ class ParquetSet:
         self, uri: str, count: int, class_names: Sequence[str], about: dict[str, str], per_shard: int = IMAGES_PER_SHARD
     ) -> None:
         uri = uris.absolute(uri)
-        if uris.exists(uris.join(uri, MANIFEST)):
-            raise InputError(f"--out {uri}: holds {MANIFEST} already; choose another place")
+        require_no_dataset(uri)
         self.uri, self.class_names, self.about = uri, tuple(class_names), about
         self.edges = shard_edges(count, max(1, -(-count // per_shard)))
         self.rows: list[tuple[str, int, Pixels]] = []
@@ -169,6 +185,12 @@ class ParquetSet:
 
     def abandon(self) -> None:
         pass  # shards without a manifest are nothing, and are written over
+
+
+def require_no_dataset(uri: str) -> None:
+    """Raises InputError for a place that holds a data set, or anything else that has a manifest."""
+    if uris.exists(uris.join(uri, MANIFEST)):
+        raise InputError(f"--out {uri}: holds {MANIFEST} already; choose another place")
 
 
 class Writing:

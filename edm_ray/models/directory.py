@@ -157,7 +157,7 @@ def open_model(uri: str, guide: str | None = None, network: torch.nn.Module | No
         return open_model(uri, network=network).with_guide(open_model(guide))
     manifest = open_manifest(uri, KIND, (), (CONFIG, WEIGHTS, CARD, PICTURE))
     if manifest is None and read_manifest(uris.join(uri, "model")) is not None:
-        raise InputError(f"{uri}: is a run, not a model; give {uris.join(uri, 'model')}")
+        raise InputError(f"{uri}: is a training run, not a model; give {uris.join(uri, 'model')}")
     if manifest is None:
         if uri.lower().endswith(FOREIGN):
             what = "a file of another project; " if uris.file_size(uri) is not None else ""

@@ -19,14 +19,12 @@ from edm_ray.report.figures import Drawing
 from edm_ray.report.forest import Interval, forest
 from edm_ray.report.html import Context, render
 from edm_ray.report.plots import ACCENT, INK, MUTED, WIDE, reach, svg
-from edm_ray.report.saved import CONTEXT, PAGE, PROGRESS, RESULT, load_report, write_page
+from edm_ray.report.saved import BUDGETS, CONTEXT, PAGE, PROGRESS, RESULT, load_report, write_page
 from edm_ray.search import by_budget
 from edm_ray.search.result import REWRITE, SweepResult
 from edm_ray.search.statistics import Difference
 from edm_ray.storage import uris
 from edm_ray.storage.versioned import read_json, write_json
-
-BUDGETS = "budgets.json"
 
 
 def folder(out: str, nfe: int) -> str:

@@ -32,6 +32,8 @@ class Context:
     commands: tuple[str, ...] = ()
     unfinished: bool = False
     """A report so far, of a sweep that has not ended."""
+    note: str = ""
+    """What else there is to say, for the end of the summary."""
 
 
 def render_report(result: SweepResult, context: Context) -> str:
@@ -72,7 +74,7 @@ def _columns(result: SweepResult) -> dict[str, str]:
 def summary(result: SweepResult, context: Context) -> list[str]:
     """What was found, in a few sentences. Raises InputError when a finished sweep has no winner."""
     if not context.unfinished:
-        return result.summary()
+        return [*result.summary(), *([context.note] if context.note else [])]
     told = [trial for trial in result.trials if trial.estimate is not None]
     lines = [
         f"This sweep has not ended: {len(told)} evaluations so far, {len(result.trials) - len(told)} failed. "

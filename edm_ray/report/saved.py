@@ -16,6 +16,9 @@ from edm_ray.storage.documents import MAX_BYTES, load_json
 from edm_ray.storage.versioned import read_json, write_json
 
 RESULT, CONTEXT, PAGE, PROGRESS = "sweep.json", "report.json", "report.html", "progress.json"
+BUDGETS = "budgets.json"
+MARKS = (RESULT, PROGRESS, BUDGETS)
+"""A folder with one of them is a sweep's."""
 MAX_GRID_BYTES = 64 << 20
 _GRID = re.compile(r"samples-\d{1,4}\.png")
 
@@ -62,6 +65,10 @@ def load_report(out: str) -> tuple[SweepResult, Context]:
                 f"{out}: a sweep that has not ended, with nothing to report yet; run its command again, it resumes "
                 "from its chunks"
             )
+        near = [out.rstrip("/").rpartition("/")[0]] if uris.file_size(out) is not None else []
+        near += [uris.join(out, name) for name in sorted(names)]
+        if sweeps := [place for place in near if any(uris.exists(uris.join(place, name)) for name in MARKS)]:
+            raise InputError(f"{out}: no sweep itself; give {' or '.join(sweeps[:4])}")
         raise InputError(f"{out}: no sweep there ({RESULT} is missing); give the --out of an `edm-ray sweep`")
     result = SweepResult.from_dict(_json(uris.join(out, RESULT)), uris.join(out, RESULT))
     if not uris.exists(uris.join(out, CONTEXT)):

@@ -59,8 +59,8 @@ class Budget:
         if count < first + 2 * each:
             raise InputError(
                 f"budget_images={count:,} is too small to confirm anything: a first look at two settings takes "
-                f"{first:,}, two on fresh seeds {2 * each:,}; give {first + 2 * each:,} or more, or smaller "
-                "confirm_chunks"
+                f"{first:,}, two on fresh seeds {2 * each:,}; give {first + 2 * each:,} or more (with --nfe for each "
+                "budget: --budget-images is shared by all), or smaller confirm_chunks"
             )
         self._fit_confirmation(count, each)
         self._given_images = count

@@ -79,6 +79,20 @@ class Row:
         return f"{text}; {than}: difference {gap.gap:+.3f}, {gap.low:+.3f} to {gap.high:+.3f}."
 
 
+def better_elsewhere(results: Sequence[SweepResult]) -> dict[int, str]:
+    """Budget -> a sentence, where the race of a larger budget has found its sampler."""
+    own = {result.nfe: result.of(result.best) for result in results}
+    said = {}
+    for row in rows_of(results):
+        mine = own.get(row.nfe)
+        if mine is not None and mine.settings != row.best.settings:
+            said[row.nfe] = (
+                f"The search for a larger budget found a better sampler of at most {row.nfe} evaluations: {row.words}, "
+                f"FID {row.best.estimate.fid:.3f} +- {row.best.estimate.se:.3f}; {BEST_SAMPLERS} has that one."
+            )
+    return said
+
+
 Found = tuple[SweepResult, Confirmed]
 """A race, and its recommended sampler."""
 
@@ -152,7 +166,8 @@ def summary(results: Sequence[SweepResult]) -> list[str]:
     spent = [str(each.nfe) for each in results if each.stopped]
     if spent:
         lines.append(
-            f"The search took all the images that it was given: {', '.join(spent)}. More may find better ones."
+            f"The search for {' and for '.join(spent)} evaluations used all the images it was allowed; more "
+            "(--budget-images) may find better samplers."
         )
     return lines
 
@@ -176,7 +191,7 @@ COLUMNS = (
     "against Heun, rho 7",
     "against the best unsearched",
     "against the largest budget",
-    "against Heun there",
+    "against Heun at the largest budget",
 )
 
 
@@ -248,7 +263,8 @@ def sampler_at(text: str | bytes, nfe: int, source: str = "sampler file") -> Sam
         raise InputError(f"{source}: key 'samplers' must be a list of {{nfe: a whole number, sampler: settings}}")
     fitting = [row for row in rows if row["nfe"] <= nfe]
     if not fitting:
-        raise InputError(f"--nfe {nfe} is not allowed: {source} has {', '.join(str(row['nfe']) for row in rows)}")
+        has = ", ".join(str(row["nfe"]) for row in rows)
+        raise InputError(f"--nfe {nfe} is not allowed: {source} has {has}; give one of these, or more")
     chosen = max(fitting, key=lambda row: row["nfe"])
     return read_sampler(chosen["sampler"], f"{source}: nfe {chosen['nfe']}")
 

@@ -132,8 +132,8 @@ class SweepResult:
                 f"FID {best.estimate.fid:.3f} +- {best.estimate.se:.3f}.",
                 *([undecided(gain, found.estimate.n)] if gain.low < 0 else []),
             ]
-        verdict = "lower" if gain.high < 0 else "not clearly different"
-        told = f"That is {verdict} against {plain} on the same seeds: {interval}."
+        verdict = "lower than with" if gain.high < 0 else "not clearly different from"
+        told = f"That is {verdict} {plain} on the same seeds: {interval}."
         return [first, told, *([] if gain.high < 0 else [undecided(gain, found.estimate.n)])]
 
     def _more(self, found: Confirmed) -> list[str]:
@@ -148,7 +148,7 @@ class SweepResult:
                 f"FID {cheapest.estimate.fid:.3f} +- {cheapest.estimate.se:.3f}; chosen to be within {self.within:g} %."
             )
         if self.stopped:
-            lines.append("The search took all the images that it was given; more may find better samplers.")
+            lines.append("The search used all the images it was allowed; more may find better samplers.")
         return lines
 
     def to_dict(self) -> dict[str, Any]:

@@ -156,17 +156,22 @@ def open_manifest(uri: str, kind: str, keys: Iterable[str], files: Iterable[str]
     return manifest
 
 
+def kind_of(uri: str) -> str | None:
+    """What a directory says that it is; None where it says nothing, or its manifest.json is not ours."""
+    try:
+        manifest = read_manifest(uri)
+    except InputError:
+        return None
+    return None if manifest is None else str(manifest.get("kind"))
+
+
 def require_no_other(uri: str, allowed: str | None = None) -> None:
     """Raises InputError for a folder that holds a model, a reference or a data set: other files must not mix with it.
 
     allowed: the kind that may be there. A manifest.json that is not ours is no obstacle.
     """
-    try:
-        manifest = read_manifest(uri)
-    except InputError:
-        return
-    if manifest is not None and (kind := manifest.get("kind")) != allowed:
-        what = shortened(str(kind).removeprefix("edm_ray "))
+    if (kind := kind_of(uri)) is not None and kind != allowed:
+        what = shortened(kind.removeprefix("edm_ray "))
         raise InputError(f"{uri}: holds {what}; other files must not mix with it: give another place")
 
 

@@ -46,13 +46,14 @@ def fid(
     ``resolution=32``. Raises InputError (a ValueError) for fewer than 100 images, or images that do not fit.
     """
     with tempfile.TemporaryDirectory() as folder:
-        against = _reference(b, Path(folder), extractor, weights, on, prepare_options)
+        _require_source(b)
         images = _dataset(a, Path(folder) / "a", on, prepare_options)
-        count = images.rows if num is None else num
+        count, name = images.rows if num is None else num, _name(a, "a")
         if count < FEWEST:
-            raise InputError(f"a: {count} images; an FID of fewer than {FEWEST} says nothing")
+            raise InputError(f"{name}: {count} images; an FID of fewer than {FEWEST} images says nothing")
         if count > images.rows:
-            raise InputError(f"a: {images.rows} images, {count} were asked for")
+            raise InputError(f"{name}: {images.rows} images, {count} were asked for")
+        against = _reference(b, Path(folder), extractor, weights, on, prepare_options)
         plan = Plan(metrics=("fid",), reference=against.reference)
         [result] = measure_real(images, count, [plan], [against.extractor], str(Path(folder) / "features"), on)
     return result.measured.fid
@@ -67,7 +68,9 @@ def _reference(
         return reference_of(str(given))
     dataset = _dataset(given, folder / "b", on, options)
     if dataset.rows < FEWEST:
-        raise InputError(f"b: {dataset.rows} images; an FID against fewer than {FEWEST} says nothing")
+        raise InputError(
+            f"{_name(given, 'b')}: {dataset.rows} images; an FID against fewer than {FEWEST} images says nothing"
+        )
     return reference(dataset.uri, str(folder / "reference"), on=on, extractor=extractor, weights=weights, features=0)
 
 
@@ -85,6 +88,17 @@ def _dataset(given: Any, place: Path, on: Executor, options: dict[str, Any]) -> 
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise InputError(f"images={images.dtype} {images.shape} is not allowed: uint8 [N, C, H, H]")
     return write_dataset(images, None, str(place), name=place.name)
+
+
+def _require_source(given: Any) -> None:
+    """Raises InputError for a place without images, before those of the other side are read."""
+    if isinstance(given, (str, Path)) and read_manifest(source := uris.absolute(str(given))) is None:
+        detect_kind(source)
+
+
+def _name(given: Any, role: str) -> str:
+    """How a message calls it."""
+    return str(given) if isinstance(given, (str, Path)) else role
 
 
 def _kind(uri: str) -> Any:

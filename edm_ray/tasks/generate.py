@@ -20,7 +20,15 @@ from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, sample_images
 from edm_ray.generation.generate import PRECISIONS, check_labels, labels_of
 from edm_ray.generation.generate import generate as generate_here
-from edm_ray.generation.outputs import Output, ParquetSet, PngFolder, PngZip, Writing
+from edm_ray.generation.outputs import (
+    Output,
+    ParquetSet,
+    PngFolder,
+    PngZip,
+    Writing,
+    require_no_dataset,
+    require_no_other_samples,
+)
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
 from edm_ray.storage import uris
@@ -110,7 +118,15 @@ class GenerateTask:
             return PngFolder(out, self.about)
         return ParquetSet(out, self.num, self.model.class_names, self.about)
 
-    def check_space(self, out: str) -> None:
+    def check_output(self, out: str, form: Literal["png", "parquet"]) -> None:
+        """Raises InputError where the images cannot go to: something else is there, or they do not fit on the disk."""
+        if form == "parquet":
+            require_no_dataset(uris.absolute(out))
+        elif Path(out).suffix.lower() != ".zip":
+            require_no_other_samples(uris.absolute(out), self.about)
+        self._check_space(out)
+
+    def _check_space(self, out: str) -> None:
         """Raises InputError when the images cannot fit on the local disk they are to go to."""
         folder = Path(uris.resolve(out))
         if uris.is_remote(out):

@@ -57,5 +57,5 @@ def require_fit(reference: OpenedReference, model: Model) -> None:
 def references_of(given: str | OpenedReference | Sequence[str | OpenedReference]) -> list[OpenedReference]:
     several = [given] if isinstance(given, (str, OpenedReference)) else list(given)
     if not several:
-        raise InputError("no reference is given; make one with edm-ray reference")
+        raise InputError("give --reference REFERENCE: what `edm-ray reference --data DATASET --out REFERENCE` writes")
     return [reference_of(one) for one in several]

@@ -31,10 +31,10 @@ from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model, require_unchanged
 from edm_ray.report.by_budget import folder, save_by_budget, write_budgets_page
 from edm_ray.report.html import Context
-from edm_ray.report.saved import save_progress, save_report
+from edm_ray.report.saved import BUDGETS, PROGRESS, RESULT, save_progress, save_report
 from edm_ray.search import driver as search_driver
 from edm_ray.search.budget_space import at_budget
-from edm_ray.search.by_budget import BEST_SAMPLERS, best_samplers_yaml
+from edm_ray.search.by_budget import BEST_SAMPLERS, best_samplers_yaml, better_elsewhere
 from edm_ray.search.dimensions import Range
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan
@@ -178,13 +178,14 @@ class SweepTask:
 
     def _save(self, results: tuple[SweepResult, ...], grids: Sequence[dict[str, bytes]], context: Context) -> str:
         """Samplers and pages, of each race and of all; the path of the page of all."""
-        page = ""
+        page, notes = "", better_elsewhere(results) if self.budgets else {}
         for result, pictures in zip(results, grids, strict=True):
             if result.nfe is not None and result.of(result.best) is None:
                 continue  # said on the page of all
             place = self.place(result.nfe)
             self._write(place, BEST_SAMPLER, best_sampler_yaml(result, **self._source))
-            page = save_report(place, result, dataclasses.replace(context, grids=pictures))
+            about = dataclasses.replace(context, grids=pictures, note=notes.get(result.nfe or 0, ""))
+            page = save_report(place, result, about)
         if not self.budgets:
             return page
         page = write_budgets_page(self.out, results, (), context)
@@ -360,6 +361,7 @@ def plan_sweep(
         )
     against = reference_of(reference)
     require_fit(against, opened)
+    _require_no_other_sweep(uris.absolute(out), bool(nfe))
     held_out = None if options.real is None else open_dataset(uris.absolute(options.real))
     if held_out is not None:
         require_real(held_out, plan.confirm_chunks * plan.chunk_size)
@@ -378,9 +380,22 @@ def plan_sweep(
     )
 
 
+def _require_no_other_sweep(out: str, by_budget: bool) -> None:
+    """Raises InputError for a folder with a sweep by budget where this one is not, and the other way round: their files
+    would be taken for those of one sweep."""
+    there = uris.exists(uris.join(out, BUDGETS))
+    if there and not by_budget:
+        raise InputError(f"--out {out}: holds a sweep by budget (--nfe); give another place for this one")
+    if by_budget and not there and any(uris.exists(uris.join(out, name)) for name in (RESULT, PROGRESS)):
+        raise InputError(f"--out {out}: holds a sweep without --nfe; give another place for this one")
+
+
 def _open_space(space: str | Space | None, nfe: Sequence[int]) -> Space:
     if space is None and not nfe:
-        raise InputError("give --space SPACE, or --nfe BUDGETS, which has a space of its own")
+        raise InputError(
+            "give --space SPACE, or --nfe BUDGETS, which has a space of its own: e.g. --nfe 5,8,10 for the best "
+            "sampler at each of these numbers of network evaluations"
+        )
     given = BY_BUDGET if space is None else space
     return load_space(space_file(given)) if isinstance(given, str) else given
 

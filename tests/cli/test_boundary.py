@@ -209,3 +209,39 @@ def test_nothing_is_written_into_a_folder_that_is_a_model_already(command, tmp_p
     assert main([command, *data, *more, "--out", str(tmp_path / "model")]) == 2
     assert "holds 'model'; other files must not mix with it" in lines(capsys)
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "manifest.json"}
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "sweep", "generate"])
+@pytest.mark.parametrize("picture", ["cats/1.JPG", "1.png"])
+def test_nothing_is_written_among_a_user_s_pictures_nor_into_a_data_set(command, picture, tmp_path, capsys):
+    place = tmp_path / "photos"
+    (place / picture).parent.mkdir(parents=True)
+    (place / picture).write_bytes(b"x")
+    given = ["--data", "digits"] if command == "train" else ["--model", "nowhere"]
+    given += ["--reference", "nowhere"] if command in ("evaluate", "sweep") else []
+    assert main([command, *given, "--out", str(place)]) == 2
+    assert f"holds pictures ({picture}); other files must not mix with them" in lines(capsys)
+    commit(str(tmp_path / "data"), [("a.parquet", b"x")], kind="edm_ray data set")
+    assert main([command, *given, "--out", str(tmp_path / "data")]) == 2
+    assert "holds 'data set'; other files must not mix with it" in lines(capsys)
+    assert [path.name for path in place.iterdir()] == [picture.partition("/")[0]]
+
+
+def test_samples_of_another_sampler_are_not_added_to_a_folder(tmp_path, capsys, model):
+    out = str(tmp_path / "samples")
+    quick = ["generate", "--model", model, "--out", out, "--set", "num_steps=2"]
+    assert main([*quick, "--num", "3"]) == 0
+    assert main([*quick, "--num", "4"]) == 0, "more of the same"
+    assert main([*quick, "rho=5", "--num", "2", "--dry-run"]) == 2
+    assert "holds samples made otherwise (settings: " in lines(capsys)
+
+
+def test_a_sweep_by_budget_and_one_without_do_not_share_a_folder(tmp_path):
+    from edm_ray.tasks.sweep import _require_no_other_sweep
+
+    for mark, by_budget in (("budgets.json", False), ("sweep.json", True), ("progress.json", True)):
+        (tmp_path / mark).mkdir()
+        (tmp_path / mark / mark).write_text("{}")
+        _require_no_other_sweep(str(tmp_path / mark), not by_budget)
+        with pytest.raises(InputError, match="give another place for this one"):
+            _require_no_other_sweep(str(tmp_path / mark), by_budget)

@@ -190,7 +190,7 @@ def test_work_is_kept_and_the_same_command_resumes(digits_dir, digits_reference,
     sweep = f"sweep {against} --space {SPACE} {SWEEP} --out {out}"
     command, moment = {
         "prepare": (f"prepare photographs {out} --resolution 32 --num 100000", "records: [1-9]"),
-        "reference": (f"reference --data {digits_dir}/train --extractor digits --out {out}", "images: [1-9]"),
+        "reference": (f"reference --data {digits_dir}/train --extractor self --out {out}", "the images: [1-9]"),
         "generate": (f"generate --model {model} --num 2000 {SLOW_SAMPLER} --out {out}", "chunks of images: [1-9]"),
         "grid": (f"generate --model {model} --num 1000 {SLOW_SAMPLER} --out {out}.png", "chunks of images: [1-9]"),
         "evaluate": (f"{evaluate} --workers 0", "chunks: [1-9]"),

@@ -70,7 +70,11 @@ def test_a_data_set_that_is_not_there_says_how_to_make_one(tmp_path):
     with pytest.raises(InputError, match="edm-ray prepare"):
         open_dataset(str(tmp_path / "nothing"))
     _write(tmp_path / "two" / "train")
-    with pytest.raises(InputError, match=r"holds several: give one of .*two/train"):
+    with pytest.raises(InputError, match=r"holds one: give .*two/train$"):
+        open_dataset(str(tmp_path / "two"))
+    _write(tmp_path / "two" / "heldout")
+    (tmp_path / "two" / "notes").mkdir()
+    with pytest.raises(InputError, match=r"holds several: give one of .*two/heldout, .*two/train$"):
         open_dataset(str(tmp_path / "two"))
 
 

@@ -50,7 +50,7 @@ def test_it_says_what_a_node_reads_in_either_order(tmp_path, capsys):
     said = re.search(r"each of 3 nodes reads ([\d.]+) MiB an epoch, ([\d.]+) times its share", text)
     assert said and 1.0 <= float(said[2]) <= 1 + 6 / 48 and float(said[1]) == pytest.approx(size / 3, rel=0.2)
     assert main(["inspect", dataset.uri, "--lanes", "49", "--no-verify"]) == 0
-    assert "needs lanes <= 48 shards (asked: 49)" in capsys.readouterr().out
+    assert "49 lanes (--lanes) need as many shards, there are 48" in capsys.readouterr().out
     assert main(["inspect", dataset.uri, "--nodes", "0"]) == 2
 
 

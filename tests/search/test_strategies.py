@@ -195,9 +195,7 @@ def test_a_spent_budget_ends_the_sweep_with_the_best_so_far(space, name):
     result = result_of(cut)
     assert result.images <= spent - 400
     assert (
-        result.require_best()
-        and result.stopped
-        and "took all the images that it was given" in " ".join(result.summary())
+        result.require_best() and result.stopped and "used all the images it was allowed" in " ".join(result.summary())
     )
 
 

@@ -83,7 +83,7 @@ def test_the_first_so_many_are_measured(pixels, reference) -> None:
 @pytest.mark.parametrize(
     ("given", "more", "says"),
     [
-        (np.zeros((99, 1, 8, 8), np.uint8), {}, r"a: 99 images; an FID of fewer than 100 says nothing"),
+        (np.zeros((99, 1, 8, 8), np.uint8), {}, r"a: 99 images; an FID of fewer than 100 images says nothing"),
         (np.zeros((200, 1, 8, 8), np.uint8), {"num": 50}, r"a: 50 images; an FID of fewer than 100"),
         (np.zeros((200, 1, 8, 8), np.uint8), {"num": 300}, r"a: 200 images, 300 were asked for"),
         (np.zeros((200, 1, 8, 8)), {}, r"images=float64 \(200, 1, 8, 8\) is not allowed: uint8 \[N, C, H, H\]"),

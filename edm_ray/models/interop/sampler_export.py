@@ -148,8 +148,17 @@ def _require_plain(sampler: Sampler, to: str, known: tuple[str, ...]) -> None:
     for each in settings(type(sampler)):
         value = getattr(sampler, each.name)
         if each.name not in (*LEVELS, "sigmas", *known) and value != each.default:
-            allowed = "with guidance, set it where the tool is called" if "guidance" in each.name else "it has no such"
-            raise InputError(f"sampler.{each.name}={value!r} cannot be exported to {to}: {allowed}; use --to json")
+            raise InputError(
+                f"sampler.{each.name}={value!r} cannot be exported to {to}: {_why(each.name)}; use --to json"
+            )
+
+
+def _why(name: str) -> str:
+    if "guidance" in name:
+        return "guidance is set where the tool is called"
+    if name == "afs":
+        return "its first step always calls the network"
+    return "it has no such setting"
 
 
 def _require(condition: bool, sampler: Sampler, name: str, allowed: str) -> None:

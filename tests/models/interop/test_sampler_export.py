@@ -196,7 +196,7 @@ def test_json_has_the_numbers_of_any_sampler() -> None:
         ("comfyui", {"solver": "predictor_corrector"}, "solver='predictor_corrector' .*has no such sampler"),
         ("comfyui", {"solver": "ipndm", "lower_order_final": True}, "lower_order_final=True cannot be exported"),
         ("comfyui", {"solver": "ipndm", "order": 1}, "order=1 cannot be exported: .*euler"),
-        ("comfyui", {"guidance": 2.0}, "guidance=2.0 cannot be exported to comfyui: with guidance, set it where"),
+        ("comfyui", {"guidance": 2.0}, "guidance=2.0 cannot be exported to comfyui: guidance is set where"),
         ("json", {"solver": "rk45"}, "solver='rk45' cannot be exported"),
         ("nothing", {}, "--to nothing: give diffusers, comfyui, json"),
     ],
