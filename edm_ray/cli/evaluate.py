@@ -15,6 +15,7 @@ from edm_ray.cli.sampler import choose_settings
 from edm_ray.cli.workers import choose_executor
 from edm_ray.errors import InputError
 from edm_ray.tasks.evaluate import RESULT, EvaluateOptions, Evaluation
+from edm_ray.tasks.given import other_data
 
 PICTURED, COLUMNS, GAP = 50, 10, 4
 """Of the model card's picture."""
@@ -77,6 +78,8 @@ def run(args: Args) -> None:
         report({"snapshots": rows})
         return
     plan = plan_evaluation(args.model, args.reference, sampler, args.num, args.evaluation, args.out)
+    for note in [note for each in plan.references if (note := other_data(each, plan.model))]:
+        say(f"  {note}")
     if args.dry_run:
         from edm_ray.cli.spending import Work, spending
 

@@ -25,6 +25,7 @@ from edm_ray.search.sampler_file import BEST_SAMPLER
 from edm_ray.search.space import Space, in_words
 from edm_ray.search.trials import TrialResult
 from edm_ray.storage import uris
+from edm_ray.tasks.given import other_data
 from edm_ray.tasks.sweep import SweepOptions, SweepTask
 
 CONFIRM_BY_BUDGET = 50
@@ -89,6 +90,8 @@ def run(args: Args) -> None:
     budgets = _budgets(args.nfe)
     task = plan_sweep(args.model, args.reference, args.space, args.out, _plan(args), args.more, budgets)
     say(task.describe())
+    if note := other_data(task.reference, task.model):
+        say(f"  {note}")
     if args.dry_run:
         from edm_ray.cli.spending import Work, spending
 

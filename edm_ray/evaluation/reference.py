@@ -23,6 +23,8 @@ from edm_ray.storage.commit import MANIFEST, commit, kind_of, open_manifest, rea
 KIND = "edm_ray reference"
 _KEYS = ("features", "dataset", "dataset_hash", "n", "extractor", "weights_sha256", "published")
 _MOMENTS, _WEIGHTS = "moments.safetensors", "extractor-weights"
+FILES = (_MOMENTS, _WEIGHTS, FEATURES_FILE)
+"""What a reference may hold beside its manifest."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -137,7 +139,7 @@ def open_reference(uri: str) -> tuple[Reference, ExtractorSpec]:
             f"{uri}: is a data set, not a reference; make one of it: edm-ray reference --data {shlex.quote(uri)} --out "
             "REFERENCE, and give that"
         )
-    manifest = open_manifest(uri, KIND, _KEYS, (_MOMENTS, _WEIGHTS, FEATURES_FILE))
+    manifest = open_manifest(uri, KIND, _KEYS, FILES)
     if manifest is None:
         if uri.lower().endswith((".npz", ".pkl")):
             raise InputError(

@@ -23,7 +23,16 @@ from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.weights import misfit, tensors_of, weights_bytes
 from edm_ray.networks.build import build_denoiser, on_device
 from edm_ray.storage import uris
-from edm_ray.storage.commit import NEWER, canonical_json, commit, open_manifest, read_file, read_manifest, sha256
+from edm_ray.storage.commit import (
+    NEWER,
+    canonical_json,
+    commit,
+    kind_of,
+    open_manifest,
+    read_file,
+    read_manifest,
+    sha256,
+)
 from edm_ray.storage.documents import SMALL_BYTES, load_json
 from edm_ray.storage.versioned import FORMAT, check_format
 
@@ -167,6 +176,10 @@ def open_model(uri: str, guide: str | None = None, network: torch.nn.Module | No
             raise InputError(
                 f"{uri}: the run is not finished; `edm-ray export {run}` makes a model of its last checkpoint"
             )
+        nested = [uris.join(uri, name) for name in uris.list_names(uri)]
+        nested = [each for place in nested for each in (place, uris.join(place, "model")) if kind_of(each) == KIND]
+        if nested:
+            raise InputError(f"{uri}: no model itself; it holds {', '.join(nested[:4])}: give one")
         raise InputError(f"{uri}: no model directory there; `edm-ray train` writes one to RUN/model when it is done")
     where = uris.join(uri, CONFIG)
     config, codec, about = read_config(read_file(uri, CONFIG, manifest), where)

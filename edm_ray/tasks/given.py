@@ -54,6 +54,15 @@ def require_fit(reference: OpenedReference, model: Model) -> None:
         )
 
 
+def other_data(reference: OpenedReference, model: Model) -> str:
+    """A note for people, where the model was trained on other data than the reference is of; empty where it was not, or
+    nobody knows."""
+    trained, measured = model.about.get("dataset_hash"), reference.reference.dataset_hash
+    if not isinstance(trained, str) or trained == measured:
+        return ""
+    return f"note: the model was trained on {model.about.get('dataset')}, this reference is of other data"
+
+
 def references_of(given: str | OpenedReference | Sequence[str | OpenedReference]) -> list[OpenedReference]:
     several = [given] if isinstance(given, (str, OpenedReference)) else list(given)
     if not several:

@@ -22,7 +22,7 @@ from edm_ray.evaluation.extractors.published_weights import PUBLISHED, find_weig
 from edm_ray.evaluation.extractors.registry import load_extractor, misfit
 from edm_ray.evaluation.extractors.self_trained import MOST, self_misfit, train_self
 from edm_ray.evaluation.parts import FOLDER, ReferenceParts, ranges_of, require_pictures
-from edm_ray.evaluation.reference import ExtractorSpec, commit_reference, open_reference, reference_key
+from edm_ray.evaluation.reference import FILES, ExtractorSpec, commit_reference, open_reference, reference_key
 from edm_ray.evaluation.reference_features import DEFAULT_FEATURES, chosen_rows
 from edm_ray.execution.executor import Executor, OnProgress, make_all, no_progress
 from edm_ray.execution.local import Local
@@ -179,6 +179,8 @@ TRAINED = {"digits": _train_digits, "self": _train_self}
 
 def _holds(out: str, dataset: DataSet, extractor: str) -> bool:
     if read_manifest(out) is None:
+        if found := [name for name in uris.list_names(out) if name not in (FOLDER, *FILES)]:
+            raise InputError(f"{out}: is not empty (found {', '.join(found[:4])}); choose another --out")
         return False
     reference, _ = open_reference(out)
     if (reference.dataset_hash, reference.extractor_name) != (dataset.hash, extractor):

@@ -8,6 +8,7 @@ import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -245,3 +246,39 @@ def test_a_sweep_by_budget_and_one_without_do_not_share_a_folder(tmp_path):
         _require_no_other_sweep(str(tmp_path / mark), not by_budget)
         with pytest.raises(InputError, match="give another place for this one"):
             _require_no_other_sweep(str(tmp_path / mark), by_budget)
+
+
+@pytest.mark.parametrize("there", ["run.json", "notes/todo.txt", "cats/1.png"])
+def test_a_reference_is_not_written_into_a_folder_of_something_else(tmp_path, capsys, there):
+    write_dataset(str(tmp_path / "d"), pixels_of(4, 1, 8), np.zeros(4, np.int64), [], name="x", split="train")
+    (tmp_path / "r" / there).parent.mkdir(parents=True)
+    (tmp_path / "r" / there).write_bytes(b"x")
+    for dry in (["--dry-run"], []):
+        asked = ["--data", str(tmp_path / "d"), "--out", str(tmp_path / "r"), "--extractor", "self", *dry]
+        assert main(["reference", *asked]) == 2
+        assert "give another place" in (said := lines(capsys)) or "is not empty (found" in said
+    assert [path.name for path in (tmp_path / "r").iterdir()] == [there.partition("/")[0]]
+
+
+@pytest.mark.parametrize("option", ["--reference", "--model"])
+def test_another_kind_of_folder_is_named_with_what_to_give_instead(tmp_path, capsys, option, model):
+    write_dataset(str(tmp_path / "d"), pixels_of(4, 1, 8), np.zeros(4, np.int64), [], name="x", split="train")
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    given = {"--model": model, "--reference": str(tmp_path / "d"), "--out": str(tmp_path / "e"), "--workers": "0"}
+    for place, says in ((tmp_path / "d", "data set, not a reference; make one of it: edm-ray reference --data"),
+                        (tmp_path / "photos", "make one of a data set that `edm-ray prepare` wrote")):  # fmt: skip
+        given[option] = str(place)
+        assert main(["evaluate", *(word for pair in given.items() for word in pair)]) == 2
+        said = lines(capsys)
+        assert (says in said) if option == "--reference" else ("not a model" in said or "no model directory" in said)
+        assert f"--out {place}" not in said, "nothing is advised to be written there"
+
+
+def test_a_reference_of_other_data_than_the_model_was_trained_on_is_mentioned():
+    from edm_ray.tasks.given import other_data
+
+    reference: Any = SimpleNamespace(reference=SimpleNamespace(dataset_hash="b"))
+    trained: Any = [SimpleNamespace(about={"dataset": "PHOTOS", "dataset_hash": name}) for name in "ab"]
+    imported: Any = SimpleNamespace(about={})
+    assert "was trained on PHOTOS, this reference is of other data" in other_data(reference, trained[0])
+    assert other_data(reference, trained[1]) == other_data(reference, imported) == ""

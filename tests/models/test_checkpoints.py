@@ -110,3 +110,5 @@ def test_a_run_given_for_a_model_is_told_where_the_model_is(tmp_path):
     save_model(str(tmp_path / "run" / "model"), CONFIG, build_denoiser(CONFIG).state_dict(), {})
     with pytest.raises(InputError, match=r"is a training run, not a model; give .*run/model"):
         load_model(str(tmp_path / "run"))
+    with pytest.raises(InputError, match=r"no model itself; it holds .*run/model: give one"):
+        load_model(str(tmp_path))
