@@ -26,7 +26,7 @@ from edm_ray.search.space import Space, in_words
 from edm_ray.search.trials import TrialResult
 from edm_ray.storage import uris
 from edm_ray.tasks.given import other_data
-from edm_ray.tasks.sweep import SweepOptions, SweepTask
+from edm_ray.tasks.sweep import CHUNKS, SweepOptions, SweepTask
 
 CONFIRM_BY_BUDGET = 50
 """Chunks: 100 for each of four samplers would leave a third of a budget's images to the search."""
@@ -102,6 +102,8 @@ def run(args: Args) -> None:
             say(f"  {line}")
         report({"sweep": task.describe(), **vars(work), **spent.facts})
         return
+    if uris.list_names(uris.join(task.out, CHUNKS)):
+        say("  resuming: trials whose images are in OUT/chunks are repeated from there, without sampling")
     started = time.monotonic()
     commands = _commands(args, task)
     found = task.run(executor, TrialLines(task.space, bool(budgets), task.races.most_images), commands)

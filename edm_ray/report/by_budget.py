@@ -70,8 +70,10 @@ def summary(results: Sequence[SweepResult], missing: Sequence[int], context: Con
     """What was found; of a sweep that has not ended what there is."""
     lines = by_budget.summary(results) if results or not context.unfinished else []
     if context.unfinished:
-        waiting = ", ".join(map(str, missing)) or "the page's pictures"
-        lines.append(f"This sweep has not ended: {waiting} to come. Run its command again: it resumes from its chunks.")
+        waiting = f"budgets {', '.join(map(str, missing))} are" if missing else "the page's pictures are"
+        lines.append(
+            f"This sweep has not ended: {waiting} still to come. Run its command again: it resumes from its chunks."
+        )
     return lines
 
 

@@ -52,6 +52,8 @@ from edm_ray.tasks.given import OpenedReference, model_of, reference_of, require
 from edm_ray.tasks.options import read_options
 from edm_ray.tasks.swept import Sweep
 
+CHUNKS = "chunks"
+"""Of a sweep's folder: images' features, which are not sampled again."""
 GRID_COLUMNS, GRID_GAP = 10, 4
 SAVE_SECONDS = 5.0
 """A report so far is kept at most so often."""
@@ -141,7 +143,7 @@ class SweepTask:
         spec = EvaluationSpec(
             model=self.model,
             extractors=(self.reference.extractor, PIXELS),
-            store=uris.join(self.out, "chunks"),
+            store=uris.join(self.out, CHUNKS),
             labels=self.options.labels,
         )
         measured = Plan(metrics=("fid",), reference=self.reference.reference)
