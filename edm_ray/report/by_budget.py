@@ -70,7 +70,8 @@ def summary(results: Sequence[SweepResult], missing: Sequence[int], context: Con
     """What was found; of a sweep that has not ended what there is."""
     lines = by_budget.summary(results) if results or not context.unfinished else []
     if context.unfinished:
-        waiting = f"budgets {', '.join(map(str, missing))} are" if missing else "the page's pictures are"
+        which = f"budget{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+        waiting = f"{which} {'are' if len(missing) > 1 else 'is'}" if missing else "the page's pictures are"
         lines.append(
             f"This sweep has not ended: {waiting} still to come. Run its command again: it resumes from its chunks."
         )

@@ -89,7 +89,7 @@ def test_an_unfinished_sweep_shows_the_budgets_that_have_ended_and_names_the_oth
     save_progress(folder(str(tmp_path), results[ended].nfe), results[ended], CONTEXT)
     assert main(["report", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    assert "This sweep has not ended: " + ("5, 8, 18" if ended == 0 else "8, 18") + " to come" in told
+    assert "This sweep has not ended: budgets " + ("5, 8, 18" if ended == 0 else "8, 18") + " are still to come" in told
     assert ("5 evaluations: solver" in told) == (ended == 1)
 
 

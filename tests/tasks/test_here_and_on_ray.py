@@ -80,7 +80,7 @@ def test_a_sweep_by_budget_makes_the_same_decisions_and_is_resumed(
         edm.sweep(model, reference, None, str(outs[0]), **how)
     assert main(["report", str(outs[0])]) == 0
     told = capsys.readouterr().out
-    assert "3 evaluations: solver" in told and "This sweep has not ended: 4 to come" in told
+    assert "3 evaluations: solver" in told and "This sweep has not ended: budget 4 is still to come" in told
     here, there, again = (
         edm.sweep(model, reference, None, str(out), nfe=(4, 3), plan=plan, grid=10, on=on)
         for out, on in [*zip(outs, PLACES, strict=True), (outs[0], PLACES[0])]
