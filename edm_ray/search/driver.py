@@ -6,6 +6,7 @@ Whoever evaluates asks and tells (Ray Tune does, `run` does without Ray), in any
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Generator
 from typing import Any, Literal, Protocol
 
@@ -212,6 +213,7 @@ def run(
     """A sweep to its end, one evaluation after the other. What ``measure`` raises is that trial's failure."""
     while not driver.finished:
         for evaluation in driver.ask():
+            began = time.monotonic()
             try:
                 estimate = measure(evaluation)
             except InputError as error:
@@ -219,4 +221,4 @@ def run(
             except Exception as error:
                 on_trial(driver.tell_failure(evaluation.id, f"{type(error).__name__}: {error}"))
             else:
-                on_trial(driver.tell(evaluation.id, estimate))
+                on_trial(driver.tell(evaluation.id, estimate, time.monotonic() - began))

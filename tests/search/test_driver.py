@@ -29,6 +29,7 @@ def test_a_sweep_without_ray_decides_as_one_that_is_told_batch_by_batch():
     assert local.outcome == told.outcome and local.search.log == told.search.log
     assert trials == local.trials
     assert [t.failure for t in trials if t.estimate is None] == ["no such thing"]
+    assert all(trial.seconds > 0 for trial in trials if trial.estimate is not None), "what the report shows"
 
 
 @pytest.mark.parametrize("nfe", [False, True])
