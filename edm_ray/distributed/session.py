@@ -34,7 +34,7 @@ from edm_ray.distributed.ray_private import (
 from edm_ray.distributed.session_folder import private_folder
 from edm_ray.errors import InputError
 from edm_ray.execution import activity
-from edm_ray.execution.stopping import sigterm_waits
+from edm_ray.execution.stopping import asked, check, sigterm_waits
 
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 _own_local = False
@@ -147,13 +147,22 @@ def _connect(address: str | None) -> None:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """What this command does on SIGTERM, if it does something, stays: `ray.init` would have it exit instead."""
+    """What this command does on SIGTERM, if it does something, stays: `ray.init` would have it exit instead, also while
+    it starts where a thread of a library hears the signal."""
     handler: Callable[..., Any] | Any = signal.getsignal(signal.SIGTERM)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    yield
-    signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    except SystemExit as ended:
+        if ended.code != signal.SIGTERM and asked() is None:
+            raise
+        handler(signal.SIGTERM, None)
+        check()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _no_connection(cluster: str, error: Exception) -> str:

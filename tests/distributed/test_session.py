@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -80,6 +81,31 @@ def test_what_the_command_does_on_sigterm_stays(connected, monkeypatch):
     try:
         with session.session():
             assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("code", [signal.SIGTERM, 1])
+def test_sigterm_that_ray_s_own_handler_hears_while_it_starts_is_the_command_s(connected, monkeypatch, code):
+    """Ray's handlers end the process with code 15 or 1, without a word of how to resume."""
+
+    class Asked(Exception):
+        """What the command's handler raises."""
+
+    def own(*_):
+        raise Asked
+
+    monkeypatch.setattr(session.ray, "init", lambda *_, **__: sys.exit(code))
+    monkeypatch.setattr(session, "asked", lambda: signal.SIGTERM if code == 1 else None)
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with pytest.raises(Asked), session.session():
+            pytest.fail("not reached")
+        assert signal.getsignal(signal.SIGTERM) is own
+        monkeypatch.setattr(session, "asked", lambda: None)
+        monkeypatch.setattr(session.ray, "init", lambda *_, **__: sys.exit(3))
+        with pytest.raises(SystemExit), session.session():
+            pytest.fail("not reached")
     finally:
         signal.signal(signal.SIGTERM, before)
 
