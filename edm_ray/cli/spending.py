@@ -85,10 +85,15 @@ def _assumed(lines: list[str], model: Model, calls: float, features: float, coun
     most = "at most " if "at most" in lines[0] else ""
     lines += [
         f"time      {most}{_span(low / count)} to {_span(high / count)} on {count} A100 ({source})",
-        f"cost      {most}{cheap:,.2f} to {dear:,.2f} USD (assumed: spot at its lowest to on-demand)",
+        f"cost      {_range(most, cheap, dear)} USD (assumed: spot at its lowest to on-demand)",
     ]
     facts = {"hours": [low / count, high / count], "kind": "assumed", "usd": [cheap, dear]}
     return Spending(lines=lines, facts=facts)
+
+
+def _range(most: str, cheap: float, dear: float) -> str:
+    """Of dollars."""
+    return "under 0.01" if dear < 0.01 else f"{most}{cheap:,.2f} to {dear:,.2f}"
 
 
 def _span(hours: float) -> str:

@@ -150,7 +150,7 @@ def test_a_dry_evaluation_says_images_time_and_cost_and_what_is_stored(
     stored = ", 200 of them stored already" if device == "cpu" else ""
     assert f"images    300{stored}; 2,100 network calls" in text
     known = "measured here, now" if device == "cpu" or torch.cuda.is_available() else "on 2 A100 (assumed: the paper's"
-    assert known in text and re.search(r"^cost +.* USD \(assumed", text, re.M)
+    assert known in text and re.search(r"^  cost +.* USD \(assumed", text, re.M)
     assert "Ray(" not in text and f"{device}, by 2 workers of Ray" in text
 
 
