@@ -38,6 +38,7 @@ from edm_ray.tasks.generate import GenerateOptions, GenerateTask, plan_generate
 GAP = 6
 """Pixels between the images of a grid."""
 FIGURE_ROWS = 8
+DRAWN = {"--neighbours": "nearest neighbours", "--invert": "inversions", "--interpolate": "interpolations"}
 MOST_IN_GRID = 10_000
 
 
@@ -110,7 +111,7 @@ def run(args: Args) -> None:
     if figures:
         _save_figure(args, _figure(args, task))
         report({"out": args.out, "figure": figures[0], "sampler": task.sampler.to_dict()})
-        say(f"{figures[0]} in {duration(time.monotonic() - started)}: {args.out}")
+        say(f"{DRAWN[figures[0]]} drawn in {duration(time.monotonic() - started)}: {args.out}")
         return
     is_file = is_grid or Path(args.out).suffix.lower() == ".zip"
     with hold(store if is_file else uris.absolute(args.out), "generate"):
