@@ -133,6 +133,29 @@ def test_ray_train_does_not_take_ctrl_c_for_itself():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_controller_out_of_reach_is_ended_so_that_the_next_finds_its_cpus_free(monkeypatch):
+    from ray.train import ControllerError, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    killed = []
+    monkeypatch.setattr(ray, "kill", killed.append)
+    trainer = ray_private.trainer_without_idle_process()(lambda: None, scaling_config=ScalingConfig(num_workers=1))
+    for error, ended in (
+        (ray.exceptions.ActorUnavailableError("a cut connection", None), ["its handle"]),
+        (ControllerError(RuntimeError("it says so itself")), []),
+    ):
+        killed.clear()
+
+        def fit(self, error=error):
+            self._register_sigint_handler("its handle")
+            raise error
+
+        monkeypatch.setattr(TorchTrainer, "fit", fit)
+        with pytest.raises(type(error)):
+            trainer.fit()
+        assert killed == ended and trainer.controller is None
+
+
 # --- variables
 
 
