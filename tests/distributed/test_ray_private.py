@@ -25,6 +25,7 @@ from ray.train.torch import TorchConfig
 from edm_ray.distributed import ray_private
 from edm_ray.distributed.cluster.job_checks import EXCLUDES, upload_sizes
 from edm_ray.errors import InputError
+from tests.processes import processes_below
 
 PACKAGE = Path(ray_private.__file__).parents[1]
 PRIVATE = re.compile(
@@ -154,6 +155,15 @@ def test_a_controller_out_of_reach_is_ended_so_that_the_next_finds_its_cpus_free
         with pytest.raises(type(error)):
             trainer.fit()
         assert killed == ended and trainer.controller is None
+
+
+def test_what_a_local_ray_does_not_start_others_start_afterwards():
+    from ray._private.node import Node
+
+    before = {name: getattr(Node, name) for name in ray_private.IDLE_DAEMONS}
+    with ray_private.without_idle_daemons():
+        assert all(getattr(Node, name) is not method for name, method in before.items())
+    assert before == {name: getattr(Node, name) for name in before}
 
 
 # --- variables
@@ -321,6 +331,12 @@ class TestOnRay:
         below = {each.pid: each.name() for each in psutil.Process().children(recursive=True)}
         found = ray_private.own_daemons()
         assert {name: below[pid] for name, pid in found.items()} == {"raylet": "raylet", "gcs_server": "gcs_server"}
+
+    def test_no_process_runs_that_a_local_ray_has_no_use_for(self):
+        commands = [command for _, command in processes_below(os.getpid()) if "ray" in command]
+        assert any("raylet" in command for command in commands)
+        assert not [each for each in commands if re.search(r"/(monitor|dashboard|log_monitor)\.py\0", each)]
+        assert ray_private.dashboard_address() == ""
 
     def test_no_process_of_ray_is_in_the_session_of_the_terminal(self):
         """Nor in the group that Ctrl-C, closing the window and `timeout` reach; and SIGTERM ends each of them."""
