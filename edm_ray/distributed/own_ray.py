@@ -71,7 +71,7 @@ class Daemons:
 
 @contextlib.contextmanager
 def own_ray_watched(silent_s: float) -> Iterator[None]:
-    """Meanwhile a thread looks, where this process has started Ray."""
+    """Meanwhile a thread looks, where this process has started Ray; afterwards it sees to it that Ray can be ended."""
     ended, daemons = threading.Event(), Daemons(own_daemons(), silent_s)
 
     def watch() -> None:
@@ -80,13 +80,25 @@ def own_ray_watched(silent_s: float) -> Iterator[None]:
                 if is_command():
                     _end(line, daemons.pids.values())
                 logger.error("%s (in a program of your own: its calls may wait for minutes; end them)", line)
-                return
+                ended.wait()
+        continue_until_gone(daemons.pids.values())
 
     threading.Thread(target=watch, daemon=True, name="own-ray").start()
     try:
         yield
     finally:
         ended.set()
+
+
+def continue_until_gone(pids: Iterable[int], state: Callable[[int], str] = state_of) -> None:
+    """`ray.shutdown` would wait for ever for one that is stopped."""
+    left = list(pids)
+    while left := [pid for pid in left if state(pid) != GONE]:
+        for pid in left:
+            if state(pid) == STOPPED:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+        time.sleep(LOOK_S)
 
 
 def _end(line: str, pids: Iterable[int]) -> None:

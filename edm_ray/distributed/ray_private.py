@@ -91,7 +91,8 @@ def shorten_group_start(seconds: int = 40) -> None:
 
 
 def trainer_without_idle_process() -> type[Any]:
-    """`TorchTrainer` that leaves Ctrl-C alone, and starts no DatasetManager where ``datasets`` is empty.
+    """`TorchTrainer` that leaves Ctrl-C alone, starts no DatasetManager where ``datasets`` is empty, and ends a
+    controller that it can no longer reach.
 
     Ray Train starts that process with every group of workers. It imports what a worker imports, at the moment when the
     workers do: after a kill, one import in three. Without: a few seconds more to the first step.
@@ -102,9 +103,23 @@ def trainer_without_idle_process() -> type[Any]:
     manager = _private(module, "DatasetsCallback", "each group of workers starts a process it has no use for")
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
+        controller: Any = None
+
         def _register_sigint_handler(self, controller: Any) -> None:
             """Ray Train would take Ctrl-C for itself, end without a checkpoint, and leave its handler behind, which
             keeps the controller's process. `stopping` hears of Ctrl-C."""
+            self.controller = controller
+
+        def fit(self) -> Any:
+            """After a broken connection the controller may live, and would hold its workers' CPUs beside the next."""
+            try:
+                return super().fit()
+            except ray.exceptions.RayActorError:
+                if self.controller is not None:
+                    ray.kill(self.controller)
+                raise
+            finally:
+                self.controller = None  # or its process would stay
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
@@ -303,6 +318,33 @@ def private_session(folder: str) -> dict[str, str]:
     """For `ray.init`: what it keeps goes below ``folder``, with sockets, logs and spilled objects. Without: TypeError,
     and no local Ray."""
     return {"_temp_dir": folder}
+
+
+IDLE_DAEMONS = ("start_monitor", "start_api_server", "start_log_monitor")
+"""What a local Ray starts beside head and raylet: the autoscaler, the dashboard's server (also where there is to be
+none), and what sends the workers' output to a driver that does not want it."""
+
+
+@contextlib.contextmanager
+def without_idle_daemons() -> Iterator[None]:
+    """Meanwhile `ray.init` starts no process that a local Ray of one node has no use for; it would wait for them.
+
+    Without: `ray.init` takes about twice as long, with three processes more.
+    """
+    node = _private("ray._private.node", "Node", "a local Ray starts more slowly")
+    replaced = {name: getattr(node, name) for name in IDLE_DAEMONS if hasattr(node, name)}
+
+    def start_nothing(self: Any, **options: Any) -> None:
+        """Asked for the dashboard's address later."""
+        self._webui_url = None
+
+    for name in replaced:
+        setattr(node, name, start_nothing)
+    try:
+        yield
+    finally:
+        for name, method in replaced.items():
+            setattr(node, name, method)
 
 
 def read_authentication_again() -> None:

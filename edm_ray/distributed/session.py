@@ -30,6 +30,7 @@ from edm_ray.distributed.ray_private import (
     sends_token,
     set_defaults,
     set_start_patience,
+    without_idle_daemons,
 )
 from edm_ray.distributed.session_folder import private_folder
 from edm_ray.errors import InputError
@@ -90,7 +91,7 @@ def _start_local(ends: ExitStack) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # workers of a training talk over loopback, without a token
     ends.callback(ray.shutdown)  # also of one that has started in part
     activity.stage("starting Ray, about 15 s")
-    with _token_mode(), apart_from_terminal():
+    with _token_mode(), apart_from_terminal(), without_idle_daemons():
         _init_patiently(num_cpus=int(cpus) if cpus else None, **private_session(folder), **_QUIET)
     if not sends_token():
         raise InputError(f"Ray {ray.__version__} was started without a token, so anyone could use it; it was ended")

@@ -69,3 +69,18 @@ def test_a_command_is_ended_and_a_program_of_one_s_own_is_told(command, monkeypa
         while not caplog.text and time.monotonic() < end:
             time.sleep(0.05)
     assert bool(ended) == command and "a program of your own" in caplog.text
+
+
+def test_one_that_is_stopped_while_ray_is_ended_is_continued(monkeypatch) -> None:
+    """Or the end would wait for it: here for one that ends when it is told to, like the raylet."""
+    raylet = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(own_ray, "own_daemons", lambda: {"raylet": raylet.pid})
+    try:
+        with own_ray_watched(45.0):
+            os.kill(raylet.pid, signal.SIGSTOP)
+            while state_of(raylet.pid) != STOPPED:
+                time.sleep(0.01)
+        raylet.terminate()  # held back as long as it is stopped
+        assert raylet.wait(10) == -signal.SIGTERM
+    finally:
+        raylet.kill()

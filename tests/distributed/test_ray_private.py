@@ -25,6 +25,7 @@ from ray.train.torch import TorchConfig
 from edm_ray.distributed import ray_private
 from edm_ray.distributed.cluster.job_checks import EXCLUDES, upload_sizes
 from edm_ray.errors import InputError
+from tests.processes import processes_below
 
 PACKAGE = Path(ray_private.__file__).parents[1]
 PRIVATE = re.compile(
@@ -131,6 +132,38 @@ def test_ray_train_does_not_take_ctrl_c_for_itself():
     trainer = ray_private.trainer_without_idle_process()(lambda: None, scaling_config=ScalingConfig(num_workers=1))
     trainer._register_sigint_handler(None)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_controller_out_of_reach_is_ended_so_that_the_next_finds_its_cpus_free(monkeypatch):
+    from ray.train import ControllerError, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    killed = []
+    monkeypatch.setattr(ray, "kill", killed.append)
+    trainer = ray_private.trainer_without_idle_process()(lambda: None, scaling_config=ScalingConfig(num_workers=1))
+    for error, ended in (
+        (ray.exceptions.ActorUnavailableError("a cut connection", None), ["its handle"]),
+        (ControllerError(RuntimeError("it says so itself")), []),
+    ):
+        killed.clear()
+
+        def fit(self, error=error):
+            self._register_sigint_handler("its handle")
+            raise error
+
+        monkeypatch.setattr(TorchTrainer, "fit", fit)
+        with pytest.raises(type(error)):
+            trainer.fit()
+        assert killed == ended and trainer.controller is None
+
+
+def test_what_a_local_ray_does_not_start_others_start_afterwards():
+    from ray._private.node import Node
+
+    before = {name: getattr(Node, name) for name in ray_private.IDLE_DAEMONS}
+    with ray_private.without_idle_daemons():
+        assert all(getattr(Node, name) is not method for name, method in before.items())
+    assert before == {name: getattr(Node, name) for name in before}
 
 
 # --- variables
@@ -298,6 +331,12 @@ class TestOnRay:
         below = {each.pid: each.name() for each in psutil.Process().children(recursive=True)}
         found = ray_private.own_daemons()
         assert {name: below[pid] for name, pid in found.items()} == {"raylet": "raylet", "gcs_server": "gcs_server"}
+
+    def test_no_process_runs_that_a_local_ray_has_no_use_for(self):
+        commands = [command for _, command in processes_below(os.getpid()) if "ray" in command]
+        assert any("raylet" in command for command in commands)
+        assert not [each for each in commands if re.search(r"/(monitor|dashboard|log_monitor)\.py\0", each)]
+        assert ray_private.dashboard_address() == ""
 
     def test_no_process_of_ray_is_in_the_session_of_the_terminal(self):
         """Nor in the group that Ctrl-C, closing the window and `timeout` reach; and SIGTERM ends each of them."""
