@@ -54,8 +54,14 @@ def fit_with_retries(
                 raise
             if isinstance(error, ray.exceptions.RayActorError):
                 free()
-            why = str(error).strip().splitlines()[-1:] or [""]
-            logger.warning("Ray Train gave up (%s: %.120s); starting it again", type(error).__name__, why[0])
+            logger.warning("%s; starting it again", _what_happened(error))
+
+
+def _what_happened(error: Exception) -> str:
+    if isinstance(error, ray.exceptions.ActorUnavailableError):
+        return "the connection to Ray Train's controller broke"
+    why = str(error).strip().splitlines()[-1:] or [""]
+    return f"Ray Train gave up ({type(error).__name__}: {why[0]:.120})"
 
 
 def input_error_in(error: Exception) -> InputError | None:

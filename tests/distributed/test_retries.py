@@ -49,6 +49,14 @@ def test_failures_with_a_checkpoint_in_between_are_retried_without_end(store, ca
     assert caplog.text.count("starting it again") == 9 and "placement group lost" in caplog.text
 
 
+def test_a_broken_connection_is_said_in_words(store, caplog):
+    error = ray.exceptions.ActorUnavailableError("The actor 63fb37c4 is unavailable: RpcError", None)
+    with caplog.at_level(logging.WARNING):
+        assert fit_with_retries(_fit(store, (True, error), (False, "done")), store, 3, lambda: None) == "done"
+    (line,) = caplog.messages
+    assert line == "the connection to Ray Train's controller broke; starting it again"
+
+
 def test_a_controller_that_fails_without_any_new_checkpoint_is_tried_as_often_as_workers_are(store):
     fit = _fit(store, *[(False, CONTROLLER)] * 3, (False, "done"))
     assert fit_with_retries(fit, store, 3) == "done"
