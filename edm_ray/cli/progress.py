@@ -95,7 +95,7 @@ class Screen:
             if done >= total or (self.live is None and (first or self._is_time())):
                 self._print()
             if done >= total:
-                self.text = ""
+                self.text, self.since = "", time.monotonic()
                 self._forget()
 
     def _at(self, done: float, total: float, label: str, by_piece: bool = True) -> None:
@@ -135,7 +135,7 @@ class Screen:
         """One line, now."""
         if not self.total:
             waited = time.monotonic() - self.since
-            doing = ", ".join(word for word in (self.text, self.unit) if word)
+            doing = ", ".join(word for word in (self.text, self.unit) if word) or "finishing"
             return f"{doing}{f' ({duration(waited)})' if waited >= 2 else ''}"
         inside = f" ({self.unit})" if self.unit and self.done < self.total else ""
         left, rate = "", self.rate()

@@ -54,6 +54,15 @@ def test_a_part_of_something_without_a_name_is_shown_alone(clock):
     assert screen.words() == "network call 2 of 10"
 
 
+def test_after_the_last_piece_of_work_the_line_says_that_it_is_finishing_and_for_how_long(clock):
+    screen = Screen()
+    screen.stage("sampling")
+    clock[0] += 60.0
+    screen.update(3, 3, "chunks", "")
+    clock[0] += 4.0
+    assert screen.words() == "finishing (4 s)", "not a spinner alone, nor the time since the work began"
+
+
 def test_plain_lines_come_seldom_and_the_first_and_last_always(clock, capsys):
     screen = Screen()
     for done in range(1001):
