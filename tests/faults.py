@@ -75,17 +75,29 @@ TRAINED = (
     "test_a_process_of_a_training_that_is_struck_at_any_moment_changes_no_bit"
 )
 POOLED = "tests/distributed/test_matrix_pools.py::test_a_process_of_a_pool_that_is_struck_at_any_moment_changes_no_bit"
+CONFIRMING = "tests/distributed/test_matrix_sweeps.py::test_a_sweep_that_is_struck_while_it_confirms_decides_the_same"
+ALL, STOP_OR_CUT = "SIGKILL, SIGSTOP, cut connection", "SIGSTOP, cut connection"
 RUN_IN_TRAININGS = (
-    ("worker", "first step", "SIGSTOP, cut connection"),
-    ("driver", "first step", "SIGSTOP"),
+    ("worker", "start", ALL),
+    ("worker", "first step, saving, ending", STOP_OR_CUT),
+    ("worker", "mid-tick", "cut connection"),
+    ("worker", "uploading", "SIGSTOP"),
+    ("driver", "start", ALL),
+    ("driver", "first step, saving, uploading, ending", STOP_OR_CUT),
+    ("driver", "mid-tick", "cut connection"),
+    ("controller", "start, first step, ending", ALL),
+    ("controller", "mid-tick", "cut connection"),
+    ("raylet", "start, first step, saving, uploading, ending", ALL),
+    ("raylet", "mid-tick", "cut connection"),
+    ("head", "start, first step, ending", ALL),
+    ("head", "mid-tick", STOP_OR_CUT),
 )
 RUN_IN_POOLS = (
-    ("sampler", "start, first step, mid-tick, saving, uploading, confirming", "SIGKILL, SIGSTOP, cut connection"),
-    ("judge", "start", "SIGKILL, SIGSTOP"),
-    ("judge", "mid-tick, saving, uploading, confirming", "SIGKILL, SIGSTOP, cut connection"),
-    ("queue", "start", "SIGSTOP, cut connection"),
-    ("queue", "first step, mid-tick, confirming", "SIGKILL, SIGSTOP, cut connection"),
+    ("sampler", "start, first step, mid-tick, saving, uploading, confirming", ALL),
+    ("judge", "start, mid-tick, saving, uploading, confirming", ALL),
+    ("queue", "start, first step, mid-tick, confirming", ALL),
 )
+RUN_IN_SWEEPS = (("driver, raylet, head", "confirming", ALL),)
 LEFT = f"{NODES}/test_frozen_node.py::test_a_training_leaves_a_frozen_node_and_ends_with_the_same_bits"
 
 RULES = (
@@ -215,6 +227,7 @@ RULES = (
     # Each process of a training and of a pool, at a gate (tests/gates): only what has been run and passed.
     *(rule(*cell, TRAINED) for cell in RUN_IN_TRAININGS),
     *(rule(*cell, POOLED) for cell in RUN_IN_POOLS),
+    *(rule(*cell, CONFIRMING) for cell in RUN_IN_SWEEPS),
 )
 
 
