@@ -103,7 +103,7 @@ def run(args: Args) -> None:
         report({"sweep": task.describe(), **vars(work), **spent.facts})
         return
     if uris.list_names(uris.join(task.out, CHUNKS)):
-        say("  resuming: trials whose images are in OUT/chunks are repeated from there, without sampling")
+        say(f"  resuming: trials whose images are in {uris.join(task.out, CHUNKS)} are repeated without sampling")
     started = time.monotonic()
     commands = _commands(args, task)
     found = task.run(executor, TrialLines(task.space, bool(budgets), task.races.most_images), commands)
