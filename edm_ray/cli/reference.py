@@ -44,6 +44,7 @@ def run(args: Args) -> None:
         _say(reference_of(str(task.out)), "the reference is there already")
         return
     if args.dry_run:
+        task.check_output()
         lines = list(task.describe(executor))
         for line in lines:
             say(line)

@@ -72,6 +72,13 @@ class ReferenceTask:
         """Whether OUT holds this reference already. Raises InputError when it holds another one."""
         return self.out is not None and _holds(self.out, self.dataset, self.options.extractor)
 
+    def check_output(self) -> None:
+        """Raises InputError for a folder that holds something else."""
+        if self.out is None or self.is_there:
+            return
+        if found := [name for name in uris.list_names(self.out) if name not in (FOLDER, *FILES)]:
+            raise InputError(f"{self.out}: is not empty (found {', '.join(found[:4])}); choose another --out")
+
     def describe(self, on: Executor) -> list[str]:
         data, where = self.dataset, self.out or self.options.store
         return [
@@ -102,7 +109,8 @@ class ReferenceTask:
         if self.is_there:
             assert self.out is not None
             return reference_of(self.out)
-        with hold(self.out, "reference"):
+        with hold(self.out, "reference"):  # first: who writes there now is the better answer
+            self.check_output()
             return self._run(on, on_part, on_weights)
 
     def _run(self, on: Executor, on_part: OnProgress, on_weights: OnWeights) -> OpenedReference:
@@ -179,8 +187,6 @@ TRAINED = {"digits": _train_digits, "self": _train_self}
 
 def _holds(out: str, dataset: DataSet, extractor: str) -> bool:
     if read_manifest(out) is None:
-        if found := [name for name in uris.list_names(out) if name not in (FOLDER, *FILES)]:
-            raise InputError(f"{out}: is not empty (found {', '.join(found[:4])}); choose another --out")
         return False
     reference, _ = open_reference(out)
     if (reference.dataset_hash, reference.extractor_name) != (dataset.hash, extractor):
