@@ -19,10 +19,6 @@ PLACES = ("out", "dest", "store")
 """Options of commands that name a place to write to."""
 FILE_BY_FILE = ("train", "evaluate", "sweep", "explain", "generate")
 """Commands that write into a folder that grows."""
-OWN_PICTURES = re.compile(
-    r"seed\d{8,}\.png|samples-\d+\.png|(schedules|trajectories|weighting|truncation|inversion|sampler|loss)\.png"
-)
-"""Names of pictures that those commands write into a folder."""
 MOST_CHARACTERS = 2000
 _LONG_WORD = re.compile(r"\S{201,}")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -84,10 +80,10 @@ def check_places(name: str, args: Any) -> None:
 def require_no_pictures(place: str) -> None:
     """Raises InputError for a folder of pictures, or of a folder a class: a user's own, which stay as they are."""
     names = uris.list_names(place)
-    found = [name for name in names if _is_picture(name) and not OWN_PICTURES.fullmatch(name)]
+    found = [name for name in names if _is_picture(name) and not _is_own(name)]
     if not found and not any("." in name for name in names):
         found = [f"{name}/{each}" for name in names[:3] for each in uris.list_names(uris.join(place, name))[:3]]
-        found = [name for name in found if _is_picture(name) and not OWN_PICTURES.fullmatch(name.rpartition("/")[2])]
+        found = [name for name in found if _is_picture(name) and not _is_own(name.rpartition("/")[2])]
     if found:
         raise InputError(
             f"{place}: holds pictures ({found[0]}); other files must not mix with them: give another place"
@@ -98,3 +94,12 @@ def _is_picture(name: str) -> bool:
     from edm_ray.data.importers.source import PICTURE_SUFFIXES  # pyarrow: after the first word
 
     return name.lower().endswith(PICTURE_SUFFIXES)
+
+
+def _is_own(name: str) -> bool:
+    """Whether a command writes pictures of such names into a folder."""
+    from edm_ray.cli.explain import FIGURES
+    from edm_ray.generation.outputs import SAMPLE
+    from edm_ray.report.saved import GRID
+
+    return any(pattern.fullmatch(name) for pattern in (SAMPLE, GRID)) or name.removesuffix(".png") in FIGURES

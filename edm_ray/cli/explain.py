@@ -31,6 +31,9 @@ from edm_ray.report import design_space as drawn
 from edm_ray.seeding import image_noise
 from edm_ray.storage import uris
 
+FIGURES = ("schedules", "trajectories", "loss", "sampler", "weighting", "truncation", "inversion")
+"""Of all that may be drawn; NAME.png each."""
+
 
 @dataclass(frozen=True)
 class Args(Reports):
@@ -116,6 +119,7 @@ def run(args: Args) -> None:
         made = reconstruct(denoiser, latents, Heun(), labels)
         inversion = drawn.measure_inversion(denoiser, made, steps, labels)
         figures["inversion"] = drawn.draw_inversion(inversion)
+    assert set(figures) <= set(FIGURES)
     out = FilePath(args.out)
     out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():

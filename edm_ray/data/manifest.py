@@ -15,7 +15,7 @@ from edm_ray.config.shape import DataShape
 from edm_ray.data.format import ENCODINGS
 from edm_ray.errors import InputError, IntegrityError, shortened
 from edm_ray.storage import uris
-from edm_ray.storage.commit import MANIFEST, check_keys, kind_of, manifest_hash, read_manifest
+from edm_ray.storage.commit import MANIFEST, check_keys, manifest_hash, nested, read_manifest
 
 KIND = "edm_ray data set"
 MAX_RESOLUTION, MAX_CHANNELS = 8192, 1024
@@ -103,9 +103,9 @@ def open_dataset(uri: str, *, rows_agree: bool = True) -> DataSet:
         found = uris.list_names(uri)
         if (found and MANIFEST not in found) or uris.file_size(uri) is not None:
             refuse_source(uri, found)
-        if nested := [place for name in found if kind_of(place := uris.join(uri, name)) == KIND]:
-            several = "several: give one of" if len(nested) > 1 else "one: give"
-            raise InputError(f"{uri}: no data set itself; it holds {several} {', '.join(nested)}")
+        if inside := nested(uri, KIND):
+            several = "several: give one of" if len(inside) > 1 else "one: give"
+            raise InputError(f"{uri}: no data set itself; it holds {several} {', '.join(inside)}")
         if found:
             raise InputError(
                 f"{uri}: no data set (found {', '.join(found[:4])} there, but no {MANIFEST}); give what `edm-ray "

@@ -23,7 +23,8 @@ from edm_ray.distributed.ray_private import own_daemons
 from edm_ray.execution.stopping import is_command
 
 logger = logging.getLogger(__name__)
-LOOK_S = 0.25
+LOOK_S, ENDS_S = 0.25, 60.0
+"""Between two looks; and Ray has ended so long after it was told to."""
 SHOW_CURSOR = "\x1b[?25h"
 GONE, STOPPED, THERE = "gone", "stopped", "there"
 
@@ -81,7 +82,7 @@ def own_ray_watched(silent_s: float) -> Iterator[None]:
                     _end(line, daemons.pids.values())
                 logger.error("%s (in a program of your own: its calls may wait for minutes; end them)", line)
                 ended.wait()
-        continue_until_gone(daemons.pids.values())
+        _continue_until_gone(daemons.pids.values())
 
     threading.Thread(target=watch, daemon=True, name="own-ray").start()
     try:
@@ -90,12 +91,12 @@ def own_ray_watched(silent_s: float) -> Iterator[None]:
         ended.set()
 
 
-def continue_until_gone(pids: Iterable[int], state: Callable[[int], str] = state_of) -> None:
+def _continue_until_gone(pids: Iterable[int]) -> None:
     """`ray.shutdown` would wait for ever for one that is stopped."""
-    left = list(pids)
-    while left := [pid for pid in left if state(pid) != GONE]:
+    left, end = list(pids), time.monotonic() + ENDS_S
+    while (left := [pid for pid in left if state_of(pid) != GONE]) and time.monotonic() < end:
         for pid in left:
-            if state(pid) == STOPPED:
+            if state_of(pid) == STOPPED:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
         time.sleep(LOOK_S)

@@ -111,7 +111,8 @@ def trainer_without_idle_process() -> type[Any]:
             self.controller = controller
 
         def fit(self) -> Any:
-            """After a broken connection the controller may live, and would hold its workers' CPUs beside the next."""
+            """After a broken connection the controller may live, and would hold its workers' CPUs beside the next. Ray
+            Train gives it away in the main thread only: elsewhere it stays."""
             try:
                 return super().fit()
             except ray.exceptions.RayActorError:
@@ -331,20 +332,20 @@ def without_idle_daemons() -> Iterator[None]:
 
     Without: `ray.init` takes about twice as long, with three processes more.
     """
-    node = _private("ray._private.node", "Node", "a local Ray starts more slowly")
-    replaced = {name: getattr(node, name) for name in IDLE_DAEMONS if hasattr(node, name)}
+    module, without = "ray._private.node", "a local Ray starts more slowly"
+    node = _private(module, "Node", without)
+    replaced = {name: getattr(node, name, None) or _private(module, f"Node.{name}", without) for name in IDLE_DAEMONS}
 
     def start_nothing(self: Any, **options: Any) -> None:
         """Asked for the dashboard's address later."""
         self._webui_url = None
 
-    for name in replaced:
-        setattr(node, name, start_nothing)
-    try:
-        yield
-    finally:
+    with contextlib.ExitStack() as undo:
         for name, method in replaced.items():
-            setattr(node, name, method)
+            if method is not None:
+                setattr(node, name, start_nothing)
+                undo.callback(setattr, node, name, method)
+        yield
 
 
 def read_authentication_again() -> None:

@@ -18,7 +18,7 @@ from edm_ray.evaluation.moments import Array, Moments
 from edm_ray.evaluation.published import PublishedMoments
 from edm_ray.evaluation.reference_features import FEATURES_FILE, ReferenceFeatures
 from edm_ray.storage import uris
-from edm_ray.storage.commit import MANIFEST, commit, kind_of, open_manifest, read_file, sha256
+from edm_ray.storage.commit import MANIFEST, commit, manifest_kind, nested, open_manifest, read_file, sha256
 
 KIND = "edm_ray reference"
 _KEYS = ("features", "dataset", "dataset_hash", "n", "extractor", "weights_sha256", "published")
@@ -134,7 +134,7 @@ def commit_published(
 
 def open_reference(uri: str) -> tuple[Reference, ExtractorSpec]:
     """Read and check a reference directory. Raises InputError when there is none or its parts do not match."""
-    if kind_of(uri) == DATASET:
+    if manifest_kind(uri) == DATASET:
         raise InputError(
             f"{uri}: is a data set, not a reference; make one of it: edm-ray reference --data {shlex.quote(uri)} --out "
             "REFERENCE, and give that"
@@ -146,10 +146,9 @@ def open_reference(uri: str) -> tuple[Reference, ExtractorSpec]:
                 f"{uri}: a published mean and covariance is made a reference by: edm-ray import {uri} OUT "
                 "--extractor inception --weights WEIGHTS; give --reference OUT"
             )
-        found = uris.list_names(uri)
-        if nested := [place for name in found if kind_of(place := uris.join(uri, name)) == KIND]:
-            raise InputError(f"{uri}: no reference itself; it holds {', '.join(nested)}: give one")
-        if found:
+        if inside := nested(uri, KIND):
+            raise InputError(f"{uri}: no reference itself; it holds {', '.join(inside)}: give one")
+        if found := uris.list_names(uri):
             raise InputError(
                 f"{uri}: no reference (found {', '.join(found[:4])} there); make one of a data set that `edm-ray "
                 "prepare` wrote: edm-ray reference --data DATASET --out REFERENCE"

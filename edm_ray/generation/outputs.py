@@ -36,7 +36,7 @@ from edm_ray.storage import uris
 from edm_ray.storage.commit import MANIFEST
 
 IMAGES_PER_SHARD = 10_000
-_SAMPLE, MAX_SAMPLE_BYTES = re.compile(r"seed\d{8,}\.png"), 256 << 20
+SAMPLE, MAX_SAMPLE_BYTES = re.compile(r"seed\d{8,}\.png"), 256 << 20
 # The earliest time a zip knows: equal images give equal bytes.
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -82,7 +82,7 @@ class PngFolder:
 
 def require_no_other_samples(folder: str, about: dict[str, str]) -> None:
     """Raises InputError for a folder with samples of another model or sampler: nobody could tell them apart."""
-    if not (names := [name for name in uris.list_names(folder) if _SAMPLE.fullmatch(name)]):
+    if not (names := [name for name in uris.list_names(folder) if SAMPLE.fullmatch(name)]):
         return
     try:
         with Image.open(io.BytesIO(uris.read_bytes(uris.join(folder, names[-1]), MAX_SAMPLE_BYTES))) as picture:
@@ -91,7 +91,9 @@ def require_no_other_samples(folder: str, about: dict[str, str]) -> None:
         raise InputError(f"--out {folder}: {names[-1]} is no sample ({error}); give another place") from error
     if differs := sorted(name for name in about if found.get(name) != about[name]):
         what = "; ".join(f"{name}: {shortened(found.get(name, '?'))} -> {shortened(about[name])}" for name in differs)
-        raise InputError(f"--out {folder}: holds samples made otherwise ({what}); give another place, or delete them")
+        raise InputError(
+            f"--out {folder}: holds samples of another model or sampler ({what}); give another place, or delete them"
+        )
 
 
 class PngZip:

@@ -27,7 +27,7 @@ from edm_ray.storage.commit import (
     NEWER,
     canonical_json,
     commit,
-    kind_of,
+    nested,
     open_manifest,
     read_file,
     read_manifest,
@@ -176,10 +176,9 @@ def open_model(uri: str, guide: str | None = None, network: torch.nn.Module | No
             raise InputError(
                 f"{uri}: the run is not finished; `edm-ray export {run}` makes a model of its last checkpoint"
             )
-        nested = [uris.join(uri, name) for name in uris.list_names(uri)]
-        nested = [each for place in nested for each in (place, uris.join(place, "model")) if kind_of(each) == KIND]
-        if nested:
-            raise InputError(f"{uri}: no model itself; it holds {', '.join(nested[:4])}: give one")
+        runs = [uris.join(uri, name) for name in uris.list_names(uri)]
+        if inside := [*nested(uri, KIND), *(model for run in runs for model in nested(run, KIND))]:
+            raise InputError(f"{uri}: no model itself; it holds {', '.join(inside[:4])}: give one")
         raise InputError(f"{uri}: no model directory there; `edm-ray train` writes one to RUN/model when it is done")
     where = uris.join(uri, CONFIG)
     config, codec, about = read_config(read_file(uri, CONFIG, manifest), where)

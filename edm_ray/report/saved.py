@@ -19,8 +19,8 @@ RESULT, CONTEXT, PAGE, PROGRESS = "sweep.json", "report.json", "report.html", "p
 BUDGETS = "budgets.json"
 MARKS = (RESULT, PROGRESS, BUDGETS)
 """A folder with one of them is a sweep's."""
-MAX_GRID_BYTES = 64 << 20
-_GRID = re.compile(r"samples-\d{1,4}\.png")
+MAXGRID_BYTES = 64 << 20
+GRID = re.compile(r"samples-\d{1,4}\.png")
 
 
 def save_report(out: str, result: SweepResult, context: Context) -> str:
@@ -84,10 +84,10 @@ def _grids(out: str, names: object) -> dict[str, bytes]:
     if not isinstance(names, dict):
         raise IntegrityError(f"{path}: grids={shortened(names)} is not allowed: a mapping of titles to files")
     for title, name in names.items():
-        if not isinstance(name, str) or not _GRID.fullmatch(name):
+        if not isinstance(name, str) or not GRID.fullmatch(name):
             raise IntegrityError(f"{path}: the grid {shortened(name)} is no file of a sweep; nothing else is read")
         uris.refuse_link_out(out, name)
-        grids[title] = uris.read_bytes(uris.join(out, name), MAX_GRID_BYTES)
+        grids[title] = uris.read_bytes(uris.join(out, name), MAXGRID_BYTES)
     return grids
 
 

@@ -156,7 +156,7 @@ def open_manifest(uri: str, kind: str, keys: Iterable[str], files: Iterable[str]
     return manifest
 
 
-def kind_of(uri: str) -> str | None:
+def manifest_kind(uri: str) -> str | None:
     """What a directory says that it is; None where it says nothing, or its manifest.json is not ours."""
     try:
         manifest = read_manifest(uri)
@@ -165,12 +165,17 @@ def kind_of(uri: str) -> str | None:
     return None if manifest is None else str(manifest.get("kind"))
 
 
+def nested(uri: str, kind: str) -> list[str]:
+    """The directories of a kind that lie in a folder, for a message."""
+    return [place for name in uris.list_names(uri) if manifest_kind(place := uris.join(uri, name)) == kind]
+
+
 def require_no_other(uri: str, allowed: str | None = None) -> None:
     """Raises InputError for a folder that holds a model, a reference or a data set: other files must not mix with it.
 
     allowed: the kind that may be there. A manifest.json that is not ours is no obstacle.
     """
-    if (kind := kind_of(uri)) is not None and kind != allowed:
+    if (kind := manifest_kind(uri)) is not None and kind != allowed:
         what = shortened(kind.removeprefix("edm_ray "))
         raise InputError(f"{uri}: holds {what}; other files must not mix with it: give another place")
 

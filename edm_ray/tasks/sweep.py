@@ -29,9 +29,9 @@ from edm_ray.generation.generate import labels_of
 from edm_ray.generation.trajectories import NUM_IMAGES, blocks_of, read_trajectories
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model, require_unchanged
-from edm_ray.report.by_budget import folder, save_by_budget, write_budgets_page
+from edm_ray.report.by_budget import folder, is_by_budget, save_by_budget, write_budgets_page
 from edm_ray.report.html import Context
-from edm_ray.report.saved import BUDGETS, PROGRESS, RESULT, save_progress, save_report
+from edm_ray.report.saved import PROGRESS, RESULT, save_progress, save_report
 from edm_ray.search import driver as search_driver
 from edm_ray.search.budget_space import at_budget
 from edm_ray.search.by_budget import BEST_SAMPLERS, best_samplers_yaml, better_elsewhere
@@ -385,7 +385,7 @@ def plan_sweep(
 def _require_no_other_sweep(out: str, by_budget: bool) -> None:
     """Raises InputError for a folder with a sweep by budget where this one is not, and the other way round: their files
     would be taken for those of one sweep."""
-    there = uris.exists(uris.join(out, BUDGETS))
+    there = is_by_budget(out)
     if there and not by_budget:
         raise InputError(f"--out {out}: holds a sweep by budget (--nfe); give another place for this one")
     if by_budget and not there and any(uris.exists(uris.join(out, name)) for name in (RESULT, PROGRESS)):

@@ -234,7 +234,7 @@ def test_samples_of_another_sampler_are_not_added_to_a_folder(tmp_path, capsys, 
     assert main([*quick, "--num", "3"]) == 0
     assert main([*quick, "--num", "4"]) == 0, "more of the same"
     assert main([*quick, "rho=5", "--num", "2", "--dry-run"]) == 2
-    assert "holds samples made otherwise (settings: " in lines(capsys)
+    assert "holds samples of another model or sampler (settings: " in lines(capsys)
 
 
 def test_a_sweep_by_budget_and_one_without_do_not_share_a_folder(tmp_path):
