@@ -330,19 +330,17 @@ none), and what sends the workers' output to a driver that does not want it."""
 def without_idle_daemons() -> Iterator[None]:
     """Meanwhile `ray.init` starts no process that a local Ray of one node has no use for; it would wait for them.
 
-    Without: `ray.init` takes about twice as long, with three processes more.
+    Without, or where Ray calls one of them otherwise: `ray.init` takes longer, with a process more for each.
     """
-    module, without = "ray._private.node", "a local Ray starts more slowly"
-    node = _private(module, "Node", without)
-    replaced = {name: getattr(node, name, None) or _private(module, f"Node.{name}", without) for name in IDLE_DAEMONS}
+    node = _private("ray._private.node", "Node", "a local Ray starts more slowly")
 
     def start_nothing(self: Any, **options: Any) -> None:
         """Asked for the dashboard's address later."""
         self._webui_url = None
 
     with contextlib.ExitStack() as undo:
-        for name, method in replaced.items():
-            if method is not None:
+        for name in IDLE_DAEMONS:
+            if (method := getattr(node, name, None)) is not None:
                 setattr(node, name, start_nothing)
                 undo.callback(setattr, node, name, method)
         yield
