@@ -49,7 +49,7 @@ def described(error: OSError | UnicodeError | MemoryError) -> str:
     where = f"{paths}: " if paths else ""
     if error.errno in _FULL:
         return f"{where}no space left on the disk; free some and run the same command again"
-    fix = "; this user may not: give another place, or allow it" if isinstance(error, PermissionError) else ""
+    fix = " for this user: allow it, or give another place" if isinstance(error, PermissionError) else ""
     return f"{where}{error.strerror}{fix}"
 
 

@@ -7,6 +7,7 @@ a folder grows file by file.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -70,8 +71,12 @@ class PngFolder:
                 uris.write_bytes(uris.join(self.folder, name), content)
             else:  # without waiting for the disk at every picture, but never half a picture
                 part = Path(self.folder) / f".{name}.part"
-                part.write_bytes(content)
-                part.replace(Path(self.folder) / name)
+                try:
+                    with uris.naming(Path(self.folder) / name):
+                        part.write_bytes(content)
+                    part.replace(Path(self.folder) / name)
+                finally:
+                    part.unlink(missing_ok=True)
 
     def finish(self) -> None:
         pass
@@ -116,13 +121,15 @@ class PngZip:
         for seed, label, image in zip(seeds.tolist(), labels.tolist(), images, strict=True):
             number = f"{seed:08d}"
             name = f"{number[:5]}/img{number}.png"
-            self.archive.writestr(zipfile.ZipInfo(name, ZIP_EPOCH), png(image, {}))
+            with uris.naming(self.uri):
+                self.archive.writestr(zipfile.ZipInfo(name, ZIP_EPOCH), png(image, {}))
             self.labels.append([name, label])
 
     def finish(self) -> None:
         table = {"labels": self.labels if self.has_classes else None}
-        self.archive.writestr(zipfile.ZipInfo("dataset.json", ZIP_EPOCH), json.dumps(table))
-        self.archive.close()
+        with uris.naming(self.uri):
+            self.archive.writestr(zipfile.ZipInfo("dataset.json", ZIP_EPOCH), json.dumps(table))
+            self.archive.close()
         if uris.is_remote(self.uri):
             try:
                 uris.write_bytes(self.uri, self.part.read_bytes())
@@ -132,7 +139,8 @@ class PngZip:
             self.part.replace(self.uri)
 
     def abandon(self) -> None:
-        self.archive.close()
+        with contextlib.suppress(OSError):  # its directory does not fit on a full disk either
+            self.archive.close()
         self._forget()
 
     def _forget(self) -> None:

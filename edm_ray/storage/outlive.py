@@ -36,5 +36,5 @@ def outlived(write: Callable[[], None], what: str, tries: int = 1, first_wait_s:
             if not said or time.monotonic() - said > SAY_S:
                 said = time.monotonic()
                 until = f", for up to {left:.0f} s more" if left > 0 else f" in {wait:.1f} s"
-                logger.warning("writing %s failed (%s); trying again%s", what, error, until)
+                logger.warning("writing %s failed (%s); trying again%s", what, error.strerror or error, until)
         time.sleep(wait)

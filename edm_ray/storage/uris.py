@@ -10,7 +10,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -30,7 +30,7 @@ __all__ = [
     "exists",
     "file_size",
 ]
-__all__ += ["is_folder", "is_remote", "join", "list_names", "list_tree", "may_write", "modified"]
+__all__ += ["is_folder", "is_remote", "join", "list_names", "list_tree", "may_write", "modified", "naming"]
 __all__ += ["read_bytes", "refuse_link_out", "resolve", "touch", "write_bytes"]
 logger = logging.getLogger(__name__)
 _ALMOST = re.compile(r"(?:s3|gs|gcs|abfss?|az|hdfs|https?|file):(?!//)", re.IGNORECASE)
@@ -188,16 +188,28 @@ def create_bytes(uri: str, content: bytes) -> bool:
     return True
 
 
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Errors of the system name the file: those of writing (a full disk) do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 class _part:
     """Content in a file beside its target, durable; what is left of it goes at the end."""
 
     def __init__(self, target: Path, content: bytes) -> None:
         self.path, self.content = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part"), content
+        self.target = target
 
     def __enter__(self) -> Path:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self.path.open("wb") as handle:
+            with naming(self.target), self.path.open("wb") as handle:
                 handle.write(self.content)
                 handle.flush()
                 os.fsync(handle.fileno())

@@ -34,7 +34,7 @@ def lines(capsys):
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "/x/y: Permission denied; this user may not"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "/x/y: Permission denied for this user"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "/x/y: no space left on the disk; free some"),
         (OSError(errno.EROFS, "Read-only file system", "/x/y"), "/x/y: Read-only file system"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "/x/y"), "/x/y: File name too long"),

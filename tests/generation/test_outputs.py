@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import json
+import resource
 import zipfile
 from collections.abc import Iterator
 
@@ -96,6 +99,27 @@ def test_what_fails_on_the_way_leaves_no_zip_and_an_older_one_as_it_was(tmp_path
     assert not (tmp_path / "d" / "manifest.json").exists()
     _in_parts(ParquetSet(str(tmp_path / "d"), 12, "wxyz", {}, per_shard=5))  # written over
     assert open_dataset(str(tmp_path / "d")).rows == 12
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder", "data set"])
+def test_what_the_system_does_not_write_is_named_and_its_first_half_removed(tmp_path, kind):
+    make = {"zip": lambda path: PngZip(path, True, {}), "folder": lambda path: PngFolder(path, {})}
+    make["data set"] = lambda path: ParquetSet(path, 12, "wxyz", {})
+    output = make[kind](str(tmp_path / "x"))
+    with pytest.raises(OSError, match=r"File too large") as caught, files_of_at_most(64):
+        _in_parts(output)
+    assert caught.value.errno == errno.EFBIG and str(caught.value.filename).startswith(str(tmp_path / "x"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_all_outputs_of_the_command_hold_the_same_images(tiny_model, tmp_path):
