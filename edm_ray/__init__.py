@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from edm_ray.search.plan import sweep_plan as sweep_plan
     from edm_ray.seeding import image_noise as image_noise
     from edm_ray.tasks.evaluate import evaluate as evaluate
+    from edm_ray.tasks.evaluate import evaluate_trainings as evaluate_trainings
     from edm_ray.tasks.evaluate import follow as follow
     from edm_ray.tasks.fid import fid as fid
     from edm_ray.tasks.generate import generate as generate
@@ -111,7 +112,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "edm_ray.models.directory": ("load_model",),
     "edm_ray.search.plan": ("sweep_plan",),
     "edm_ray.seeding": ("image_noise",),
-    "edm_ray.tasks.evaluate": ("evaluate", "follow"),
+    "edm_ray.tasks.evaluate": ("evaluate", "evaluate_trainings", "follow"),
     "edm_ray.tasks.fid": ("fid",),
     "edm_ray.tasks.generate": ("generate",),
     "edm_ray.tasks.models": ("import_model", "preset", "save_model", "write_dataset"),
@@ -159,6 +160,7 @@ __all__ = [
     "UniPC",
     "__version__",
     "evaluate",
+    "evaluate_trainings",
     "fid",
     "follow",
     "generate",

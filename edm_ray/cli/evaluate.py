@@ -5,6 +5,7 @@ Every number names its n, reference and extractor; only numbers that agree in al
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import tyro
@@ -13,8 +14,17 @@ from edm_ray.cli.console import Reports, duration, report, say
 from edm_ray.cli.progress import Progress
 from edm_ray.cli.sampler import choose_settings
 from edm_ray.cli.workers import choose_executor
+from edm_ray.diffusion.samplers import Sampler
 from edm_ray.errors import InputError
-from edm_ray.tasks.evaluate import RESULT, EvaluateOptions, Evaluation
+from edm_ray.execution.executor import Executor
+from edm_ray.tasks.evaluate import (
+    RESULT,
+    TRAININGS,
+    EvaluateOptions,
+    Evaluation,
+    EvaluationPlan,
+    TrainingsEvaluation,
+)
 from edm_ray.tasks.given import other_data
 
 PICTURED, COLUMNS, GAP = 50, 10, 4
@@ -23,8 +33,9 @@ PICTURED, COLUMNS, GAP = 50, 10, 4
 
 @dataclass(frozen=True)
 class Args(Reports):
-    model: str = ""
-    """Model directory. Or give --follow."""
+    model: list[str] = field(default_factory=list)
+    """Model directory. Several, of trainings that differ in their seed: also how far their FIDs spread, beside what
+    sampling alone makes of it. Or give --follow."""
     reference: list[str] = field(default_factory=list)
     """One or more references from `edm-ray reference`, e.g. for inception and for dinov2; the images are sampled once
     for all."""
@@ -59,7 +70,7 @@ class Args(Reports):
 
 
 def run(args: Args) -> None:
-    from edm_ray.tasks.evaluate import follow, plan_evaluation
+    from edm_ray.tasks.evaluate import plan_evaluation, plan_trainings
 
     if bool(args.model) == bool(args.follow):
         raise InputError("give --model MODEL, or --follow RUN for the snapshots of a run")
@@ -68,41 +79,72 @@ def run(args: Args) -> None:
     executor = choose_executor(args.workers, args.device, args.actors_per_gpu)
     sampler = choose_settings(args.sampler, args.set, args.nfe)
     if args.follow is not None:
-        options = vars(args.evaluation)
-        rows = []
-        for nimg, snapshot in follow(
-            args.follow, args.reference[0], sampler, args.num, on=executor, out=args.out, **options
-        ):
-            say(f"  {nimg:>12,} images: {snapshot.measured.fid.describe()}")
-            rows.append({"nimg": nimg, **snapshot.measured.fid.to_dict()})
-        report({"snapshots": rows})
+        _follow(args, args.follow, sampler, executor)
         return
-    plan = plan_evaluation(args.model, args.reference, sampler, args.num, args.evaluation, args.out)
-    for note in [note for each in plan.references if (note := other_data(each, plan.model))]:
+    how = (args.reference, sampler, args.num, args.evaluation, args.out)
+    several = plan_trainings(args.model, *how) if len(args.model) > 1 else None
+    plans = several.plans if several else [plan_evaluation(args.model[0], *how)]
+    for note in dict.fromkeys(note for p in plans for each in p.references if (note := other_data(each, p.model))):
         say(f"  {note}")
     if args.dry_run:
-        from edm_ray.cli.spending import Work, spending
-
-        images, nfe = len(plan.starts) * args.num, plan.sampler.nfe
-        real = args.num if plan.held_out is not None else 0
-        calls = images * nfe if nfe else None
-        work = Work(images=images, calls=calls, stored=plan.stored(executor), real=real)
-        extractors = [each.extractor for each in plan.references]
-        spent = spending(work, plan.model, extractors, executor)
-        for line in plan.describe(executor):
-            say(line)
-        for line in spent.lines:
-            say(f"  {line}")
-        report({**vars(work), **spent.facts})
+        _show_plan(plans, executor)
         return
     progress, started = Progress("chunks"), time.monotonic()
-    result = plan.run(executor, progress.update)
-    _show(result)
-    if args.card:
+    if several:
+        over = several.run(executor, progress.update)
+        results, content, written = over.evaluations, over.to_dict(), f"{args.out}/{TRAININGS}"
+        _show_spreads(over)
+    else:
+        results = (plans[0].run(executor, progress.update),)
+        content, written = results[0].to_dict(), f"{args.out}/{RESULT}"
+        _show(results[0])
+    for result in results if args.card else ():
         _write_card(result, args.device)
-    report({**result.to_dict(), "written": f"{args.out}/{RESULT}"})
-    where = f"{args.out}/{RESULT}{' and into the model' if args.card else ''}"
+    report({**content, "written": written})
+    where = f"{written}{' and into the model' + 's' * (len(results) > 1) if args.card else ''}"
     say(f"  {duration(time.monotonic() - started)}; written to {where}")
+
+
+def _follow(args: Args, run: str, sampler: Sampler, executor: Executor) -> None:
+    from edm_ray.tasks.evaluate import follow
+
+    rows = []
+    for nimg, snapshot in follow(
+        run, args.reference[0], sampler, args.num, on=executor, out=args.out, **vars(args.evaluation)
+    ):
+        say(f"  {nimg:>12,} images: {snapshot.measured.fid.describe()}")
+        rows.append({"nimg": nimg, **snapshot.measured.fid.to_dict()})
+    report({"snapshots": rows})
+
+
+def _show_plan(plans: Sequence[EvaluationPlan], executor: Executor) -> None:
+    """What it would take: of all models together."""
+    from edm_ray.cli.spending import Work, spending
+
+    first = plans[0]
+    images, nfe = len(plans) * len(first.starts) * first.num, first.sampler.nfe
+    calls = images * nfe if nfe else None
+    real = first.num if first.held_out is not None else 0
+    work = Work(images=images, calls=calls, stored=sum(plan.stored(executor) for plan in plans), real=real)
+    spent = spending(work, first.model, [each.extractor for each in first.references], executor)
+    if len(plans) > 1:
+        say(f"for each of {len(plans)} models:")
+    for line in first.describe(executor):
+        say(line)
+    for line in spent.lines:
+        say(f"  {line}")
+    report({**vars(work), **spent.facts})
+
+
+def _show_spreads(over: TrainingsEvaluation) -> None:
+    """A table a reference, a row a training, and what their spread says."""
+    from edm_ray.cli.tables import show, trainings_table
+
+    first = over.evaluations[0]
+    for place, (plan, spread) in enumerate(zip(first.plans, over.spreads, strict=True)):
+        measured = [(each.model.uri, each.measured(place)[0]) for each in over.evaluations]
+        show(trainings_table(measured, spread, plan.reference.describe()))
+        say(f"  {spread.sentence()}")
 
 
 def _show(result: Evaluation) -> None:

@@ -36,6 +36,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "evaluate": (
         "evaluate --model runs/photos/model --reference refs/photos --out evals/photos --num 5000 --dry-run",
         "evaluate --model runs/photos/model --reference refs/photos --out evals/photos --num 5000 --card --json",
+        "evaluate --model runs/seed0/model runs/seed1/model --reference refs/photos --out evals/seeds --num 5000",
         "evaluate --follow runs/photos --reference refs/photos --out evals/follow --num 500",
     ),
     "fid": ("fid samples.zip data/photos", "fid FOLDER refs/photos --num 5000 --json"),

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from edm_ray.cli.console import lines_to, without_live_line
 from edm_ray.evaluation.measure import Measured, ProtocolRow, over_sets
+from edm_ray.evaluation.trainings import Spread
 from edm_ray.search.by_budget import COLUMNS, Row
 from edm_ray.search.by_budget import table as cells_of
 
@@ -42,7 +43,7 @@ def count(value: int | None) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("metric", "note") else "right")
+        table.add_column(column, justify="left" if column in ("metric", "note", "model") else "right")
     return table
 
 
@@ -68,6 +69,18 @@ def measured_table(measured: Measured, title: str) -> Table:
             row.note,
         )
     return table
+
+
+def trainings_table(models: Sequence[tuple[str, Measured]], spread: Spread, reference: str) -> Table:
+    """FIDs of models of several trainings on the same seeds: intervals of sampling, and for the mean of both."""
+    title = f"{len(models)} trainings, n={spread.n:,}, against {reference}"
+    made = _table(title, "model", models[0][1].frechet, "95 % interval")
+    for name, measured in models:
+        row = measured.rows()[0]
+        made.add_row(name, number(row.value), interval(row.low, row.high))
+    made.add_section()
+    made.add_row("mean over trainings", number(spread.mean), interval(spread.low, spread.high))
+    return made
 
 
 def card_rows(sets: Sequence[Measured], how: str) -> dict[str, str]:

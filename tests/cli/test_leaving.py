@@ -148,7 +148,7 @@ def test_training_that_was_stopped_again_and_again_while_it_saves_has_the_parame
     while not (broken / "model" / "manifest.json").exists():
         with Terminal(*f"train --data {digits_dir}/train --out {broken} {quick}".split()) as terminal:
             terminal.until("images: |resuming|nothing was left", 300)
-            last = trained() + moments.uniform(0.05, 0.3) * 2400  # images, not seconds: other work is on the machine too
+            last = trained() + moments.uniform(0.05, 0.3) * 2400  # images: seconds depend on the machine
             while trained() < last and terminal.read(0.05):
                 pass
             if terminal.code is None:
