@@ -4,6 +4,8 @@ import gzip
 import io
 import json
 import pickle
+import struct
+import tracemalloc
 import zipfile
 from types import SimpleNamespace
 
@@ -375,6 +377,31 @@ def test_bombs_of_parquet_and_npz_are_refused_before_they_are_unpacked(tmp_path,
     monkeypatch.setattr(npz, "to_temporary", lambda *_: pytest.fail("was unpacked"))
     with pytest.raises(InputError, match=r"images\.npy: 4,194,432 bytes unpacked, its header says 416"):
         open_at(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize(
+    ("place", "said", "reason", "mebibytes"),
+    [
+        (20, 1 << 30, "said to take 1,073,741,824 bytes", 4),
+        (24, 100, "Bad CRC-32", 4),
+        (24, 40 << 20, "bytes unpacked", 100),
+    ],
+)
+def test_sizes_in_a_zip_that_lie_are_damage_and_cost_no_memory(tmp_path, place, said, reason, mebibytes):
+    """place: in the directory of the zip, 20: bytes packed, 24: unpacked."""
+    path = tmp_path / "z.zip"
+    make_zip(path, {"a.png": bytes(32 << 20)}, zipfile.ZIP_DEFLATED)
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"PK\x01\x02") + place
+    content[at : at + 4] = struct.pack("<I", said)
+    path.write_bytes(content)
+    source = open_at(path)
+    tracemalloc.start()
+    with pytest.raises(RecordError, match=rf"a\.png: damaged or not readable in the zip: .*{reason}"):
+        source.record(0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < mebibytes << 20
 
 
 def test_labels_of_every_kind_become_numbers():

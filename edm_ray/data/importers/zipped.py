@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 import zlib
@@ -35,6 +36,7 @@ class Zip:
         except DAMAGED as error:
             reason = shortened_error(error)
             raise InputError(f"{spec.uri}: not a readable zip: {reason}{lfs_hint(spec.uri)}") from error
+        self.size = handle.seek(0, os.SEEK_END)
         self.members = {info.filename: info for info in self.archive.infolist() if not info.is_dir()}
         check_names([info.filename for info in self.archive.infolist()], spec.uri)
         listing = list_pictures(self.members, spec, self._read, unwrap=True)
@@ -55,7 +57,14 @@ class Zip:
         if info.file_size > MAX_MEMBER_BYTES:
             raise RecordError(f"{readable(name)}: {info.file_size:,} bytes, at most {MAX_MEMBER_BYTES:,} are read")
         try:
-            return self.archive.read(info)
+            if info.compress_size > self.size:
+                raise EOFError(f"said to take {info.compress_size:,} bytes, the zip has {self.size:,}")
+            with self.archive.open(info) as member:
+                # Of as many bytes as are told: without a number, up to 1 GiB is unpacked before the rest is cut off.
+                content = member.read(info.file_size)
+            if len(content) < info.file_size:
+                raise EOFError(f"{len(content):,} bytes unpacked, {info.file_size:,} were said")
+            return content
         except DAMAGED as error:
             raise RecordError(
                 f"{readable(name)}: damaged or not readable in the zip: {shortened_error(error)}"
