@@ -90,13 +90,15 @@ def run(args: Args) -> None:
     budgets = _budgets(args.nfe)
     task = plan_sweep(args.model, args.reference, args.space, args.out, _plan(args), args.more, budgets)
     say(task.describe())
-    if note := other_data(task.reference, task.model):
-        say(f"  {note}")
+    for reference in [task.reference, *([task.second] if task.second else [])]:
+        if note := other_data(reference, task.model):
+            say(f"  {note}")
     if args.dry_run:
         from edm_ray.cli.spending import Work, spending
 
         real = task.confirm_images if task.held_out is not None else 0
-        work = Work(images=task.races.most_images, calls=task.most_calls, at_most=True, real=real)
+        images, calls = task.races.most_images + task.second_images, task.most_calls + task.second_calls
+        work = Work(images=images, calls=calls, at_most=True, real=real)
         spent = spending(work, task.model, [task.reference.extractor], executor)
         for line in spent.lines:
             say(f"  {line}")

@@ -163,6 +163,7 @@ def summary(results: Sequence[SweepResult]) -> list[str]:
         )
     elif len(rows) > 1:
         lines.append(f"No smaller budget is surely within {MARGIN:g} % of {last.nfe} evaluations.")
+    lines += [f"{each.nfe} evaluations: {line}" for each in results for line in each.second_opinion()]
     spent = [str(each.nfe) for each in results if each.stopped]
     if spent:
         lines.append(

@@ -15,6 +15,7 @@ from edm_ray.search.budget import Cost, costs
 from edm_ray.search.driver import Driver
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.sampler_field import SamplerField
+from edm_ray.search.second import SecondOpinion
 from edm_ray.search.space import in_words
 from edm_ray.search.statistics import Difference, Noise, difference, probability_best, undecided
 from edm_ray.search.trials import TrialResult
@@ -82,6 +83,8 @@ class SweepResult:
     """The budget of network evaluations an image, where there is one."""
     unsearched: str | None = None
     """At a budget of evaluations: the best of the solvers at their defaults, by the first look."""
+    second: SecondOpinion | None = None
+    """What a second reference says, where one was given."""
 
     @property
     def plain(self) -> str:
@@ -112,7 +115,14 @@ class SweepResult:
             f"Best of {tried} samplers{within}: {in_words(self.samplers[found.label])}, "
             f"with FID {found.estimate.fid:.3f} +- {found.estimate.se:.3f} on {found.estimate.n} fresh images."
         )
-        return [*self._against_plain(best, found, first), *self._more(found)]
+        return [*self._against_plain(best, found, first), *self._more(found), *self.second_opinion()]
+
+    def second_opinion(self) -> list[str]:
+        """What the second reference says of the winner; nothing where there is none."""
+        if self.second is None or self.found is None:
+            return []
+        words = {each.label: in_words(self.samplers[each.label]) for each in self.confirmed}
+        return self.second.sentences(self.found, {**words, DETERMINISTIC: "deterministic sampling"})
 
     def _against_plain(self, best: Confirmed, found: Confirmed, first: str) -> list[str]:
         plain = "deterministic sampling"

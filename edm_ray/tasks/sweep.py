@@ -42,6 +42,7 @@ from edm_ray.search.races import Races
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.result import SweepResult, result_of
 from edm_ray.search.sampler_file import BEST_SAMPLER, best_sampler_yaml
+from edm_ray.search.second import SecondOpinion
 from edm_ray.search.shipped import BY_BUDGET, space_file
 from edm_ray.search.space import Space, load_space
 from edm_ray.search.time_budget import limit_hours
@@ -79,6 +80,9 @@ class SweepOptions:
     """Seed of the search's own choices."""
     real: str | None = None
     """Data set of held-out real images: also report their FID, for as many images as the confirmation uses."""
+    second_reference: str | None = None
+    """Reference of another extractor: the confirmed samplers are also measured by it, and the report says where it
+    disagrees. It decides nothing, and samples as many images as the confirmation."""
     grid: int = 50
     """Images in each grid of the report."""
     export: bool = False
@@ -113,6 +117,7 @@ class SweepTask:
     options: SweepOptions
     races: Races
     held_out: DataSet | None
+    second: OpenedReference | None
 
     @property
     def confirm_images(self) -> int:
@@ -127,6 +132,19 @@ class SweepTask:
     def most_calls(self) -> int:
         """Network calls of one image, at most: of every race its most images by its longest sampler."""
         return sum(most * longest_nfe(each) for each, most in zip(self.races.drivers, self.races.most_images_of_each))
+
+    @property
+    def second_images(self) -> int:
+        """Images that the second reference wants, at most."""
+        return sum(self._second_images_of(each) for each in self.races.drivers)
+
+    @property
+    def second_calls(self) -> int:
+        """Network calls of these, as images times evaluations."""
+        return sum(self._second_images_of(each) * longest_nfe(each) for each in self.races.drivers)
+
+    def _second_images_of(self, driver: Driver) -> int:
+        return 0 if self.second is None else driver.search.budget.num_confirmed * self.confirm_images
 
     def describe(self) -> str:
         return f"sweep of {self.space.name}: {self.races.describe()}"
@@ -165,7 +183,7 @@ class SweepTask:
                 self._propose(meter.sampling, spec, on.device)
                 self._search(meter, spec.store, on, keep)
                 activity.stage("drawing the report and its samples")
-                results = tuple(result_of(driver) for driver in self.races.drivers)
+                results = self._results(on)
                 shown = [self._shown(*pair) for pair in zip(self.races.drivers, results, strict=True)]
                 balanced = dataclasses.replace(spec, labels="balanced")
                 grids = [self._grids(balanced, each, meter.sampling, on.device) for each in shown]
@@ -177,6 +195,27 @@ class SweepTask:
         if self.options.export:
             self._export(results)
         return Sweep(results=results, out=self.out, report=report)
+
+    def _results(self, on: Executor) -> tuple[SweepResult, ...]:
+        """Of each race, with what the second reference says."""
+        results = tuple(result_of(driver) for driver in self.races.drivers)
+        if self.second is None:
+            return results
+        activity.stage("measuring the confirmed samplers by the second reference")
+        store = uris.join(self.out, CHUNKS)
+        spec = EvaluationSpec(
+            model=self.model, extractors=(self.second.extractor,), store=store, labels=self.options.labels
+        )
+        size = (self.plan.confirm_chunks, self.plan.chunk_size)
+        with fid_meter(spec, Plan(metrics=("fid",), reference=self.second.reference), on) as meter:
+
+            def by_second(result: SweepResult) -> SecondOpinion:
+                assert self.second is not None
+                confirmed = {each.label: each.settings.to_dict() for each in result.confirmed}
+                found = {label: meter.fid(settings, "confirm", *size) for label, settings in confirmed.items()}
+                return SecondOpinion(reference=self.second.describe(), estimates=found)
+
+            return tuple(dataclasses.replace(result, second=by_second(result)) for result in results)
 
     def _save(self, results: tuple[SweepResult, ...], grids: Sequence[dict[str, bytes]], context: Context) -> str:
         """Samplers and pages, of each race and of all; the path of the page of all."""
@@ -367,6 +406,11 @@ def plan_sweep(
     held_out = None if options.real is None else open_dataset(uris.absolute(options.real))
     if held_out is not None:
         require_real(held_out, plan.confirm_chunks * plan.chunk_size)
+    second = None if options.second_reference is None else reference_of(options.second_reference)
+    if second is not None:
+        require_fit(second, opened)
+        if second.reference.moments.hash == against.reference.moments.hash:
+            raise InputError(f"--second-reference {second.uri}: the same as --reference; give one of another extractor")
     images = plan.budget_images or (BUDGET_IMAGES * len(spaces) if nfe else None)
     own = dataclasses.replace(plan, budget_images=None if images is None else images // len(spaces))
     denoiser = opened.denoiser()
@@ -379,6 +423,7 @@ def plan_sweep(
         options=options,
         races=Races([Driver(each, own, options.seed, denoiser) for each in spaces]),
         held_out=held_out,
+        second=second,
     )
 
 

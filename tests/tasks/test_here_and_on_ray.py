@@ -70,9 +70,12 @@ def _stop_at_the_second_budget(result: TrialResult) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_by_budget_makes_the_same_decisions_and_is_resumed(
-    model: str, reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, reference: str, digits_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped and run again it ends as one that was not stopped; its rows are what `generate --nfe` takes."""
+    """Stopped and run again it ends as one that was not stopped; its rows are what `generate --nfe` takes. A second
+    reference measures the same on either."""
+    second = str(tmp_path / "second")
+    edm.reference(str(digits_dir / "heldout"), second, extractor="digits")
     plan = edm.sweep_plan("random", num_global=1, max_chunks=1, chunk_size=100, confirm_chunks=1)
     outs = [tmp_path / on.__class__.__name__ for on in PLACES]
     with pytest.raises(KeyboardInterrupt):
@@ -82,10 +85,12 @@ def test_a_sweep_by_budget_makes_the_same_decisions_and_is_resumed(
     told = capsys.readouterr().out
     assert "3 evaluations: solver" in told and "This sweep has not ended: budget 4 is still to come" in told
     here, there, again = (
-        edm.sweep(model, reference, None, str(out), nfe=(4, 3), plan=plan, grid=10, on=on)
+        edm.sweep(model, reference, None, str(out), nfe=(4, 3), plan=plan, grid=10, on=on, second_reference=second)
         for out, on in [*zip(outs, PLACES, strict=True), (outs[0], PLACES[0])]
     )
     assert here.budgets == there.budgets == again.budgets and here.table == there.table
+    opinions = [[result.second for result in found.results] for found in (here, there, again)]
+    assert opinions[0] == opinions[1] == opinions[2] and None not in opinions[0]
     files = [(out / "best-samplers.yaml").read_bytes() for out in outs]
     assert files[0] == files[1] and [row.nfe for row in here.budgets] == [3, 4]
     chunks = [sorted(path.name for path in (out / "chunks" / "chunk").rglob("*.safetensors")) for out in outs]
