@@ -117,6 +117,7 @@ def _chunks(result: SweepResult) -> str:
     search = [spent[label]["search"] for label in order]
     axes.barh(order, search, color=[ACCENT if label == result.found else INK for label in order], label="search seeds")
     axes.barh(order, [spent[label]["confirm"] for label in order], left=search, color=MUTED, label="fresh seeds")
+    axes.set_ylim(-0.7, len(order) - 0.3)
     axes.tick_params(axis="y", labelsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("chunks of images")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,9 +107,9 @@ def each_value(result: SweepResult, looks: list[Look], name: str) -> str:
     axes = figure.subplots()
     baseline = next((look.estimate.fid for look in looks if look.label == DETERMINISTIC), None)
     shown = [look for look in looks if look.label != DETERMINISTIC and math.isfinite(_value(look, name))]
-    for look in shown:
-        best = look.label == result.found
-        _mark(axes, _value(look, name), look, best, INK, alpha=1.0 if best else 0.65)
+    others, best = ([look for look in shown if (look.label == result.found) == is_best] for is_best in (False, True))
+    _marks(axes, [_value(look, name) for look in others], others, INK, alpha=0.65)
+    _marks(axes, [_value(look, name) for look in best], best, best=True)
     if baseline is not None:
         axes.axhline(baseline, color=MUTED, linestyle="--", linewidth=1)
     axes.set_xscale(**_scale(shown, name))
@@ -120,17 +120,24 @@ def each_value(result: SweepResult, looks: list[Look], name: str) -> str:
     return svg(figure)
 
 
-def _mark(axes: Axes, where: float, look: Look, best: bool, color: str, alpha: float = 1.0) -> None:
-    """A sampler's FID with its interval; the best stands out."""
+def _marks(
+    axes: Axes,
+    where: Sequence[float],
+    looks: Sequence[Look],
+    color: str = ACCENT,
+    alpha: float = 1.0,
+    best: bool = False,
+) -> None:
+    """FIDs of samplers with their intervals; the best stands out."""
     axes.errorbar(
         where,
-        look.estimate.fid,
-        yerr=reach(look.estimate),
+        [look.estimate.fid for look in looks],
+        yerr=[reach(look.estimate) for look in looks],
         fmt="o",
         ms=6 if best else 3.5,
         capsize=2,
         elinewidth=1.4 if best else 0.6,
-        color=ACCENT if best else color,
+        color=color,
         alpha=alpha,
         zorder=3 if best else 2,
     )
@@ -141,11 +148,15 @@ def each_choice(result: SweepResult, looks: list[Look], name: str) -> str:
     figure = Figure(figsize=PANEL, layout="constrained")
     axes = figure.subplots()
     choices = sorted({_choice(look, name) for look in looks} - {""})
+    marks: dict[str, list[tuple[float, Look]]] = {}
     for place, choice in enumerate(choices):
         there = sorted((look for look in looks if _choice(look, name) == choice), key=lambda look: look.estimate.fid)
         for number, look in enumerate(there):
             where = place + 0.6 * (number + 0.5) / len(there) - 0.3
-            _mark(axes, where, look, look.label == result.found, MUTED if look.label == DETERMINISTIC else INK)
+            colour = ACCENT if look.label == result.found else MUTED if look.label == DETERMINISTIC else INK
+            marks.setdefault(colour, []).append((where, look))
+    for colour, placed in marks.items():
+        _marks(axes, [at for at, _ in placed], [look for _, look in placed], colour, best=colour == ACCENT)
     axes.set_xticks(range(len(choices)), choices, fontsize=8)
     _name(axes, axes.set_xlabel, name)
     axes.set_ylabel(f"FID (n={looks[0].estimate.n})")

@@ -19,8 +19,9 @@ WIDE, PANEL = (5.2, 3.4), (4.0, 3.0)
 
 
 def svg(figure: Figure) -> str:
+    """Of a figure whose layout is constrained: a tight box would draw it twice."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
@@ -36,7 +37,7 @@ def fid_against_churn(result: SweepResult) -> str:
     answers = [t for t in first if t.estimate]
     line = [t for t in answers if t.evaluation.label in (*result.line, DETERMINISTIC)]
     line.sort(key=lambda t: _churn(t.evaluation.settings))
-    figure = Figure(figsize=WIDE)
+    figure = Figure(figsize=WIDE, layout="constrained")
     axes = figure.subplots()
     points = [(_churn(t.evaluation.settings), t.estimate) for t in line if t.estimate]
     axes.errorbar(
@@ -73,11 +74,16 @@ def fid_of_all(result: SweepResult) -> str:
         if t.estimate and t.evaluation.seeds == "search" and t.evaluation.chunks == first
     ]
     shown = sorted(shown, key=lambda item: -item[1].fid)[-80:]
-    figure = Figure(figsize=(WIDE[0], 0.8 + 0.27 * len(shown)))
+    figure = Figure(figsize=(WIDE[0], 0.8 + 0.27 * len(shown)), layout="constrained")
     axes = figure.subplots()
+    rows: dict[str, list[tuple[int, FidEstimate]]] = {}
     for row, (label, estimate) in enumerate(shown):
         colour = ACCENT if label == result.best else MUTED if label == DETERMINISTIC else INK
-        axes.errorbar(estimate.fid, row, xerr=reach(estimate), fmt="o", color=colour, capsize=3)
+        rows.setdefault(colour, []).append((row, estimate))
+    for colour, there in rows.items():
+        fids, bars = [estimate.fid for _, estimate in there], [reach(estimate) for _, estimate in there]
+        axes.errorbar(fids, [row for row, _ in there], xerr=bars, fmt="o", color=colour, capsize=3)
+    axes.set_ylim(-0.7, len(shown) - 0.3)
     axes.set_yticks(range(len(shown)), [label for label, _ in shown], fontsize=8)
     axes.set_xlabel(f"FID (n={shown[0][1].n if shown else 0})")
     axes.spines[["top", "right"]].set_visible(False)
