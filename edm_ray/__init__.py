@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     from edm_ray.search.plan import sweep_plan as sweep_plan
     from edm_ray.seeding import image_noise as image_noise
     from edm_ray.tasks.evaluate import evaluate as evaluate
-    from edm_ray.tasks.evaluate import evaluate_trainings as evaluate_trainings
     from edm_ray.tasks.evaluate import follow as follow
     from edm_ray.tasks.fid import fid as fid
     from edm_ray.tasks.generate import generate as generate
@@ -72,6 +71,7 @@ if TYPE_CHECKING:
     from edm_ray.tasks.reference import reference as reference
     from edm_ray.tasks.sweep import sweep as sweep
     from edm_ray.tasks.train import train as train
+    from edm_ray.tasks.trainings import evaluate_trainings as evaluate_trainings
     from edm_ray.version import __version__ as __version__
 
 _HOMES: dict[str, tuple[str, ...]] = {
@@ -112,7 +112,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "edm_ray.models.directory": ("load_model",),
     "edm_ray.search.plan": ("sweep_plan",),
     "edm_ray.seeding": ("image_noise",),
-    "edm_ray.tasks.evaluate": ("evaluate", "evaluate_trainings", "follow"),
+    "edm_ray.tasks.evaluate": ("evaluate", "follow"),
     "edm_ray.tasks.fid": ("fid",),
     "edm_ray.tasks.generate": ("generate",),
     "edm_ray.tasks.models": ("import_model", "preset", "save_model", "write_dataset"),
@@ -120,6 +120,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "edm_ray.tasks.reference": ("reference",),
     "edm_ray.tasks.sweep": ("sweep",),
     "edm_ray.tasks.train": ("train",),
+    "edm_ray.tasks.trainings": ("evaluate_trainings",),
     "edm_ray.version": ("__version__",),
 }
 """Module -> the names of the face that live there; the imports above say the same to type checkers."""

@@ -17,15 +17,9 @@ from edm_ray.cli.workers import choose_executor
 from edm_ray.diffusion.samplers import Sampler
 from edm_ray.errors import InputError
 from edm_ray.execution.executor import Executor
-from edm_ray.tasks.evaluate import (
-    RESULT,
-    TRAININGS,
-    EvaluateOptions,
-    Evaluation,
-    EvaluationPlan,
-    TrainingsEvaluation,
-)
+from edm_ray.tasks.evaluate import RESULT, EvaluateOptions, Evaluation, EvaluationPlan
 from edm_ray.tasks.given import other_data
+from edm_ray.tasks.trainings import TRAININGS, TrainingsEvaluation
 
 PICTURED, COLUMNS, GAP = 50, 10, 4
 """Of the model card's picture."""
@@ -70,7 +64,8 @@ class Args(Reports):
 
 
 def run(args: Args) -> None:
-    from edm_ray.tasks.evaluate import plan_evaluation, plan_trainings
+    from edm_ray.tasks.evaluate import plan_evaluation
+    from edm_ray.tasks.trainings import plan_trainings
 
     if bool(args.model) == bool(args.follow):
         raise InputError("give --model MODEL, or --follow RUN for the snapshots of a run")

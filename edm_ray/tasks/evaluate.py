@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.evaluation.fid_worker import SetResult
 from edm_ray.evaluation.measure import Measured, Plan, Row, over_sets, parse_metrics, plan_all
 from edm_ray.evaluation.parts import measure_real
-from edm_ray.evaluation.trainings import Spread, spread
 from edm_ray.execution.executor import Executor, OnProgress, no_progress
 from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, chunks_of_sets, evaluate_models
@@ -34,7 +32,8 @@ from edm_ray.tasks.options import read_options
 from edm_ray.training.run import snapshots
 
 FEWEST, MOST = 100, 100_000_000
-RESULT, TRAININGS = "evaluation.json", "trainings.json"
+RESULT, CHUNKS = "evaluation.json", "chunks"
+"""Of an evaluation's folder: the numbers, and the features of images, which are not sampled again."""
 FORMAT = 2
 """Of that file. 2: of each FID the influences of groups of images, instead of FIDs without them."""
 
@@ -215,7 +214,7 @@ class EvaluationPlan:
         if self.options.store is not None:
             yield uris.absolute(self.options.store)
         elif self.out is not None:
-            yield uris.join(uris.absolute(self.out), "chunks")
+            yield uris.join(uris.absolute(self.out), CHUNKS)
         else:
             with tempfile.TemporaryDirectory() as folder:
                 yield folder
@@ -284,105 +283,6 @@ def evaluate(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingsEvaluation:
-    """Models of several trainings with one sampler, on the same seeds."""
-
-    evaluations: tuple[Evaluation, ...]
-    """Of each model, in the order that was given."""
-
-    @property
-    def spreads(self) -> tuple[Spread, ...]:
-        """Of the FIDs against each reference."""
-        places = range(len(self.evaluations[0].plans))
-        return tuple(spread([each.measured(place)[0].fid for each in self.evaluations]) for place in places)
-
-    def describe(self) -> str:
-        one, first = self.spreads[0], self.evaluations[0]
-        return f"FID {one.mean:.3f} ({one.low:.3f} to {one.high:.3f}, n={one.n}) over {len(one.fids)} trainings, " + (
-            f"{first.sampler}, against {first.plans[0].reference.describe()}"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """What trainings.json holds."""
-        first = self.evaluations[0]
-        spreads = [
-            {"reference": plan.reference.describe(), **one.to_dict()}
-            for plan, one in zip(first.plans, self.spreads, strict=True)
-        ]
-        return {"format": 1, "spreads": spreads, "models": [each.to_dict() for each in self.evaluations]}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingsPlan:
-    """Evaluations of several models that were checked; `run` does them."""
-
-    plans: tuple[EvaluationPlan, ...]
-    out: str | None
-
-    def run(self, on: Executor, on_chunk: OnProgress = no_progress) -> TrainingsEvaluation:
-        made = []
-        shared = dataclasses.replace(self.plans[0], out=self.out)
-        with hold(self.out, "evaluate"), shared.open_spec() as spec, on.session(spec.recipe()):
-            for number, plan in enumerate(self.plans):
-                own = dataclasses.replace(plan, options=dataclasses.replace(plan.options, store=spec.store))
-                made.append(own.run(on, self._of_all(number, on_chunk)))
-        result = TrainingsEvaluation(evaluations=tuple(made))
-        if self.out is not None:
-            uris.write_bytes(uris.join(self.out, TRAININGS), json.dumps(result.to_dict(), indent=1).encode())
-        return result
-
-    def _of_all(self, number: int, on_chunk: OnProgress) -> OnProgress:
-        """``on_chunk`` for the model of this number: it is told of the chunks of all."""
-        return lambda done, total: on_chunk(number * total + done, len(self.plans) * total)
-
-
-def plan_trainings(
-    models: Sequence[str | Model | ModelDenoiser],
-    reference: str | OpenedReference | Sequence[str | OpenedReference],
-    sampler: Sampler,
-    num: int,
-    options: EvaluateOptions,
-    out: str | None = None,
-) -> TrainingsPlan:
-    """Open and check everything. Raises InputError for models that are no trainings of one kind."""
-    if options.protocol == "paper":
-        raise InputError("--protocol paper is of one model; give several models without it")
-    plans = [plan_evaluation(model, reference, sampler, num, options) for model in models]
-    first, *others = [plan.model for plan in plans]  # of images of one shape: the reference's
-    for other in others:
-        if (other.config.network.label_dim, other.class_names) != (first.config.network.label_dim, first.class_names):
-            raise InputError(f"{other.uri}: has other classes than {first.uri}; give trainings of one data set")
-    hashes = [plan.model.hash for plan in plans]
-    if twice := [plan.model.uri for i, plan in enumerate(plans) if hashes[i] in hashes[:i]]:
-        raise InputError(f"--model {twice[0]}: the same model is given twice; give those of several trainings")
-    return TrainingsPlan(plans=tuple(plans), out=out)
-
-
-def evaluate_trainings(
-    models: Sequence[str | Model | ModelDenoiser],
-    reference: str | OpenedReference | Sequence[str | OpenedReference],
-    sampler: Sampler = Heun(),  # noqa: B008 (frozen)
-    num: int = 50_000,
-    *,
-    on: Executor = Local(),  # noqa: B008 (frozen)
-    out: str | None = None,
-    on_chunk: OnProgress = no_progress,
-    **options: Any,
-) -> TrainingsEvaluation:
-    """The metrics of models that differ in their training only (its seed, mostly), each as `evaluate` gives them, and
-    how much of the spread of their FIDs is the trainings' and how much the images'.
-
-    All models see the same seeds, so the spread holds little of sampling. options: fields of `EvaluateOptions`. Raises
-    InputError (a ValueError) for fewer than two models, or models of other images.
-    """
-    if len(models) < 2:
-        raise InputError(f"a spread between trainings needs 2 models or more, got {len(models)}")
-    return plan_trainings(models, reference, sampler, num, read_options(EvaluateOptions, options), out).run(
-        on, on_chunk
-    )
-
-
 def follow(
     run: str,
     reference: str | OpenedReference,
@@ -402,6 +302,6 @@ def follow(
         raise InputError(f"{run}: holds no snapshots; train with --snapshot-kimg N")
     plan = plan_evaluation(models[-1][1], reference, sampler, num, read_options(EvaluateOptions, options), out or run)
     # Not the run's own lease: a training may be writing there.
-    own = None if plan.options.store is not None else uris.join(uris.absolute(out or run), "chunks")
+    own = None if plan.options.store is not None else uris.join(uris.absolute(out or run), CHUNKS)
     with plan.open_spec() as spec, hold(own, "evaluate --follow"):
         yield from evaluate_models(models, spec, sampler, num, plan.plans[0], on)

@@ -45,6 +45,9 @@ def test_each_model_is_measured_as_if_alone_and_their_spread_is_told(
     )
     assert json.loads(json.dumps(again.to_dict())) == content and again.describe().startswith("FID ")
     assert len(list((tmp_path / "e" / "chunks").rglob("*.safetensors"))) == made
+    models = ["evaluate", "--model", tiny_model, other_model, "--out", str(tmp_path / "e"), *command]
+    assert main([*models, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stored"] == 200
 
 
 def test_a_plan_counts_the_images_of_all_models(capsys, tiny_model, other_model, digits_reference, tmp_path):
