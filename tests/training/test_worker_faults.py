@@ -42,8 +42,12 @@ def _strike(data: str, path: Path, point: str, victim: int, both: bool) -> None:
     """Two workers, of which one dies at ``point``; without ``both`` the other has to notice by itself."""
     workers = start_workers(data, str(path / "run"), path / "rendezvous", victim, point)
     codes = end_workers(workers, kill_all=both)
-    assert codes[victim] == -signal.SIGKILL
-    assert codes[1 - victim] == (-signal.SIGKILL if both else 1)
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] in _ends(both)
+
+
+def _ends(both: bool) -> set[int]:
+    """Of the other worker. One that is to be killed too may have noticed before."""
+    return {1, -signal.SIGKILL} if both else {1}
 
 
 @pytest.mark.parametrize(
@@ -82,7 +86,8 @@ def test_two_workers_killed_within_an_upload_to_s3_end_with_the_bits_of_a_calm_r
         context = multiprocessing.get_context("spawn")  # the fork server was started without these variables
         uri, point = f"s3://runs/two-{both}", "while the first checkpoint is written"
         workers = start_workers(data, uri, tmp_path / "rendezvous", 0, point, context)
-        assert end_workers(workers, kill_all=both) == [-signal.SIGKILL, -signal.SIGKILL if both else 1]
+        codes = end_workers(workers, kill_all=both)
+        assert codes[0] == -signal.SIGKILL and codes[1] in _ends(both)
         assert uris.list_names(f"{uri}/checkpoints") and not checkpoint_store(uri).committed()
         assert end_workers(start_workers(data, uri, tmp_path / "rendezvous", context=context)) == [0, 0]
         assert result_of(uri) == calm
