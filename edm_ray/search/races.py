@@ -7,13 +7,17 @@ that was killed and is run again passes through the races that had ended on what
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 from edm_ray.diffusion.analysis.trajectories import Trajectories
 from edm_ray.diffusion.samplers import Sampler
+from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.budget_space import BudgetSpace
 from edm_ray.search.candidates import MOST_CANDIDATES, candidates, wants_candidates
+from edm_ray.search.dimensions import Range
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan
 from edm_ray.search.trials import Evaluation, TrialResult
@@ -111,3 +115,21 @@ class Races:
     def most_images_of_each(self) -> list[int]:
         more = MOST_CANDIDATES if self._budget_spaces() else 0
         return [each.most_images(more + (INHERITED if i else 0)) for i, each in enumerate(self.drivers)]
+
+
+def longest_nfe(driver: Driver) -> int:
+    """Network evaluations of the longest sampler of a race. (Those of rk45 are not known, and count none.)"""
+    if driver.nfe is not None:
+        return driver.nfe
+    space, given = driver.search.space, driver.search.registry.samplers.values()
+    tops: dict[str, Any] = {}
+    for name in ("num_steps", "guidance"):
+        if name in space.search:
+            where = space.search[name]
+            tops[name] = where.high if isinstance(where, Range) else max(where.values())
+    solvers = space.search["solver"].values() if "solver" in space.search else [space.sampler.solver]
+    found = [each.nfe for each in given]
+    for solver in solvers:
+        with contextlib.suppress(InputError):  # a solver that cannot be so long
+            found.append(space.settings({**tops, "solver": solver}).nfe)
+    return max(found)

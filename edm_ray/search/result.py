@@ -17,7 +17,7 @@ from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.sampler_field import SamplerField
 from edm_ray.search.second import SecondOpinion
 from edm_ray.search.space import in_words
-from edm_ray.search.statistics import Difference, Noise, difference, probability_best, undecided
+from edm_ray.search.statistics import Difference, Noise, difference, interval_in_words, probability_best, undecided
 from edm_ray.search.trials import TrialResult
 from edm_ray.storage.versioned import check_format
 
@@ -134,7 +134,7 @@ class SweepResult:
         gain = self.against_plain(found)
         if gain is None:
             return [first, f"{_capital(plain)} could not be evaluated, so there is nothing to compare with."]
-        interval = _interval(gain)
+        interval = interval_in_words(gain)
         if best.label != found.label:
             return [
                 first.replace("Best of", "The search found, of", 1),
@@ -150,7 +150,7 @@ class SweepResult:
         lines = []
         if found.against_paper is not None and self.paper != found.label:
             paper = f"the paper's setting ({self.paper})" if self.nfe is None else "Heun with rho 7 at this budget"
-            lines.append(f"Against {paper}: {_interval(found.against_paper)}.")
+            lines.append(f"Against {paper}: {interval_in_words(found.against_paper)}.")
         cheapest = self.of(self.cheapest)
         if cheapest is not None and cheapest.label != found.label:
             lines.append(
@@ -182,10 +182,6 @@ class SweepResult:
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-def _interval(gain: Difference) -> str:
-    return f"difference {gain.gap:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}"
 
 
 def result_of(driver: Driver) -> SweepResult:

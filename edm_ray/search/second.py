@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edm_ray.evaluation.fid import FidEstimate
-from edm_ray.search.statistics import Difference, difference
+from edm_ray.search.statistics import Difference, difference, interval_in_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class SecondOpinion:
         gaps = {words: gap for label, words in others.items() if (gap := self.against(found, label)) is not None}
         if not gaps:
             return []
-        worse = [f"{words} ({_interval(gap)})" for words, gap in gaps.items() if gap.low > 0]
+        worse = [f"{words} ({interval_in_words(gap)})" for words, gap in gaps.items() if gap.low > 0]
         if worse:
             than = " and than ".join(worse)
             return [
@@ -45,7 +45,3 @@ class SecondOpinion:
         return [
             f"The second reference, {self.reference}, finds no other confirmed sampler better; the one found is {told}."
         ]
-
-
-def _interval(gap: Difference) -> str:
-    return f"difference {gap.gap:+.3f}, 95 % interval {gap.low:+.3f} to {gap.high:+.3f}"

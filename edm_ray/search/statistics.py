@@ -59,6 +59,11 @@ def gap_in_words(gap: Difference | None) -> str:
     return "-" if gap is None else f"{gap.gap:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
 
 
+def interval_in_words(gap: Difference) -> str:
+    """Part of a sentence."""
+    return f"difference {gap.gap:+.3f}, 95 % interval {gap.low:+.3f} to {gap.high:+.3f}"
+
+
 def pseudo_values(estimate: FidEstimate) -> Array:
     """What each of K groups says of the FID: the debiased FID plus K times the group's influence. Their mean is the
     debiased FID, and the standard error of that mean is the estimate's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
@@ -35,14 +34,12 @@ from edm_ray.report.saved import PROGRESS, RESULT, save_progress, save_report
 from edm_ray.search import driver as search_driver
 from edm_ray.search.budget_space import at_budget
 from edm_ray.search.by_budget import BEST_SAMPLERS, best_samplers_yaml, better_elsewhere
-from edm_ray.search.dimensions import Range
 from edm_ray.search.driver import Driver
 from edm_ray.search.plan import SweepPlan
-from edm_ray.search.races import Races
+from edm_ray.search.races import Races, longest_nfe
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.result import SweepResult, result_of
 from edm_ray.search.sampler_file import BEST_SAMPLER, best_sampler_yaml
-from edm_ray.search.second import SecondOpinion
 from edm_ray.search.shipped import BY_BUDGET, space_file
 from edm_ray.search.space import Space, load_space
 from edm_ray.search.time_budget import limit_hours
@@ -51,6 +48,7 @@ from edm_ray.storage import uris
 from edm_ray.storage.lease import hold
 from edm_ray.tasks.given import OpenedReference, model_of, reference_of, require_fit
 from edm_ray.tasks.options import read_options
+from edm_ray.tasks.second_opinion import open_second, with_second_opinions
 from edm_ray.tasks.swept import Sweep
 
 CHUNKS = "chunks"
@@ -183,10 +181,12 @@ class SweepTask:
                 self._propose(meter.sampling, spec, on.device)
                 self._search(meter, spec.store, on, keep)
                 activity.stage("drawing the report and its samples")
-                results = self._results(on)
+                results = tuple(result_of(driver) for driver in self.races.drivers)
                 shown = [self._shown(*pair) for pair in zip(self.races.drivers, results, strict=True)]
                 balanced = dataclasses.replace(spec, labels="balanced")
                 grids = [self._grids(balanced, each, meter.sampling, on.device) for each in shown]
+            if self.second is not None:
+                results = with_second_opinions(results, self.second, spec, self.plan, on)
         about = {} if real is None else {"n": str(real.n), "fid": f"{real.fid:.3f}", "se": f"{real.se:.3f}"}
         if real is not None and self.held_out is not None:
             about |= {"dataset": self.held_out.name, "debiased": real.bias_removed()}
@@ -195,27 +195,6 @@ class SweepTask:
         if self.options.export:
             self._export(results)
         return Sweep(results=results, out=self.out, report=report)
-
-    def _results(self, on: Executor) -> tuple[SweepResult, ...]:
-        """Of each race, with what the second reference says."""
-        results = tuple(result_of(driver) for driver in self.races.drivers)
-        if self.second is None:
-            return results
-        activity.stage("measuring the confirmed samplers by the second reference")
-        store = uris.join(self.out, CHUNKS)
-        spec = EvaluationSpec(
-            model=self.model, extractors=(self.second.extractor,), store=store, labels=self.options.labels
-        )
-        size = (self.plan.confirm_chunks, self.plan.chunk_size)
-        with fid_meter(spec, Plan(metrics=("fid",), reference=self.second.reference), on) as meter:
-
-            def by_second(result: SweepResult) -> SecondOpinion:
-                assert self.second is not None
-                confirmed = {each.label: each.settings.to_dict() for each in result.confirmed}
-                found = {label: meter.fid(settings, "confirm", *size) for label, settings in confirmed.items()}
-                return SecondOpinion(reference=self.second.describe(), estimates=found)
-
-            return tuple(dataclasses.replace(result, second=by_second(result)) for result in results)
 
     def _save(self, results: tuple[SweepResult, ...], grids: Sequence[dict[str, bytes]], context: Context) -> str:
         """Samplers and pages, of each race and of all; the path of the page of all."""
@@ -335,24 +314,6 @@ class SweepTask:
         return grid_png(grid, {}, names, images.shape[2] * scale + GRID_GAP)
 
 
-def longest_nfe(driver: Driver) -> int:
-    """Network evaluations of the longest sampler of a race. (Those of rk45 are not known, and count none.)"""
-    if driver.nfe is not None:
-        return driver.nfe
-    space, given = driver.search.space, driver.search.registry.samplers.values()
-    tops: dict[str, Any] = {}
-    for name in ("num_steps", "guidance"):
-        if name in space.search:
-            where = space.search[name]
-            tops[name] = where.high if isinstance(where, Range) else max(where.values())
-    solvers = space.search["solver"].values() if "solver" in space.search else [space.sampler.solver]
-    found = [each.nfe for each in given]
-    for solver in solvers:
-        with contextlib.suppress(InputError):  # a solver that cannot be so long
-            found.append(space.settings({**tops, "solver": solver}).nfe)
-    return max(found)
-
-
 class _KeepProgress:
     """Hands trials on, keeps a report so far now and then, and that of each budget as its race ends."""
 
@@ -406,11 +367,6 @@ def plan_sweep(
     held_out = None if options.real is None else open_dataset(uris.absolute(options.real))
     if held_out is not None:
         require_real(held_out, plan.confirm_chunks * plan.chunk_size)
-    second = None if options.second_reference is None else reference_of(options.second_reference)
-    if second is not None:
-        require_fit(second, opened)
-        if second.reference.moments.hash == against.reference.moments.hash:
-            raise InputError(f"--second-reference {second.uri}: the same as --reference; give one of another extractor")
     images = plan.budget_images or (BUDGET_IMAGES * len(spaces) if nfe else None)
     own = dataclasses.replace(plan, budget_images=None if images is None else images // len(spaces))
     denoiser = opened.denoiser()
@@ -423,7 +379,7 @@ def plan_sweep(
         options=options,
         races=Races([Driver(each, own, options.seed, denoiser) for each in spaces]),
         held_out=held_out,
-        second=second,
+        second=open_second(options.second_reference, against, opened),
     )
 
 

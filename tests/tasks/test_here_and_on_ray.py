@@ -23,13 +23,6 @@ SEEDS = range(150)
 
 
 @pytest.fixture(scope="module")
-def model(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    out = str(tmp_path_factory.mktemp("model") / "run")
-    edm.train(str(digits_dir / "train"), "tiny", out, overrides=["total_kimg=0.048", "tick_kimg=0.048"])
-    return f"{out}/model"
-
-
-@pytest.fixture(scope="module")
 def reference(digits_reference: str) -> str:
     return digits_reference
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -22,13 +23,6 @@ sampler: {solver: heun, num_steps: 3}
 search:
   rho: {low: 3.0, high: 9.0}
 """
-
-
-@pytest.fixture(scope="module")
-def model(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    out = str(tmp_path_factory.mktemp("model") / "run")
-    edm.train(str(digits_dir / "train"), "tiny", out, overrides=["total_kimg=0.048", "tick_kimg=0.048"])
-    return f"{out}/model"
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +95,27 @@ def test_it_warns_of_each_sampler_that_it_finds_better_beyond_the_interval() -> 
     [said] = opinion(best=(5.0, noise), paper=(5.1, other)).sentences("best", words)
     assert "not clearly different from any of them" in said
     assert opinion(best=(5.0, noise)).sentences("best", words) == []
+
+
+@dataclasses.dataclass(frozen=True)
+class OneAtATime(edm.Local):
+    """Workers that hold all of a machine: nothing else can start before they have ended."""
+
+    held: list[str] = dataclasses.field(default_factory=list)
+
+    @contextlib.contextmanager
+    def open(self, *recipes):
+        assert not self.held, "its workers would wait for those of the search for ever"
+        self.held.append("open")
+        try:
+            with super().open(*recipes) as makers:
+                yield makers
+        finally:
+            self.held.clear()
+
+
+def test_its_workers_start_when_those_of_the_search_have_ended(
+    model, digits_reference, second, space, tmp_path
+) -> None:
+    how = {"plan": PLAN, "grid": 10, "on": OneAtATime(), "second_reference": second}
+    assert edm.sweep(model, digits_reference, space, str(tmp_path / "s"), **how).result.second is not None
