@@ -9,11 +9,12 @@ import dataclasses
 import importlib
 import inspect
 import itertools
-import re
+import json
 import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import edm_ray
 from edm_ray.cli import COMMANDS, module_name
@@ -21,9 +22,68 @@ from edm_ray.cli.examples import EXAMPLES
 from edm_ray.cli.option_list import default_text, field_docs, options_of
 from edm_ray.config.kinds import kinds_of
 from edm_ray.config.training import TrainingConfig
+from edm_ray.data.importers.pictures import PictureOptions
+from edm_ray.data.manifest import DataSet
 from edm_ray.diffusion.samplers import SOLVERS, Sampler
 from edm_ray.diffusion.samplers.base import settings
+from edm_ray.distributed.executor import Ray
+from edm_ray.execution.local import Local
+from edm_ray.search.plan import SweepPlan
+from edm_ray.search.race import Race
+from edm_ray.tasks.evaluate import EvaluateOptions
+from edm_ray.tasks.prepare import PrepareOptions
+from edm_ray.tasks.reference import ReferenceOptions
+from edm_ray.tasks.sweep import BudgetOptions
+from edm_ray.tasks.train import TrainOptions
 
+GROUPS = {
+    "Tasks": (
+        "prepare",
+        "train",
+        "generate",
+        "reference",
+        "evaluate",
+        "evaluate_trainings",
+        "follow",
+        "fid",
+        "sweep",
+        "sweep_plan",
+    ),
+    "Where work runs": ("Local", "Ray"),
+    "Data sets and models": (
+        "DataSet",
+        "open_dataset",
+        "write_dataset",
+        "preset",
+        "ModelDenoiser",
+        "load_model",
+        "save_model",
+        "import_model",
+    ),
+    "Sampling": ("sample", "sampler", "Sampler", "Evaluation", "Noise", "image_noise", "one_hot_labels"),
+    "Solvers": tuple(cls.__name__ for cls in SOLVERS.values() if cls.__module__.startswith("edm_ray.")),
+    "Denoisers": ("Denoiser", "AtLevel", "Guided", "GaussianMixture", "IdealDenoiser"),
+    "Preconditioning and loss": ("EDM", "VP", "VE", "IDDPM", "objective", "Path"),
+    "Analysis": ("invert", "reconstruct", "truncation_errors"),
+    "Errors": ("InputError",),
+}
+"""Of the names of the face: heading -> names, in the order of the page."""
+PLAIN_NAMES = {
+    "Noise": "The type of a function `noise(step, draw=0)` that returns unit normal noise shaped like the latents."
+}
+"""What has no docstring of its own."""
+OPTIONS = {
+    "prepare": (PrepareOptions, PictureOptions),
+    "train": (TrainOptions,),
+    "reference": (ReferenceOptions,),
+    "evaluate": (EvaluateOptions,),
+    "sweep": (BudgetOptions,),
+    "sweep_plan": (SweepPlan, Race),
+    "Local": (Local,),
+    "Ray": (Ray,),
+    "DataSet": (DataSet,),
+}
+"""Of functions that take ``**options``, and fields of classes; of `sweep_plan` those of the default strategy."""
 FOLDER = Path(__file__).parent / "reference"
 WRITTEN = "<!-- Written by docs/write_reference.py from the code: change the code, and run it again. -->\n"
 
@@ -130,33 +190,103 @@ def _settings(cls: type[Sampler], names: set[str]) -> list[str]:
 
 
 def python_page() -> str:
+    grouped = [name for names in GROUPS.values() for name in names]
+    public = [name for name in edm_ray.__all__ if not name.startswith("__")]
+    assert sorted(grouped) == sorted(public), set(grouped) ^ set(public)
     lines = ["# Names of `import edm_ray as edm`", WRITTEN, "[From Python](../python.md) shows each of them at work.\n"]
-    for name in edm_ray.__all__:
-        if name.startswith("__"):
-            continue
-        value = getattr(edm_ray, name)
-        if isinstance(value, type) and value in SOLVERS.values():
-            link = f"Its settings are [here](samplers.md#{value.solver})."
-            lines += [f"## {name}", f"`edm.{name}(**settings)`. {inspect.getdoc(value) or ''}\n", f"{link}\n"]
-            continue
-        lines += [
-            f"## {name}",
-            "```python",
-            f"edm.{name}{_signature(value)}",
-            "```",
-            f"{inspect.getdoc(value) or ''}\n",
-        ]
+    taken: set[str] = set()
+    for title, names in GROUPS.items():
+        lines += [f"- {title}: {', '.join(_link(name, taken) for name in names)}"]
+    for title, names in GROUPS.items():
+        lines += ["", f"## {title}"]
+        for name in names:
+            lines += ["", f"### {name}", *_about(name, getattr(edm_ray, name))]
     return "\n".join(lines)
 
 
+def _link(name: str, taken: set[str]) -> str:
+    """To its heading; a name that differs from one before in capitals only has no address of its own."""
+    slug = name.lower()
+    if slug in taken:
+        return f"`{name}`"
+    taken.add(slug)
+    return f"[`{name}`](#{slug})"
+
+
+def _about(name: str, value: Any) -> Iterator[str]:
+    text = PLAIN_NAMES.get(name) or inspect.getdoc(value) or ""
+    if isinstance(value, type) and value in SOLVERS.values():
+        yield f"`edm.{name}(**settings)`. {text}\n"
+        yield f"Its settings are [here](samplers.md#{value.solver})."
+        return
+    if getattr(value, "_is_protocol", False):
+        yield from (f"A protocol: any object with these members. {text}", "", "| member | what it is |", "|---|---|")
+        yield from _members(value)
+        return
+    if name not in PLAIN_NAMES:
+        yield from ("```python", f"edm.{name}{_signature(value)}", "```")
+    yield text
+    if name in OPTIONS:
+        yield from ("", "| option | default | what it is |", "|---|---|---|")
+        for kind in OPTIONS[name]:
+            yield from _option_rows(kind)
+
+
+def _members(protocol: type) -> Iterator[str]:
+    for name, value in vars(protocol).items():
+        about = cell(" ".join((inspect.getdoc(value) or "").split()))
+        if inspect.isfunction(value) and (name == "__call__" or not name.startswith("_")):
+            given = ", ".join(list(inspect.signature(value).parameters)[1:])
+            yield f"| `{'D' if name == '__call__' else name}({given})` | {about} |"
+        elif isinstance(value, property):
+            yield f"| `{name}` | {about} |"
+
+
+def _option_rows(kind: type) -> Iterator[str]:
+    about = field_docs(kind)
+    for each in dataclasses.fields(kind):
+        if each.name in about:  # a part that has no text is a dataclass of options itself
+            default = "" if each.default is dataclasses.MISSING else f"`{cell(_default(each.default))}`"
+            yield f"| `{each.name}` | {default} | {cell(about[each.name])} |"
+
+
 def _signature(value: object) -> str:
-    """Without what differs from version to version of Python: addresses and module names."""
+    """One parameter a line where they do not fit into one."""
     try:
-        text = str(inspect.signature(value))  # type: ignore[arg-type]
+        signature = inspect.signature(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return "(...)"
-    text = re.sub(r"<function <lambda> at 0x[0-9a-f]+>|<function \w+ at 0x[0-9a-f]+>|<factory>", "...", text)
-    return re.sub(r"'", "", text)
+    parts, kinds = [], inspect.Parameter
+    for each in signature.parameters.values():
+        if each.kind is kinds.KEYWORD_ONLY and "*" not in parts and not any(part.startswith("*") for part in parts):
+            parts.append("*")
+        star = {kinds.VAR_POSITIONAL: "*", kinds.VAR_KEYWORD: "**"}.get(each.kind, "")
+        hint = "" if each.annotation is kinds.empty else f": {_hint(each.annotation)}"
+        default = "" if each.default is kinds.empty else f" = {_default(each.default)}"
+        parts.append(f"{star}{each.name}{hint}{default}")
+    result = signature.return_annotation
+    end = "" if result is kinds.empty or isinstance(value, type) else f" -> {_hint(result)}"
+    line = f"({', '.join(parts)}){end}"
+    return line if len(line) <= 100 else "(\n    " + ",\n    ".join(parts) + f",\n){end}"
+
+
+def _hint(annotation: Any) -> str:
+    return annotation.replace("'", "") if isinstance(annotation, str) else getattr(annotation, "__name__", "...")
+
+
+def _default(value: Any) -> str:
+    """As Python code. Functions and what is made anew are "...": their addresses differ."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        plain = not any(_has_no_default(each) for each in dataclasses.fields(value)) and value == type(value)()
+        return f"{type(value).__name__}({'' if plain else '...'})"
+    if callable(value) or "<" in repr(value):
+        return "..."
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.init and field.default is missing and field.default_factory is missing
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from rich.table import Table
 from edm_ray.cli.console import lines_to, without_live_line
 from edm_ray.evaluation.measure import Measured, ProtocolRow, over_sets
 from edm_ray.evaluation.trainings import Spread
-from edm_ray.search.by_budget import COLUMNS, Row
-from edm_ray.search.by_budget import table as cells_of
+from edm_ray.search.by_budget import Row
+from edm_ray.search.statistics import Difference
 
 PIPE_WIDTH = 120
 
@@ -48,11 +48,30 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def budgets_table(rows: Sequence[Row]) -> Table:
-    """What each budget of network evaluations is worth, with paired 95 % intervals."""
-    made = _table(f"Fresh seeds, n={rows[0].best.estimate.n if rows else 0}; paired differences, 95 %", *COLUMNS)
-    for cells in cells_of(rows, brief=True):
-        made.add_row(*cells)
+    """What each budget of network evaluations is worth, in 80 columns; the lines below it and the report say more."""
+    columns = ("budget", "solver, steps", "FID +- s.e.", "less Heun,\nrho 7", "less the best\nunsearched")
+    n = rows[0].best.estimate.n if rows else 0
+    made = _table(f"n={n:,} fresh images; FID less that of others: paired 95 % intervals", *columns)
+    made.pad_edge, made.collapse_padding = False, True
+    for row in rows:
+        settings, estimate = row.best.settings, row.best.estimate
+        made.add_row(
+            str(row.nfe),
+            f"{settings.solver}, {settings.num_steps}",
+            f"{number(estimate.fid)} +- {number(estimate.se)}",
+            _gap(row.against_heun),
+            _gap(row.against_unsearched),
+        )
     return made
+
+
+def _gap(gap: Difference | None) -> str:
+    return "-" if gap is None else f"{_signed(gap.low)} to {_signed(gap.high)}"
+
+
+def _signed(value: float) -> str:
+    """Two digits, or all before the decimal point."""
+    return f"{value:+,.0f}" if abs(value) >= 10 else f"{value:+.2g}"
 
 
 def measured_table(measured: Measured, title: str) -> Table:

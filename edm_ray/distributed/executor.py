@@ -14,18 +14,19 @@ from edm_ray.execution.executor import Recipe
 
 @dataclass(frozen=True)
 class Ray:
-    """Work is done by actors of a cluster: the one at ``address``, else the one that RAY_ADDRESS names or this job runs
-    in, else a Ray that is started on this machine."""
+    """Workers of a Ray cluster do the work: of the cluster at ``address``, else of the one that RAY_ADDRESS names or
+    this job runs in, else of a Ray that is started on this machine."""
 
     workers: int = 1
-    """At most."""
+    """Number of workers, at most."""
     device: str = "cpu"
-    """cpu: one CPU each; cuda: one GPU each, or a share of it."""
+    """cpu: each worker takes one CPU. cuda: each takes one GPU, or a share of one (``actors_per_gpu``)."""
     address: str | None = None
-    """HOST:PORT."""
+    """HOST:PORT of a cluster's head."""
     least: int | None = None
-    """Start with so many, take more when the cluster grows; None: all must fit the cluster."""
+    """Start with this many workers, and take more when the cluster grows. None: the cluster must hold all of them."""
     actors_per_gpu: int = 1
+    """Sampling workers that share one GPU."""
 
     def __post_init__(self) -> None:
         require(self.device in ("cpu", "cuda"), "device", self.device, "cpu or cuda")

@@ -12,9 +12,10 @@ from edm_ray.execution.executor import Item, Recipe, Worker, is_made
 
 @dataclass(frozen=True)
 class Local:
-    """Work is done in this process, one item after the other."""
+    """This process does the work, one item after the other."""
 
     device: str = "cpu"
+    """cpu, cuda, or one GPU of several, as in cuda:1."""
 
     def __post_init__(self) -> None:
         require(self.device.partition(":")[0] in ("cpu", "cuda"), "device", self.device, "cpu or cuda")

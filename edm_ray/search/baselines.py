@@ -30,7 +30,7 @@ class GridSearch(Strategy):
     name: ClassVar[str] = "grid"
 
     points: int = 5
-    """Values that a range of the space is cut into."""
+    """Number of values that each range of the space is cut into."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,7 +53,7 @@ class Counted(Strategy):
     """A strategy that tries a number of points."""
 
     num: int = 24
-    """Points tried in all."""
+    """Number of points to try."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,7 +98,7 @@ class Halving(Counted):
     name: ClassVar[str] = "asha"
 
     initial_chunks: int = 6
-    """Of a sampler's first look."""
+    """Chunks of a sampler's first look."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -196,13 +196,13 @@ COLUMNS = (
 )
 
 
-def table(rows: Sequence[Row], brief: bool = False) -> list[tuple[str, ...]]:
-    """Cells below ``COLUMNS``. brief: of a sampler its solver and its steps only."""
+def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Cells below ``COLUMNS``."""
     return [
         (
             str(row.nfe),
             str(row.best.settings.nfe),
-            f"{row.best.settings.solver}, {row.best.settings.num_steps} steps" if brief else row.words,
+            row.words,
             f"{row.best.estimate.fid:.3f} +- {row.best.estimate.se:.3f}",
             gap_in_words(row.against_heun),
             gap_in_words(row.against_unsearched),

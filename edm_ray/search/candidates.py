@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edm_ray.diffusion.analysis.level_choice import Aim, best_levels, can_choose, data_deviation
+from edm_ray.diffusion.analysis.level_choice import Aim, best_levels, can_choose, gaussian_weights
 from edm_ray.diffusion.analysis.trajectories import Trajectories
 from edm_ray.diffusion.samplers import Sampler
 from edm_ray.search.budget_space import BudgetSpace
@@ -31,11 +31,11 @@ def candidates(space: BudgetSpace, trajectories: Trajectories) -> dict[str, Samp
     step where the space searches it, and equal errors for the best of them."""
     if not np.isfinite(trajectories.products).all():
         return {}
-    deviation = data_deviation(trajectories)
+    weights = gaussian_weights(trajectories)
     found: dict[str, Sampler] = {}
 
     def choose(sampler: Sampler, label: str, aim: Aim = "sum") -> float:
-        levels, error = best_levels(trajectories, sampler, sampler.num_steps, deviation, aim)
+        levels, error = best_levels(trajectories, sampler, sampler.num_steps, weights, aim)
         made = with_levels(sampler, levels)
         assert made is not None
         found[label] = made

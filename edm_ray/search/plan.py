@@ -25,14 +25,15 @@ class SweepPlan:
 
     strategy: Strategy = dataclasses.field(default_factory=Race)
     chunk_size: int = 500
+    """Images in a chunk."""
     confirm_chunks: int = 100
     """Fresh chunks of each sampler that is confirmed."""
     objective: tuple[str, ...] = ("fid",)
     """("fid",), or ("fid", "nfe") for the front of FID and cost."""
     within: float = 2.0
-    """Percent: with objective nfe the cheapest sampler within so much of the best FID is named."""
+    """With objective nfe: name the cheapest sampler whose FID is within this many percent of the best."""
     budget_images: int | None = None
-    """At most so many images in all, confirmation included."""
+    """Stop at this many images, confirmation included. None: where the strategy ends."""
 
     def __post_init__(self) -> None:
         for name in ("chunk_size", "confirm_chunks"):

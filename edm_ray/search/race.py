@@ -60,21 +60,21 @@ class Race(Strategy):
     name: ClassVar[str] = "race"
 
     initial_chunks: int = 6
-    """Of a sampler's first look."""
+    """Chunks of a sampler's first look."""
     num_line: int = 5
-    """On the line of S_churn alone (where the space searches it)."""
+    """Samplers on the line of S_churn alone (where the space searches it)."""
     num_global: int = 24
-    """Spread evenly over the space."""
+    """Samplers spread evenly over the space."""
     num_model: int = 60
-    """At most so many that a model of the FID proposes, in batches of six."""
+    """Samplers that a model of the FID proposes, at most; in batches of six."""
     num_starts: int = 3
-    """So many of a race's survivors have their neighbours looked at."""
+    """Survivors of a race whose neighbours are looked at."""
     num_finalists: int = 20
-    """At most so many enter a race; half as many after each doubling of their chunks."""
+    """Samplers that enter a race, at most; half as many may stay after each doubling of their chunks."""
     refine: bool = True
-    """At a budget of evaluations: the noise levels of the best are moved one by one."""
+    """With a budget of network evaluations: move the noise levels of the best sampler one by one."""
     tie: float = 0.003
-    """Samplers surely closer than this share of the FID are taken for equally good."""
+    """Samplers that surely differ by less than this share of the FID count as equally good."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

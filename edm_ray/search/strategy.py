@@ -112,9 +112,9 @@ class Strategy(ABC):
     """In files and options."""
 
     max_chunks: int = 96
-    """Of the longest look at a sampler."""
+    """Chunks of the longest look at a sampler."""
     z: float = 2.5
-    """Samplers are told apart by so many standard errors of their paired difference."""
+    """A sampler is dropped when it is worse by this many standard errors of the paired difference."""
 
     def __post_init__(self) -> None:
         self._require(1, "max_chunks")

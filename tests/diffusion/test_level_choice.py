@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edm_ray.diffusion.analysis.analytic import GaussianMixture
-from edm_ray.diffusion.analysis.level_choice import best_levels, can_choose, data_deviation
+from edm_ray.diffusion.analysis.level_choice import best_levels, can_choose, data_deviation, gaussian_weights
 from edm_ray.diffusion.analysis.trajectories import Trajectories, inner_products
 from edm_ray.diffusion.denoiser import AtLevel
 from edm_ray.diffusion.samplers import Evaluation, Sampler, sampler
@@ -80,7 +80,7 @@ def plain_error(solver: Sampler, states, visited: tuple[int, ...], deviation: fl
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_error_told_is_that_of_the_solvers_own_steps(name: str, trajectories: Trajectories, states):
     deviation = data_deviation(trajectories)
-    levels, error = best_levels(trajectories, SOLVERS[name], 5, deviation)
+    levels, error = best_levels(trajectories, SOLVERS[name], 5, gaussian_weights(trajectories))
     visited = tuple(LEVELS.index(level) for level in levels)
     assert error == pytest.approx(plain_error(SOLVERS[name], states, visited, deviation), rel=1e-4)
 
@@ -90,22 +90,32 @@ def test_of_a_first_order_solver_they_are_the_best_of_all_choices(count: int, tr
     solver, deviation = SOLVERS["deis of order 1"], data_deviation(trajectories)
     every = [(0, *rest) for rest in itertools.combinations(range(1, len(LEVELS)), count - 1)]
     least = min(every, key=lambda visited: plain_error(solver, states, visited, deviation))
-    levels, _ = best_levels(trajectories, solver, count, deviation)
+    levels, _ = best_levels(trajectories, solver, count, gaussian_weights(trajectories))
     assert levels == [LEVELS[k] for k in least]
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_they_descend_from_the_highest_and_are_no_worse_than_even_ones(name: str, trajectories: Trajectories, states):
     solver, deviation = SOLVERS[name], data_deviation(trajectories)
-    levels, error = best_levels(trajectories, solver, 4, deviation)
+    levels, error = best_levels(trajectories, solver, 4, gaussian_weights(trajectories))
     assert levels[0] == LEVELS[0] and all(a > b for a, b in itertools.pairwise(levels)) and len(levels) == 4
     assert error <= plain_error(solver, states, (0, 3, 6, 9), deviation) * (1 + 1e-4)
 
 
+def test_a_level_at_which_errors_weigh_too_much_is_not_visited(trajectories: Trajectories):
+    weights = gaussian_weights(trajectories)
+    levels, _ = best_levels(trajectories, SOLVERS["dpmpp_2m"], 5, weights)
+    for level in levels[1:-1]:
+        heavy = weights.copy()
+        heavy[LEVELS.index(level)] *= 1e9
+        others, error = best_levels(trajectories, SOLVERS["dpmpp_2m"], 5, heavy)
+        assert level not in others and np.isfinite(error)
+
+
 def test_equal_errors_make_the_largest_step_smaller(trajectories: Trajectories):
-    deviation = data_deviation(trajectories)
-    _, largest = best_levels(trajectories, SOLVERS["dpmpp_2m"], 5, deviation, "largest")
-    _, total = best_levels(trajectories, SOLVERS["dpmpp_2m"], 5, deviation)
+    weights = gaussian_weights(trajectories)
+    _, largest = best_levels(trajectories, SOLVERS["dpmpp_2m"], 5, weights, "largest")
+    _, total = best_levels(trajectories, SOLVERS["dpmpp_2m"], 5, weights)
     assert total / 5 <= largest <= total
 
 

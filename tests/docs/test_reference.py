@@ -36,7 +36,7 @@ def test_every_command_option_key_and_name_is_there(pages):
         assert [option for option in named_options(command) if f"`{option}`" not in section] == ["--help"]
     ours = [name for name, cls in SOLVERS.items() if cls.__module__.startswith("edm_ray.")]  # tests have their own
     assert all(f"\n## {name}\n" in pages["samplers.md"] for name in ours)
-    assert all(f"\n## {name}\n" in pages["python.md"] for name in edm_ray.__all__ if not name.startswith("__"))
+    assert all(f"\n### {name}\n" in pages["python.md"] for name in edm_ray.__all__ if not name.startswith("__"))
     assert "`optimizer.lr`" in pages["configuration.md"] and "kind vp" in pages["configuration.md"]
     assert " 0x" not in "".join(pages.values())  # no addresses: the pages are the same on every machine
 

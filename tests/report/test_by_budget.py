@@ -7,14 +7,18 @@ import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from edm_ray.cli import main
+from edm_ray.cli.tables import budgets_table
+from edm_ray.diffusion.samplers import sampler
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.report.by_budget import folder, save_by_budget, write_budgets_page
 from edm_ray.report.forest import Interval, forest
 from edm_ray.report.html import Context
 from edm_ray.report.saved import save_progress, save_report
 from edm_ray.search.budget_space import at_budget
+from edm_ray.search.by_budget import rows_of
 from edm_ray.search.races import Races
 from edm_ray.search.result import SweepResult, result_of
 from edm_ray.search.statistics import Difference
@@ -42,6 +46,23 @@ def save(out: Path, results: list[SweepResult]) -> str:
         save_report(folder(str(out), result.nfe), result, CONTEXT)
     save_by_budget(str(out), [result.nfe for result in results], CONTEXT)
     return write_budgets_page(str(out), results, (), CONTEXT)
+
+
+def test_the_table_in_the_terminal_fits_80_columns(results):
+    wide = sampler("dpmpp_3m_sde", num_steps=18)
+    gaps = {"against_heun": Difference(gap=-957.6, se=12.0, low=-981.63, high=-933.65)}
+    gaps["against_unsearched"] = Difference(gap=-0.0123, se=0.01, low=-0.0341, high=0.0099)
+    rows = [
+        dataclasses.replace(row, nfe=35, best=dataclasses.replace(row.best, settings=wide), **gaps)
+        for row in rows_of(results)
+    ]
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(budgets_table(rows))
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    found = [line for line in lines if "dpmpp_3m_sde, 18" in line]
+    assert len(found) == 2 and all("-982 to -934" in line and "-0.034 to +0.0099" in line for line in found), lines
+    assert max(map(len, lines)) <= 80 and not any("\u2026" in line for line in lines), lines
 
 
 MARKS = ('id="found"', 'id="fid-nfe"', 'id="differences"', 'id="budgets"', 'id="ledger"')
