@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from leaderboard.json, searches.json and replays.json, and draws leaderboard.png.
+"""Writes the tables of README.md from the results beside it (json), and draws leaderboard.png.
 
 python -m research.leaderboard.page
 """
@@ -107,6 +107,36 @@ def replay_table(replays: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+LEVELS = {"rho 7": "rho 7", "gaussian": "a Gaussian's weights", "pixels": "pixels", "features": "features"}
+
+
+def level_tables(levels: dict[str, Any]) -> str:
+    if not levels:
+        return "Not run."
+    parts = []
+    for model, content in levels.items():
+        lines = [
+            f"**{model}**: {content['images']:,} images a point. FID; in brackets the paired difference from rho 7 in "
+            "standard errors.",
+            "",
+            f"| budget | solver | {' | '.join(LEVELS.values())} |",
+            "|---" * (2 + len(LEVELS)) + "|",
+        ]
+        for nfe, solvers in content["budgets"].items():
+            for solver, made in solvers.items():
+                least = min(made[title][0] for title in LEVELS)
+                cells = [_level_cell(made[title], made[title][0] == least) for title in LEVELS]
+                lines.append(f"| {nfe} | {solver} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _level_cell(entry: list[float], best: bool) -> str:
+    fid, gap, error = entry
+    text = f"**{fid:.2f}**" if best else f"{fid:.2f}"
+    return f"{text} ({gap / error:+.0f})" if error else text
+
+
 def draw(board: dict[str, Any], searches: dict[str, Any]) -> None:
     """FID against evaluations, one panel a model."""
     figure = Figure(figsize=(4.2 * len(board), 3.6), layout="constrained")
@@ -149,6 +179,7 @@ def main() -> None:
     page = put(page, "leaderboard", leaderboard_tables(board))
     page = put(page, "searches", search_tables(searches))
     page = put(page, "replays", replay_table(replays))
+    page = put(page, "levels", level_tables(read("levels.json")))
     PAGE.write_text(page)
     draw(board, searches)
 
