@@ -15,6 +15,7 @@ from edm_ray.search.by_budget import Row
 from edm_ray.search.statistics import Difference
 
 PIPE_WIDTH = 120
+LEFT = ("metric", "note", "model", "solver, steps")
 
 
 def show(table: Table) -> None:
@@ -43,7 +44,7 @@ def count(value: int | None) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("metric", "note", "model") else "right")
+        table.add_column(column, justify="left" if column in LEFT else "right")
     return table
 
 
@@ -58,7 +59,7 @@ def budgets_table(rows: Sequence[Row]) -> Table:
         made.add_row(
             str(row.nfe),
             f"{settings.solver}, {settings.num_steps}",
-            f"{number(estimate.fid)} +- {number(estimate.se)}",
+            f"{number(estimate.fid)} +- {_digits(estimate.se)}",
             _gap(row.against_heun),
             _gap(row.against_unsearched),
         )
@@ -66,12 +67,12 @@ def budgets_table(rows: Sequence[Row]) -> Table:
 
 
 def _gap(gap: Difference | None) -> str:
-    return "-" if gap is None else f"{_signed(gap.low)} to {_signed(gap.high)}"
+    return "-" if gap is None else f"{_digits(gap.low, '+')} to {_digits(gap.high, '+')}"
 
 
-def _signed(value: float) -> str:
+def _digits(value: float, sign: str = "") -> str:
     """Two digits, or all before the decimal point."""
-    return f"{value:+,.0f}" if abs(value) >= 10 else f"{value:+.2g}"
+    return f"{value:{sign},.0f}" if abs(value) >= 10 else f"{value:{sign}.2g}"
 
 
 def measured_table(measured: Measured, title: str) -> Table:
