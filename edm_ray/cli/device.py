@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from edm_ray.errors import InputError
 
 DEVICES = ("cpu", "cuda")
@@ -13,5 +11,9 @@ def check_device(device: str, *, here: bool) -> None:
     """Refuse what is not known, and ``here`` (used by this process) a GPU that this machine has not."""
     if device not in DEVICES:
         raise InputError(f"--device {device}: give cpu or cuda")
-    if here and device == "cuda" and not torch.cuda.is_available():
+    if not here or device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
         raise InputError(f"--device cuda: this machine gives torch {torch.__version__} no GPU; give --device cpu")

@@ -7,8 +7,8 @@ import os
 from edm_ray.cli.device import check_device
 from edm_ray.distributed.executor import Ray
 from edm_ray.errors import InputError
+from edm_ray.execution.executor import SAMPLER_CPUS
 from edm_ray.execution.local import Local
-from edm_ray.generation.features import SAMPLER_CPUS
 
 
 def parse_workers(text: str) -> tuple[int, int]:

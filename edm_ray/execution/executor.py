@@ -17,6 +17,8 @@ from edm_ray.storage.artifacts import Artifact
 
 Item = tuple[Any, ...]
 """Artefacts of one kind that are made together."""
+SAMPLER_CPUS = 0.9
+"""Samplers leave a little of each CPU for trials, dispatchers and FID workers, which mostly wait."""
 OnProgress = Callable[[int, int], None]
 """Called with (done, total) as work ends."""
 

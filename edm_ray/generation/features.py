@@ -14,15 +14,12 @@ from edm_ray.errors import InputError
 from edm_ray.evaluation.chunks import Chunk, write_chunk
 from edm_ray.evaluation.device import kind_of
 from edm_ray.evaluation.reference import ExtractorSpec
-from edm_ray.execution.executor import Item, Needs
+from edm_ray.execution.executor import SAMPLER_CPUS, Item, Needs
 from edm_ray.generation.generate import generate
 from edm_ray.generation.trajectories import TrajectoryBlock, make_block
 from edm_ray.models.directory import Model
 from edm_ray.storage import artifacts
 from edm_ray.storage.artifacts import Artifact
-
-SAMPLER_CPUS = 0.9
-"""Samplers leave a little of each CPU for trials, dispatchers and FID workers, which mostly wait."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edm_ray.cli import COMMANDS, main, parse
+from edm_ray.cli import COMMANDS, main
+from edm_ray.cli.command import parse
 from edm_ray.cli.completion import named_options
 from edm_ray.cli.examples import EXAMPLES
 

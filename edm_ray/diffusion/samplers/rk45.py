@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import scipy.integrate
 import torch
 
 from edm_ray.diffusion.denoiser import AtLevel
@@ -43,7 +42,9 @@ class RK45(Sampler):
             result: np.ndarray = slope(D, value, float(time), path).flatten().cpu().numpy()
             return result
 
-        solution = scipy.integrate.solve_ivp(
+        from scipy.integrate import solve_ivp  # half a second, which every other solver would wait for
+
+        solution = solve_ivp(
             rate,
             (first, last),
             x.flatten().cpu().numpy(),
