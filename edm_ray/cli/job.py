@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edm_ray import cli
-from edm_ray.cli.command import parse
+from edm_ray.cli.command import parse as parse_options
 from edm_ray.data.importers.detect import BUILT_IN
 from edm_ray.errors import InputError, nearest
 from edm_ray.search import shipped
@@ -37,7 +37,7 @@ def parse(command: Sequence[str]) -> tuple[str, Any]:
             f"{name}: not a command that runs as a job{nearest(name, JOB_COMMANDS)}; there are: "
             f"{', '.join(JOB_COMMANDS)}"
         )
-    return name, parse(name, command[1:])[1]
+    return name, parse_options(name, command[1:])[1]
 
 
 def check_places(name: str, args: Any, working_dir: Path | None = None) -> None:
