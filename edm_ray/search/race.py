@@ -20,19 +20,21 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from edm_ray.errors import InputError
 from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.search.elimination import Elimination, places
 from edm_ray.search.objective import Objective
-from edm_ray.search.proposals import Proposals
 from edm_ray.search.refine import Refinement
 from edm_ray.search.registry import DETERMINISTIC
 from edm_ray.search.space import Space
 from edm_ray.search.statistics import measure_noise
 from edm_ray.search.strategy import Batches, Search, Strategy
 from edm_ray.search.trials import Evaluation
+
+if TYPE_CHECKING:
+    from edm_ray.search.proposals import Proposals
 
 BATCH = 6
 GAIN = 1e-4
@@ -97,6 +99,8 @@ class Race(Strategy):
         return first + again + 2 * raced  # twice, since neighbours join
 
     def run(self, search: Search) -> Batches:
+        from edm_ray.search.proposals import Proposals  # scikit-learn: seconds that every other command would wait for
+
         return RaceRun(self, search, Proposals(search)).run()
 
 

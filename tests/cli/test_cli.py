@@ -175,13 +175,20 @@ def test_churn_above_its_cap_is_allowed_and_said_to_be_capped(capsys):
 
 
 def test_help_needs_neither_torch_nor_ray_and_is_quick():
-    code = (
-        "import sys; from edm_ray.cli import main; main(['--help']); print(sorted({'torch', 'ray'} & set(sys.modules)))"
-    )
+    heavy = {"torch", "ray", "numpy", "pyarrow", "edm_ray.storage", "edm_ray.execution"}
+    code = f"import sys; from edm_ray.cli import main; main(['--help']); print(sorted({heavy} & set(sys.modules)))"
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n") and all(name in done.stdout for name in COMMANDS)
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate"])
+def test_a_command_begins_without_what_only_some_runs_need(command):
+    """scipy and scikit-learn take seconds: RK45, intervals and a race import them when they begin."""
+    heavy = {"scipy", "sklearn", "ray", "matplotlib"}
+    code = f"import sys, edm_ray.cli.{command}; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_jobs_are_the_commands(capsys, monkeypatch):
