@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from edm_ray.data.codec import to_pictures
+from edm_ray.diffusion.denoiser import Denoiser
 from edm_ray.diffusion.labels import one_hot_labels
 from edm_ray.diffusion.samplers import Sampler, sample
 from edm_ray.errors import InputError
@@ -83,8 +84,9 @@ def generate(
     """
     device, classes = denoiser.device, denoiser.label_dim
     parts = []
+    shown: Denoiser = denoiser
     if activity.is_shown():
-        denoiser.on_call = _Calls(sampler.nfe * -(-len(seeds) // micro_batch))
+        shown = _Counted(denoiser, sampler.nfe * -(-len(seeds) // micro_batch))
     for first in range(0, len(seeds), micro_batch):
         part = seeds[first : first + micro_batch].to(device)
         padded = torch.cat([part, part[-1:].expand(micro_batch - len(part))])
@@ -94,7 +96,7 @@ def generate(
         if classes:
             one_hot = one_hot_labels(labels_of(padded, classes, labels, denoiser.empty_classes), classes)
         with torch.inference_mode(), network_precision(precision, device):
-            images = sample(denoiser, latents, sampler, one_hot, noise, denoiser.guide)
+            images = sample(shown, latents, sampler, one_hot, noise, denoiser.guide)
         if not bool(torch.isfinite(images).all()):  # as uint8 they would pass for black pixels
             broken = int((~torch.isfinite(images[: len(part)]).flatten(1).all(dim=1)).sum())
             raise InputError(
@@ -106,13 +108,16 @@ def generate(
     return torch.cat(parts)
 
 
-class _Calls:
-    """Says how far a call of `generate` is: once a call of the network."""
+class _Counted:
+    """A denoiser that says how far a call of `generate` is: once an evaluation."""
 
-    def __init__(self, most: int) -> None:
-        self.done, self.most = 0, most
+    def __init__(self, denoiser: ModelDenoiser, most: int) -> None:
+        self.denoiser, self.done, self.most = denoiser, 0, most
+        self.sigma_min, self.sigma_max, self.label_dim = denoiser.sigma_min, denoiser.sigma_max, denoiser.label_dim
+        self.round_sigma = denoiser.round_sigma
 
-    def __call__(self) -> None:
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
         self.done += 1
         if self.most:  # an adaptive solver's is not known
             activity.within(min(self.done, self.most), self.most, "network call")
+        return self.denoiser(x, sigma, class_labels)

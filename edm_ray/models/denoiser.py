@@ -31,8 +31,6 @@ class ModelDenoiser:
         self.empty_classes = tuple(empty_classes)
         self.module, self.codec, self.guide, self.source = module, codec, guide, source
         self.recorded: dict[torch.dtype | None, Replay] | None = None
-        self.on_call: Callable[[], None] = lambda: None
-        """Called before each evaluation, by whoever shows how far sampling is."""
         self.sigma_min, self.sigma_max = float(module.sigma_min), float(module.sigma_max)
         self.label_dim = network.label_dim
         self.shape = (network.img_channels, network.img_resolution, network.img_resolution)
@@ -54,7 +52,6 @@ class ModelDenoiser:
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
         """x [B, C, H, W], sigma [B] or a scalar, class_labels one-hot -> D float32 [B, C, H, W]."""
-        self.on_call()
         denoised: torch.Tensor = self._call()(x, sigma, class_labels)
         return denoised
 
