@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from edm_ray.cli import COMMANDS, module_name
 from edm_ray.cli.boundary import check_places, machine_errors, one_line
+from edm_ray.cli.commands import COMMANDS, module_name
 from edm_ray.cli.console import as_json
 from edm_ray.cli.examples import EXAMPLES
 from edm_ray.cli.leaving import KEPT, Leaving, leave

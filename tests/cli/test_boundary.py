@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import edm_ray.cli as command_line
+import edm_ray.cli.command as command_line
 from edm_ray.cli import main
 from edm_ray.cli.boundary import described, one_line
 from edm_ray.cli.console import say
