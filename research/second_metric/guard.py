@@ -6,8 +6,8 @@
 defaults make images of a small denoiser (that of the landscapes in research/race), 5,000 of search seeds and 10,000 of
 fresh ones. Three extractors look at each image. A replay draws 30 of the samplers; the first metric chooses among them
 and the defaults by search seeds; the winner, the runner-up, the best default and Heun are confirmed on the fresh seeds,
-where the second metric is asked as `sweep --second-reference` asks it. About 20 minutes a set on one core. A run that
-was stopped resumes. ``--write`` puts the tables into README.md.
+where the second metric is asked as `sweep --second-reference` asks it. The digits took 11 minutes on a busy core. A
+run that was stopped resumes. ``--write`` puts the tables into README.md.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from edm_ray.seeding import stream_key, uniform
 from research.leaderboard.search import SPACE
 from research.race.landscape import SPECS, Net, load_data, train_denoiser, train_features
 from research.race.packed import Packed
-from research.self_features.ranks import Features, own, residual
+from research.self_features.ranks import Features, own, put, residual
 
+PAGE = Path(__file__).with_name("README.md")
 SETS = {"digits": "8x8 digits", "crops": "16x16 crops of two photographs"}
 EXTRACTORS = {"perceptron": "a perceptron, whitened", "residual": "a residual network", "self": "`--extractor self`"}
 NFE, SAMPLERS, DRAWN, REPLAYS = 8, 120, 30, 2000
@@ -182,13 +183,6 @@ def table(found: dict[str, Looked], space: BudgetSpace) -> str:
     return "\n".join(lines)
 
 
-def put(title: str, text: str) -> None:
-    """Between its marks in README.md."""
-    page, begin, end = Path(__file__).with_name("README.md"), f"<!-- {title} -->", f"<!-- end of {title} -->"
-    head, rest = page.read_text().split(begin, 1)
-    page.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", type=Path)
@@ -201,7 +195,7 @@ def main() -> None:
         text = table(*Bench(name, args.cache).look())
         print(f"\n{SETS[name]}\n{text}")
         if args.write:
-            put(name, text)
+            put(PAGE, name, text)
 
 
 if __name__ == "__main__":

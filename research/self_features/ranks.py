@@ -32,6 +32,7 @@ from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.seeding import stream_key, uniform
 from research.race.landscape import SPECS, Net, adam, load_data, train_denoiser, train_features
 
+PAGE = Path(__file__).with_name("README.md")
 Features = Callable[[torch.Tensor], torch.Tensor]
 """uint8 [B, 1, S, S] -> [B, d]."""
 SETS = {"digits": "8x8 digits", "crops": "16x16 crops of two photographs"}
@@ -213,9 +214,9 @@ def table(found: dict[str, list[float]], part: str) -> str:
     return "\n".join(lines)
 
 
-def put(title: str, text: str) -> None:
-    """Between its marks in README.md."""
-    page, begin, end = Path(__file__).with_name("README.md"), f"<!-- {title} -->", f"<!-- end of {title} -->"
+def put(page: Path, title: str, text: str) -> None:
+    """Between its marks in a page."""
+    begin, end = f"<!-- {title} -->", f"<!-- end of {title} -->"
     head, rest = page.read_text().split(begin, 1)
     page.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}")
 
@@ -233,7 +234,7 @@ def main() -> None:
             text = table(found, part)
             print(f"\n{about}, {which}, n={args.num}: Spearman / Kendall\n{text}")
             if args.write:
-                put(f"{name}, {part}", text)
+                put(PAGE, f"{name}, {part}", text)
 
 
 if __name__ == "__main__":
