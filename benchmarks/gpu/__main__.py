@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import jobs, kernels, sampling, training
+from benchmarks.gpu import jobs, kernels, peers, rates, sampling, tiles, training
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.ceilings import ceilings
 
@@ -27,13 +27,12 @@ def short(bench: Bench) -> None:
     sampling.measure(bench, "recorded", "bf16", 8, 256)
     training.measure(bench, "recorded", "bf16", 512)
     sampling.measure(bench, "recorded", "bf16", 8, 1024)
-    training.measure(bench, "eager", "bf16", 128)
-    training.measure(bench, "recorded", "bf16", 128, "deterministic=false", part="choices")
-    sampling.measure(bench, "recorded", "bf16", 35, 500)
     sampling.measure(bench, "recorded", "bf16", 8, 50)
+    training.measure(bench, "eager", "bf16", 128)
 
 
 PARTS: dict[str, tuple[float, Callable[[Bench], None]]] = {
+    "tiles": (60, tiles.table),
     "kernels": (20, kernels.table),
     "short": (20, short),
     "breakdown": (10, training.breakdown),
@@ -44,7 +43,11 @@ PARTS: dict[str, tuple[float, Callable[[Bench], None]]] = {
     "training-batches": (15, training.batches),
     "sampling-batches": (20, sampling.batches),
     "colour": (60, jobs.colour),
+    "overhead": (50, jobs.overhead),
+    "colour-fid": (60, jobs.colour_fid),
     "demo": (50, jobs.digits),
+    "inception": (15, rates.inception),
+    "peers": (30, peers.diffusers),
     "compiled": (90, training.compiled),
 }
 """Name -> (seconds that must be left for it to start, what it does)."""

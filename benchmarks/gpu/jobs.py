@@ -8,6 +8,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.gpu.bench import Bench
@@ -17,16 +19,17 @@ COMMAND = "import sys; from edm_ray.cli import main; sys.exit(main(sys.argv[1:])
 ROOT = Path(__file__).parents[2]
 
 
-def command(bench: Bench, words: str, name: str) -> float:
-    """Seconds that `edm-ray WORDS` took; its output goes to NAME.log. Ends with the log's last lines where it fails."""
+def command(bench: Bench, words: str, name: str, result: str | None = None) -> float:
+    """Seconds that `edm-ray WORDS` took. Output goes to NAME.log, its result to RESULT. A failure shows the log."""
     began, log = time.monotonic(), bench.out / f"{name}.log"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-    with log.open("ab") as file:
+    words += "" if result is None else " --json"
+    with log.open("ab") as file, Path(bench.out / result if result else os.devnull).open("wb") as answer:
         file.write(f"$ edm-ray {words}\n".encode())
         file.flush()
         code = subprocess.call(
-            [sys.executable, "-c", COMMAND, *words.split()], stdout=file, stderr=file, env=environment, cwd=ROOT,
-            timeout=max(30.0, bench.left()),
+            [sys.executable, "-c", COMMAND, *words.split()], stdout=answer if result else file, stderr=file,
+            env=environment, cwd=ROOT, timeout=max(30.0, bench.left()),
         )  # fmt: skip
     if code:
         print(log.read_text()[-1500:])
@@ -39,31 +42,102 @@ def work_in(bench: Bench) -> Path:
     return Path(os.environ.get("EDM_RAY_GPU_WORK", "/tmp/edm-ray-gpu"))
 
 
-def colour(bench: Bench) -> None:
-    """CIFAR-10's recipe on 32x32 crops of photographs: Ray Train (NCCL), then the same steps in a plain process."""
+TOY = "denoiser.network.model_channels=16 denoiser.network.num_blocks=1 denoiser.network.attn_resolutions=[] "
+
+
+def _recipe(bench: Bench, name: str, kimg: float) -> str:
+    """CIFAR-10's, on crops of photographs, for so many thousand images."""
+    kimg, tick = (0.064, 0.008) if bench.toy else (kimg, 4)
+    sizes = TOY + "batch_size=4" if bench.toy else "batch_size=256 precision=bf16 optimizer.ramp_kimg=50"
     work = work_in(bench)
-    shutil.rmtree(work, ignore_errors=True)
-    device = bench.device.type
-    command(bench, f"prepare photographs {work}/photos --num {64 if bench.toy else 20000} --resolution 32", "colour")
-    length = 0.016 if bench.toy else 60
-    toy = "denoiser.network.model_channels=16 denoiser.network.num_blocks=1 denoiser.network.attn_resolutions=[] "
-    sizes = toy + "batch_size=4" if bench.toy else "batch_size=256 precision=bf16 optimizer.ramp_kimg=50"
-    recipe = (
-        f"--data {work}/photos --preset cifar10-uncond-vp-f --device {device} --set {sizes} total_kimg={length} "
-        f"tick_kimg={length / 12:g} checkpoint_kimg={length} ema.halflife_kimg=20"
+    return (
+        f"train --data {work}/photos --out {work}/{name} --preset cifar10-cond-vp-f --device {bench.device.type} "
+        f"--set {sizes} total_kimg={kimg} tick_kimg={tick} checkpoint_kimg={kimg / 2:g} ema.halflife_kimg={kimg / 10:g}"
     )
-    for name, workers in (("plain", 0), ("ray", 1)):
-        seconds = command(bench, f"train --out {work}/{name} --workers {workers} {recipe}", "colour")
-        rows = read_metrics(f"{work}/{name}")
-        rates = [row["images_per_s"] for row in rows[2:]]
-        waits = statistics.median(row["data_wait"] for row in rows[2:])
-        bench.row(
-            "colour", side=name, images=rows[-1]["nimg"], seconds=seconds, images_per_s=statistics.median(rates),
-            least=min(rates), most=max(rates), data_wait=waits, loss=rows[-1]["loss"], first_loss=rows[0]["loss"],
-        )  # fmt: skip
-        shutil.copy(work / name / "metrics.jsonl", bench.out / f"colour-{name}.jsonl")
-    grid = f"generate --model {work}/ray/model --out {bench.out}/colour.png --num 64 --device {device}"
-    bench.row("colour", side="grid of 64", seconds=command(bench, grid, "colour"))
+
+
+def _photographs(bench: Bench) -> None:
+    work = work_in(bench)
+    if not (work / "photos").exists():
+        command(
+            bench, f"prepare photographs {work}/photos --num {64 if bench.toy else 20000} --resolution 32", "colour"
+        )
+
+
+def _train(bench: Bench, words: str, name: str, table: str) -> None:
+    seconds = command(bench, words, "colour")
+    rows = read_metrics(f"{work_in(bench)}/{name}")
+    shutil.copy(work_in(bench) / name / "metrics.jsonl", bench.out / f"colour-{name}.jsonl")
+    rates = [row["images_per_s"] for row in rows[2:]]
+    waits = statistics.median(row["data_wait"] for row in rows[2:])
+    bench.row(
+        table, side=name, images=rows[-1]["nimg"], seconds=seconds, images_per_s=statistics.median(rates),
+        least=min(rates), most=max(rates), data_wait=waits, loss=rows[-1]["loss"], first_loss=rows[0]["loss"],
+    )  # fmt: skip
+
+
+def colour(bench: Bench) -> None:
+    """CIFAR-10's recipe on crops of photographs with Ray Train (NCCL), for some minutes."""
+    _photographs(bench)
+    snapshots = "--snapshot-kimg 0.032" if bench.toy else "--snapshot-kimg 64"
+    _train(bench, f"{_recipe(bench, 'run', 192)} --workers 1 {snapshots}", "run", "colour")
+    words = f"generate --model {work_in(bench)}/run/model --out {bench.out}/colour.png --num 64"
+    seconds = command(bench, f"{words} --device {bench.device.type}", "colour")
+    bench.row("colour", side="grid of 64", seconds=seconds)
+
+
+def overhead(bench: Bench) -> None:
+    """Ray Train with one worker, and the same steps in a plain process."""
+    _photographs(bench)
+    for name, workers in (("ray", 1), ("plain", 0)):
+        _train(bench, f"{_recipe(bench, name, 32)} --workers {workers}", name, "overhead")
+
+
+def colour_fid(bench: Bench) -> None:
+    """Of the model of `colour`, with features trained here: its snapshots, a sweep by budget, and 50,000 images."""
+    work, device = work_in(bench), bench.device.type
+    small, sampler = bench.toy, "solver=dpmpp_2m num_steps=8"
+    reference, model, on = f"{work}/reference", f"{work}/run/model", f"--device {device}"
+    words = f"reference --data {work}/photos --out {reference} --extractor self {on}"
+    bench.row("colour FID", what="reference", seconds=command(bench, words, "colour-fid"))
+    common = f"--reference {reference} --labels balanced {on}" + (
+        "" if small else " --precision bf16 --micro-batch 500"
+    )
+    words = (
+        f"evaluate --follow {work}/run --out {work}/followed --num {100 if small else 2000} {common} --set {sampler}"
+    )
+    bench.row("colour FID", what="snapshots", seconds=command(bench, words, "colour-fid", "colour-snapshots.json"))
+    size = "--chunk-size 50 --initial-chunks 1 --max-chunks 2 --num-global 0 --num-model 0 --confirm-chunks 2"
+    large = "--chunk-size 500 --initial-chunks 2 --max-chunks 4 --num-global 2 --num-model 0 --confirm-chunks 6"
+    size, images = (size, 1000) if small else (large, 24000)
+    words = f"sweep --model {model} --out {work}/sweep --nfe 5,8 --budget-images {images} {size} {common}"
+    with utilisation(bench) as shares:
+        seconds = command(bench, words, "colour-fid")
+    if shares:
+        busy = shares[len(shares) // 4 : -len(shares) // 8 or None]  # its start and its end are the command's
+        bench.row("colour FID", what="device busy while it sweeps", percent=statistics.mean(busy), samples=len(busy))
+    bench.row("colour FID", what="sweep", seconds=seconds)
+    shutil.copy(work / "sweep" / "best-samplers.yaml", bench.out / "colour-samplers.yaml")
+    words = f"evaluate --model {model} --out {work}/whole --num {100 if small else 50000} {common} --set {sampler}"
+    bench.row("colour FID", what="50,000 images, 8 evaluations each", seconds=command(bench, words, "colour-fid"))
+    shutil.copy(work / "whole" / "evaluation.json", bench.out / "colour-evaluation.json")
+
+
+@contextmanager
+def utilisation(bench: Bench) -> Iterator[list[float]]:
+    """Percent of each half second in which the device ran something, as its driver counts it; nothing on a CPU."""
+    shares: list[float] = []
+    if bench.device.type != "cuda":
+        yield shares
+        return
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "500"]
+    process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
+    try:
+        yield shares
+    finally:
+        process.terminate()
+        told, _ = process.communicate()
+        shares.extend(float(line) for line in told.split() if line.strip().isdigit())
 
 
 def digits(bench: Bench) -> None:

@@ -164,6 +164,10 @@ def _commands(args: Args, task: SweepTask) -> tuple[str, ...]:
     else:
         same += ["--sampler", uris.join(args.out, BEST_SAMPLER)]
     again = ["--reference", args.reference, "--labels", options.labels, "--num", str(task.confirm_images)]
+    if options.precision != SweepOptions.precision:
+        again += ["--precision", options.precision]
+    if options.micro_batch != SweepOptions.micro_batch:
+        again += ["--micro-batch", str(options.micro_batch)]
     return (
         shlex.join(["edm-ray", "sweep", *_as_flags(args)]),
         shlex.join(["edm-ray", "report", args.out]),

@@ -12,6 +12,7 @@ import numpy as np
 
 from edm_ray.diffusion.samplers import Sampler
 from edm_ray.evaluation.chunks import (
+    CHUNK_IMAGES,
     POOL_START,
     Chunk,
     Generator,
@@ -41,6 +42,7 @@ class EvaluationSpec:
     store: str
     labels: str = "random"
     precision: str = "fp32"
+    micro_batch: int = MICRO_BATCH
 
     def generator(self, extractor: str, device: str) -> Generator:
         """extractor: its identity."""
@@ -48,7 +50,7 @@ class EvaluationSpec:
             model=self.model.hash,
             extractor=extractor,
             labels=self.labels,
-            micro_batch=MICRO_BATCH,
+            micro_batch=self.micro_batch,
             device=device,
             precision=self.precision,
         )
@@ -94,7 +96,8 @@ def chunks_of_sets(
     """The chunks of each set of images: [start][plan]."""
     effective = sampler.effective(spec.model.denoiser())
     made = [spec.generator(plan.reference.moments.extractor, device) for plan in plans]
-    return [[chunks_for(generator, effective, first, num_images) for generator in made] for first in starts]
+    size = max(CHUNK_IMAGES, spec.micro_batch)
+    return [[chunks_for(generator, effective, first, num_images, size) for generator in made] for first in starts]
 
 
 def evaluate_models(

@@ -17,15 +17,28 @@ from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.seeding import image_noise, stream_key, uniform
 
 MICRO_BATCH = 50
+"""Images that a network sees at once. Part of what an image is, to the last bit: other shapes round otherwise."""
+LARGEST = 10_000
 BALANCED_RUN = 10
 PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def check_precision(precision: str) -> None:
+    """Raises InputError for what is none."""
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision {precision}: give {', '.join(PRECISIONS)}")
+
+
+def check_micro_batch(size: int, most: int = LARGEST) -> None:
+    """Raises InputError for what is no number of images; most: as many as are drawn together."""
+    if not 1 <= size <= most:
+        raise InputError(f"--micro-batch {size}: give 1 to {most}")
 
 
 def network_precision(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Within it the network's products are computed in this precision. The sampler's state and sigmas stay float64 and
     the preconditioning float32: with a 16-bit state FID moves several times as much (`research/precision`)."""
-    if precision not in PRECISIONS:
-        raise InputError(f"--precision {precision}: give {', '.join(PRECISIONS)}")
+    check_precision(precision)
     stack = contextlib.ExitStack()
     if device.type == "cuda":
         # The fastest algorithm is chosen by timing, and fp32 convolutions are TF32, unless one says otherwise.

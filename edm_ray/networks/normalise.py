@@ -1,4 +1,5 @@
-"""What stands between convolutions: group normalisation, the embedding that joins it, SiLU and dropout; scaled sums.
+"""What stands between convolutions: group normalisation, the embedding that joins it, SiLU and dropout; scaled sums,
+and the skips.
 
 On a GPU with Triton, for images in channels_last, one kernel does each (`networks.kernels`); anywhere else, and under
 torch.compile, which fuses by itself, it is plain PyTorch.
@@ -78,6 +79,14 @@ def add_scaled(
     if scale != 1.0:
         y.mul_(scale)  # in place: a sum keeps nothing for its gradient
     return y
+
+
+def concatenate(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    """The channels of both: [B, C, H, W] and [B, D, H, W] -> [B, C + D, H, W]."""
+    if one_kernel(x) and one_kernel(skip) and x.dtype == skip.dtype:
+        y: torch.Tensor = kernels_for(x).Concatenate.apply(x, skip)
+        return y
+    return torch.cat([x, skip], dim=1)
 
 
 def fused(norm: GroupNorm, x: torch.Tensor, dropout: Dropout | None) -> bool:

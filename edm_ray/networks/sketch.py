@@ -38,6 +38,14 @@ class AddScaled(Sketch):
         return torch.empty_like(h)
 
 
+class Concatenate(Sketch):
+    """As `kernels.Concatenate`: keeps nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a.new_empty(len(a), a.shape[1] + b.shape[1], *a.shape[2:])
+
+
 class Resample(Sketch):
     """As `kernels.Resample`: keeps nothing."""
 

@@ -14,7 +14,7 @@ from edm_ray.config.network import UNetConfig
 from edm_ray.errors import InputError
 from edm_ray.networks.backend import one_kernel
 from edm_ray.networks.layers import Conv2d, Dropout, GroupNorm, Init, LabelDropout, Linear
-from edm_ray.networks.normalise import Join, add_scaled, normalise
+from edm_ray.networks.normalise import Join, add_scaled, concatenate, normalise
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class UNet(nn.Module, abc.ABC):
         self, name: str, block: nn.Module, x: torch.Tensor, skips: list[torch.Tensor], emb: torch.Tensor
     ) -> torch.Tensor:
         """One block of the decoder; it takes the last of ``skips`` away where it is one that joins."""
-        out: torch.Tensor = block(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, emb)
+        out: torch.Tensor = block(concatenate(x, skips.pop()) if "_block" in name else x, emb)
         return out
 
     @abc.abstractmethod

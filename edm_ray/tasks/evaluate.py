@@ -21,7 +21,7 @@ from edm_ray.execution.executor import Executor, OnProgress, no_progress
 from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, chunks_of_sets, evaluate_models
 from edm_ray.generation.evaluate import evaluate as evaluate_sets
-from edm_ray.generation.generate import PRECISIONS, check_labels
+from edm_ray.generation.generate import MICRO_BATCH, check_labels, check_micro_batch, check_precision
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
 from edm_ray.storage import uris
@@ -52,6 +52,9 @@ class EvaluateOptions:
     """Class labels: random (as in the paper), balanced, or a class number."""
     precision: str = "fp32"
     """Precision of the network: fp32, bf16 or fp16. The sampler's state stays float64."""
+    micro_batch: int = MICRO_BATCH
+    """Images that the network sees at once: a GPU makes most images a second with 256 and more. Numbers made with
+    another value differ by rounding."""
     guide: str | None = None
     """Guiding model (autoguidance) if the sampler's guidance is not 1; without it the model itself, without labels,
     guides (classifier-free guidance)."""
@@ -115,6 +118,7 @@ class Evaluation:
             "settings": str(self.sampler),
             "labels": options.labels,
             "precision": options.precision,
+            "micro_batch": options.micro_batch,
             "made_on": self.made_on,
             **first,
             **({"further_references": further} if further else {}),
@@ -206,6 +210,7 @@ class EvaluationPlan:
                 store=store,
                 labels=self.options.labels,
                 precision=self.options.precision,
+                micro_batch=self.options.micro_batch,
             )
 
     @contextlib.contextmanager
@@ -233,8 +238,8 @@ def plan_evaluation(
         raise InputError(f"--num {num}: give {FEWEST} or more; FID of fewer images says nothing")
     if num > MOST:
         raise InputError(f"--num {num}: give at most {MOST:,}")
-    if options.precision not in PRECISIONS:
-        raise InputError(f"--precision {options.precision}: give {', '.join(PRECISIONS)}")
+    check_precision(options.precision)
+    check_micro_batch(options.micro_batch)
     metrics = parse_metrics(options.metrics)
     opened = model_of(model, options.guide)
     check_labels(options.labels, opened.config.network.label_dim)

@@ -18,7 +18,7 @@ from edm_ray.errors import InputError
 from edm_ray.execution.executor import Executor, OnProgress, no_progress
 from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, sample_images
-from edm_ray.generation.generate import PRECISIONS, check_labels, labels_of
+from edm_ray.generation.generate import check_labels, check_precision, labels_of
 from edm_ray.generation.generate import generate as generate_here
 from edm_ray.generation.outputs import (
     Output,
@@ -161,8 +161,7 @@ def plan_generate(
         raise InputError(f"--num {num}, --seed {options.seed}: give 1 or more, and 0 or more")
     if options.seed + num > MOST_SEEDS:
         raise InputError(f"--num {num}, --seed {options.seed}: seeds end at {MOST_SEEDS - 1:,}")
-    if options.precision not in PRECISIONS:
-        raise InputError(f"--precision {options.precision}: give {', '.join(PRECISIONS)}")
+    check_precision(options.precision)
     opened = model_of(model, options.guide)
     check_labels(options.labels, opened.config.network.label_dim)
     return GenerateTask(model=opened, sampler=sampler, num=num, options=options, store=store)

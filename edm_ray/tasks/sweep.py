@@ -24,7 +24,7 @@ from edm_ray.execution import activity
 from edm_ray.execution.executor import Executor, Maker, make_all
 from edm_ray.execution.local import Local
 from edm_ray.generation.evaluate import EvaluationSpec, FidMeter, fid_meter, sample_grids
-from edm_ray.generation.generate import labels_of
+from edm_ray.generation.generate import MICRO_BATCH, check_micro_batch, check_precision, labels_of
 from edm_ray.generation.trajectories import NUM_IMAGES, blocks_of, read_trajectories
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model, require_unchanged
@@ -67,6 +67,10 @@ class SweepOptions:
 
     labels: str = "random"
     """Class labels: random (as in the paper), balanced, or a class number."""
+    precision: str = "fp32"
+    """Precision of the network: fp32, bf16 or fp16. The sampler's state stays float64."""
+    micro_batch: int = MICRO_BATCH
+    """Images that the network sees at once, at most --chunk-size: a GPU makes most a second with 256 and more."""
     guide: str | None = None
     """Guiding model (autoguidance) if the space searches guidance; without it the model itself, without labels, guides
     (classifier-free guidance)."""
@@ -88,6 +92,7 @@ class SweepOptions:
 
     def check(self) -> None:
         """Raises InputError for what is out of range."""
+        check_precision(self.precision)
         hours = self.budget_gpu_hours
         if hours is not None and not 0 < hours < math.inf:
             raise InputError(f"--budget-gpu-hours {hours} is not allowed: greater than 0, finite")
@@ -161,6 +166,8 @@ class SweepTask:
             extractors=(self.reference.extractor, PIXELS),
             store=uris.join(self.out, CHUNKS),
             labels=self.options.labels,
+            precision=self.options.precision,
+            micro_batch=self.options.micro_batch,
         )
         measured = Plan(metrics=("fid",), reference=self.reference.reference)
         context = Context(
@@ -183,7 +190,7 @@ class SweepTask:
                 activity.stage("drawing the report and its samples")
                 results = tuple(result_of(driver) for driver in self.races.drivers)
                 shown = [self._shown(*pair) for pair in zip(self.races.drivers, results, strict=True)]
-                balanced = dataclasses.replace(spec, labels="balanced")
+                balanced = dataclasses.replace(spec, labels="balanced", micro_batch=MICRO_BATCH)
                 grids = [self._grids(balanced, each, meter.sampling, on.device) for each in shown]
             if self.second is not None:
                 results = with_second_opinions(results, self.second, spec, self.plan, on)
@@ -225,7 +232,8 @@ class SweepTask:
     def _source(self) -> dict[str, str]:
         """What samplers were found for."""
         guide = {} if self.model.guide is None else {"guide": self.model.guide.hash}
-        return {"model": self.model.hash, **guide, "reference_data": self.reference.describe()}
+        precision = {} if self.options.precision == "fp32" else {"precision": self.options.precision}
+        return {"model": self.model.hash, **guide, **precision, "reference_data": self.reference.describe()}
 
     @staticmethod
     def _write(place: str, name: str, text: str) -> None:
@@ -353,6 +361,7 @@ def plan_sweep(
     nfe: budgets of network evaluations, each a race of its own; they share ``plan.budget_images``.
     """
     options.check()
+    check_micro_batch(options.micro_batch, max(MICRO_BATCH, plan.chunk_size))
     opened_space = _open_space(space, nfe)
     spaces = _spaces(opened_space, plan, nfe)
     opened = model_of(model, options.guide)

@@ -109,10 +109,11 @@ def test_compiled_steps_neither_break_the_graph_nor_compile_again() -> None:
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
-    step = step_of(small("compile=true", "precision=bf16", "denoiser.network.channel_mult=[1]"))
+    one_level = ("precision=bf16", "denoiser.network.channel_mult=[1]", "denoiser.network.attn_resolutions=[]")
+    step = step_of(small("compile=true", *one_level))
     take(step, 2)
     before = counters["stats"]["unique_graphs"]
-    plain = step_of(small("precision=bf16", "denoiser.network.channel_mult=[1]"))
+    plain = step_of(small(*one_level))
     take(step, 4), take(plain, 6)
     assert counters["stats"]["unique_graphs"] == before == 1 and not counters["graph_break"]
     assert step.numbers()["loss"] == pytest.approx(plain.numbers()["loss"], rel=2e-2)
@@ -122,6 +123,7 @@ def test_compiled_steps_neither_break_the_graph_nor_compile_again() -> None:
 def test_memory_is_as_planned(precision: str) -> None:
     """CIFAR-10's network at 64 images, within 15 %."""
     config = configure(preset("cifar10-cond-vp-f", COLOUR), None, ["batch_size=64", f"precision={precision}"])
+    gc.collect()  # what earlier tests left counts as there, and may go while this one runs
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     base = torch.cuda.memory_allocated()

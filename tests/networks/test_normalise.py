@@ -9,7 +9,7 @@ import torch
 
 from edm_ray.networks.backend import has_triton
 from edm_ray.networks.layers import Conv2d, Dropout, GroupNorm
-from edm_ray.networks.normalise import Join, add_scaled, normalise, plain
+from edm_ray.networks.normalise import Join, add_scaled, concatenate, normalise, plain
 from edm_ray.seeding import stream_key, words
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -144,3 +144,25 @@ def test_resampling_and_its_gradient_are_those_of_float64(monkeypatch, up, dtype
     for value, truth in zip(run(DEVICE, dtype), expected, strict=True):
         assert value.dtype == dtype and value.is_contiguous(memory_format=torch.channels_last)
         assert (value.cpu().double() - truth).abs().max() < bound * truth.abs().max()
+
+
+@needs_kernel
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("first", "second"), [(64, 96), (20, 12)])
+def test_channels_are_joined_and_their_gradient_is_split(monkeypatch, first, second, dtype):
+    """To the bit, at 3 x 11 x 7 pixels, which fill no tile."""
+    draw = torch.Generator().manual_seed(5)
+    parts = [torch.randn(3, channels, 11, 7, generator=draw).to(dtype) for channels in (first, second)]
+    direction = torch.randn(3, first + second, 11, 7, generator=draw).to(dtype)
+
+    def run(device: str) -> list[torch.Tensor]:
+        leaves = [t.to(device).contiguous(memory_format=torch.channels_last).requires_grad_() for t in parts]
+        y = concatenate(*leaves)
+        return [y.detach().cpu(), *(each.cpu() for each in torch.autograd.grad(y, leaves, direction.to(device)))]
+
+    expected = run("cpu")
+    if INTERPRETED:
+        monkeypatch.setattr("edm_ray.networks.normalise.one_kernel", lambda x: True)
+    for value, truth in zip(run(DEVICE), expected, strict=True):
+        assert torch.equal(value, truth) and value.is_contiguous(memory_format=torch.channels_last)
