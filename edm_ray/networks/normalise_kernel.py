@@ -23,8 +23,8 @@ Tensor = torch.Tensor
 
 
 class Tile(NamedTuple):
-    """What a program takes: so many channels (about), elements a thread at once, warps of 32 threads, and tiles that are
-    under way from memory."""
+    """What a program takes: so many channels (about), elements a thread at once, warps of 32 threads, and tiles read
+    ahead (1: none)."""
 
     channels: int
     each: int
