@@ -221,10 +221,15 @@ def iddpm_grid(steps: int, c_1: float, c_2: float, single: bool = False) -> tupl
     abar is evaluated in float32, as the models that use the grid were trained; the recursion is float64 in samplers,
     float32 (``single``) in the network's own table.
     """
-    import torch  # here, because the configuration, which is to load without torch, reads the constants above
+    import numpy as np  # here, because the configuration, which is to load without them, reads the constants above
+    import torch
 
     alpha = (0.5 * math.pi * torch.arange(steps + 1, device="cpu") / steps / (c_2 + 1)).sin() ** 2
-    u = torch.zeros(steps + 1, dtype=torch.float32 if single else torch.float64, device="cpu")
+    ratio = (alpha[:-1] / alpha[1:]).clip(min=c_1).numpy()
+    # In NumPy, since PyTorch's square root is not correctly rounded on every processor: levels are part of what names
+    # an image.
+    number: type[np.floating] = np.float32 if single else np.float64
+    u = np.zeros(steps + 1, number)
     for j in range(steps, 0, -1):
-        u[j - 1] = ((u[j] ** 2 + 1) / (alpha[j - 1] / alpha[j]).clip(min=c_1) - 1).sqrt()
+        u[j - 1] = np.sqrt((u[j] * u[j] + number(1)) / number(ratio[j - 1]) - number(1))
     return tuple(u.tolist())

@@ -15,6 +15,7 @@ from edm_ray.config.load import configure
 from edm_ray.config.presets import preset
 from edm_ray.config.shape import DataShape
 from edm_ray.config.training import TrainingConfig
+from edm_ray.diffusion.noise import iddpm_grid
 from edm_ray.diffusion.objectives import objective
 from edm_ray.errors import InputError
 from edm_ray.networks.build import build_denoiser
@@ -154,3 +155,18 @@ def test_an_objective_is_made_by_name_and_refuses_what_its_kind_does_not_have() 
         objective("vp", beta=5)
     with pytest.raises(InputError, match=r"objective.epsilon_t=2"):
         objective("vp", epsilon_t=2)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_the_levels_of_iddpm_are_those_of_any_processor(monkeypatch, single: bool) -> None:
+    """They are part of what names an image. PyTorch's square root is a unit off on some processors; Python's is not."""
+    monkeypatch.setattr(torch.Tensor, "sqrt", lambda self: pytest.fail("not the same on every processor"))
+    iddpm_grid.cache_clear()
+    found = iddpm_grid(1000, 0.001, 0.008, single)
+    alpha = (0.5 * math.pi * torch.arange(1001) / 1000 / 1.008).sin() ** 2
+    ratio = (alpha[:-1] / alpha[1:]).clip(min=0.001).tolist()
+    rounded = (lambda value: float(np.float32(value))) if single else float
+    u = 0.0
+    for j in range(1000, 0, -1):
+        u = rounded(math.sqrt(rounded(rounded(rounded(rounded(u * u) + 1) / ratio[j - 1]) - 1)))
+        assert found[j - 1] == u
