@@ -120,7 +120,14 @@ def _show_plan(plans: Sequence[EvaluationPlan], executor: Executor) -> None:
     images, nfe = len(plans) * len(first.starts) * first.num, first.sampler.nfe
     calls = images * nfe if nfe else None
     real = first.num if first.held_out is not None else 0
-    work = Work(images=images, calls=calls, stored=sum(plan.stored(executor) for plan in plans), real=real)
+    work = Work(
+        images=images,
+        calls=calls,
+        stored=sum(plan.stored(executor) for plan in plans),
+        real=real,
+        precision=first.options.precision,
+        micro_batch=first.options.micro_batch,
+    )
     spent = spending(work, first.model, [each.extractor for each in first.references], executor)
     if len(plans) > 1:
         say(f"for each of {len(plans)} models:")

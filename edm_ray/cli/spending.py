@@ -14,6 +14,7 @@ from edm_ray.cli.plan import measured_cost
 from edm_ray.evaluation.extractors.base import Extractor
 from edm_ray.evaluation.reference import ExtractorSpec
 from edm_ray.execution.executor import Executor
+from edm_ray.generation.generate import MICRO_BATCH, network_precision
 from edm_ray.models.denoiser import ModelDenoiser
 from edm_ray.models.directory import Model
 from edm_ray.networks.cost import network_cost
@@ -35,6 +36,8 @@ class Work:
     """Of the images, so many are there already."""
     real: int = 0
     """Real images whose features are taken too."""
+    precision: str = "fp32"
+    micro_batch: int = MICRO_BATCH
 
     @property
     def new(self) -> float:
@@ -61,7 +64,7 @@ def spending(work: Work, model: Model, extractors: Sequence[ExtractorSpec], on: 
     calls, features = work.calls * work.new, work.images * work.new + work.real
     if on.device == "cuda" and not torch.cuda.is_available():
         return _assumed(lines, model, calls, features, on.size)
-    call = _call_seconds(model, on.device)
+    call = _call_seconds(model, on.device, work)
     feature = sum(_feature_seconds(each, model, on.device) for each in extractors)
     hours = (calls * call + features * feature) / 3600
     speeds = f"{call * 1e3:.3g} ms a network call, {feature * 1e3:.3g} ms the features of an image"
@@ -100,8 +103,9 @@ def _span(hours: float) -> str:
     return "under 1 s" if hours < 1 / 3600 else duration(hours * 3600)
 
 
-def _call_seconds(model: Model, device: str) -> float:
-    """Of the network, for one image: the better of two batches, or the only image of a slow network."""
+def _call_seconds(model: Model, device: str, work: Work) -> float:
+    """Of the network, for one image: the better of two batches, or the only image of a slow network. On a GPU of so
+    many images as it will see at once."""
     denoiser: ModelDenoiser = model.denoiser(device)
 
     @torch.inference_mode()
@@ -114,10 +118,11 @@ def _call_seconds(model: Model, device: str) -> float:
         result.sum().item()  # waits for a GPU
         return (time.perf_counter() - began) / count
 
-    with cpu_threads(1):
+    at_once = IMAGES_AT_A_TIME if device == "cpu" else work.micro_batch
+    with cpu_threads(1), network_precision(work.precision, torch.device(device)):
         if (first := call(1)) > SLOW_SECONDS:
             return first
-        return min(call(IMAGES_AT_A_TIME), call(IMAGES_AT_A_TIME))
+        return min(call(at_once), call(at_once))  # the first is recorded on a GPU, the second replayed
 
 
 def _feature_seconds(spec: ExtractorSpec, model: Model, device: str) -> float:

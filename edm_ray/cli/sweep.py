@@ -98,7 +98,14 @@ def run(args: Args) -> None:
 
         real = task.confirm_images if task.held_out is not None else 0
         images, calls = task.races.most_images + task.second_images, task.most_calls + task.second_calls
-        work = Work(images=images, calls=calls, at_most=True, real=real)
+        work = Work(
+            images=images,
+            calls=calls,
+            at_most=True,
+            real=real,
+            precision=args.more.precision,
+            micro_batch=args.more.micro_batch,
+        )
         spent = spending(work, task.model, [task.reference.extractor], executor)
         for line in spent.lines:
             say(f"  {line}")

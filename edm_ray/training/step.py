@@ -7,10 +7,12 @@ masks - so the number of workers changes nothing but the order of floating-point
 from __future__ import annotations
 
 import contextlib
+import inspect
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from edm_ray.config.codec import PIXELS, Codec
 from edm_ray.config.network import OwnNetwork
@@ -27,6 +29,10 @@ from edm_ray.training.ema import ema_beta, gamma_of, power_beta, update_ema
 from edm_ray.training.loss import Drawn, autocast, draw_round, make_objective, round_loss
 from edm_ray.training.metrics import Stopwatch, Tally
 from edm_ray.training.state import TrainingState
+
+# Workers' buffers are alike and stay so. PyTorch 2.13 has another name for it, and warns of the old one.
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
 class Diverged(InputError, FloatingPointError):
@@ -46,9 +52,7 @@ class TrainingStep:
         self.network: Any = torch.compile(state.denoiser) if config.compile else state.denoiser
         if place.world_size > 1:
             ids = [self.device] if self.device.type == "cuda" else None
-            self.network = torch.nn.parallel.DistributedDataParallel(
-                self.network, device_ids=ids, broadcast_buffers=False
-            )
+            self.network = DistributedDataParallel(self.network, device_ids=ids, **NO_BUFFERS)
         self.mask_words = words_needed(state.denoiser)
         self.replay = Replay(self._whole_gradient) if self._can_be_recorded() else None
 

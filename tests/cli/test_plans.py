@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edm_ray.cli import main, plan
+from edm_ray.cli import main, plan, spending
 from edm_ray.config.presets import FOR_PEOPLE, MANY_IMAGES, PRESETS, proposed
 from edm_ray.config.shape import DataShape
 from edm_ray.networks.build import build_denoiser
@@ -171,6 +172,20 @@ def test_a_dry_sweep_says_its_most_images_calls_time_and_cost(
     images = 240000 // (2 if "--nfe" in options else 1)
     assert f"at most 240,000; at most {calls([images, images]):,} network calls" in text
     assert "time      at most" in text and "cost      " in text and not (tmp_path / "s").exists()
+
+
+def test_the_speed_is_measured_in_the_precision_that_was_asked_for(
+    capsys, monkeypatch, model, digits_reference, tmp_path
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        spending, "network_precision", lambda precision, device: seen.append(precision) or contextlib.nullcontext()
+    )
+    common = ["--model", model, "--reference", digits_reference, "--out", str(tmp_path / "s"), "--dry-run"]
+    assert main(["sweep", *common, "--nfe", "5", "--precision", "bf16", "--micro-batch", "250"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", *common, "--precision", "fp16", "--json"]) == 0
+    assert seen == ["bf16", "fp16"] and json.loads(capsys.readouterr().out)["micro_batch"] == 50
 
 
 def test_sampling_and_training_are_estimated_by_one_model():

@@ -34,6 +34,7 @@ def made(digits_dir: Path, digits_reference: str, tmp_path_factory: pytest.TempP
     return str(out / "run" / "model"), digits_reference
 
 
+@pytest.mark.slow
 def test_a_few_lines_sample_and_measure(made: tuple[str, str], tmp_path: Path) -> None:
     first, *fids = example("few_lines.py", *made, "100", cwd=tmp_path)
     assert first == "100 images of (1, 8, 8), 35 network evaluations each"

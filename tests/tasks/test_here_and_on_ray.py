@@ -102,6 +102,7 @@ def test_the_fid_of_two_sets_of_images_is_the_same(digits_dir: Path, reference: 
     assert here == there
 
 
+@pytest.mark.slow
 def test_a_network_of_one_s_own_trains_samples_and_is_measured_on_workers_whatever_threads_they_are_given(
     digits_dir: Path, reference: str, tmp_path: Path
 ) -> None:
