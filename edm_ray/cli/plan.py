@@ -90,6 +90,8 @@ def print_plan(plan: Plan) -> None:
     has = machine_gib(plan.device) if plan.here else None
     of = "" if has is None else f"; this {'GPU' if plan.device == 'cuda' else 'machine'} has {has:,.0f} GiB"
     say(f"  memory    {memory_gib(cost, at_once, config.precision)}{of}")
+    if plan.device == "cuda" and config.precision == "fp32":
+        say("  precision fp32; on an H100 `--set precision=bf16` trained 11 times as fast")
     decoded = dataset.rows * dataset.channels * dataset.resolution**2
     stored = sum(entry["bytes"] for entry in dataset.files.values())
     shards = counted(len(dataset.shards), "shard")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -14,7 +15,7 @@ import tyro
 from edm_ray.cli.console import Reports, duration, report, say
 from edm_ray.cli.progress import Progress
 from edm_ray.cli.workers import choose_executor, parse_workers
-from edm_ray.config.presets import DEFAULT, proposed
+from edm_ray.config.presets import DEFAULT, PRESETS, proposed
 from edm_ray.data.manifest import open_dataset
 from edm_ray.errors import InputError
 from edm_ray.execution.stopping import Interrupted, asked
@@ -52,6 +53,7 @@ class Args(Reports):
 
 
 def run(args: Args) -> None:
+    from edm_ray.config.load import OverrideError
     from edm_ray.networks.cost import network_cost
     from edm_ray.tasks.train import plan_train
     from edm_ray.training.loop import Stopped
@@ -67,6 +69,8 @@ def run(args: Args) -> None:
     try:
         task = plan_train(args.data, preset, args.out, args.training, file=args.config, overrides=overrides)
         network_cost(task.config.denoiser, args.device)  # refuses levels that the resolution does not have
+    except OverrideError:
+        raise
     except InputError as error:
         raise InputError(_with_preset(args, error)) from error
     if workers == "0" and task.config.reader != "cache":
@@ -110,12 +114,15 @@ def run(args: Args) -> None:
 
 def _with_preset(args: Args, error: InputError) -> str:
     """Where none was given and the default does not fit the data: which does. Raises InputError for no data set."""
-    if str(error).startswith("--set"):  # no preset repairs that
-        return str(error)
+    from edm_ray.networks.cost import network_cost
+
     dataset = open_dataset(uris.absolute(args.data))
     better = proposed(dataset.shape, dataset.rows, args.device)
     if args.preset is not None or better == DEFAULT:
         return str(error)
+    with contextlib.suppress(InputError):
+        network_cost(PRESETS[DEFAULT].make(dataset.shape).denoiser, args.device)
+        return str(error)  # the default alone fits: the settings do not
     what = f"{dataset.rows:,} images of {dataset.resolution}x{dataset.resolution}"
     return f"{what}: give --preset {better} for them; the default, {DEFAULT}, does not fit: {error}"
 

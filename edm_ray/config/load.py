@@ -24,6 +24,10 @@ from edm_ray.storage.versioned import FORMAT, check_format
 T = TypeVar("T")
 
 
+class OverrideError(InputError):
+    """What ``--set`` gave is wrong, or with it the whole; another preset does not repair that."""
+
+
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     """``["ema.halflife_kimg=50"]`` -> nested mapping; values are YAML."""
     result: dict[str, Any] = {}
@@ -188,9 +192,12 @@ def configure(base: T, file: str | None = None, overrides: Sequence[str] = ()) -
         content = read_yaml(file)
         check_format(content.pop("format", FORMAT), file)
         mapping, source = lay_over(type(base), mapping, content, file), file
-    if overrides:
-        mapping, source = lay_over(type(base), mapping, parse_overrides(overrides), "--set"), "--set"
-    return validate(type(base), mapping, source)
+    if not overrides:
+        return validate(type(base), mapping, source)
+    try:
+        return validate(type(base), lay_over(type(base), mapping, parse_overrides(overrides), "--set"), "--set")
+    except InputError as error:
+        raise OverrideError(str(error)) from error
 
 
 def to_flat(config: object) -> dict[str, Any]:

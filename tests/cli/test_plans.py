@@ -174,6 +174,23 @@ def test_a_dry_sweep_says_its_most_images_calls_time_and_cost(
     assert "time      at most" in text and "cost      " in text and not (tmp_path / "s").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it would be measured")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_plan_for_gpus_in_full_precision_says_what_is_faster(capsys, photos, tmp_path, precision):
+    train = ["train", "--data", photos, "--out", str(tmp_path / "run"), "--preset", "ddpmpp-32", "--device", "cuda"]
+    assert main([*train, "--dry-run", "--set", f"precision={precision}"]) == 0
+    assert ("--set precision=bf16` trained 11 times" in capsys.readouterr().out) == (precision == "fp32")
+
+
+def test_settings_that_are_wrong_are_not_blamed_on_the_preset(capsys, photos, tmp_path):
+    """ddpmpp-32, the default, does not suit these pictures on a CPU; that is not what is wrong."""
+    train = ["train", "--data", photos, "--out", str(tmp_path / "run"), "--dry-run", "--set"]
+    for wrong in ("optimizer.lr=inf", "optimizer.learning=1", "denoiser.network.model_channels=3"):
+        assert main([*train, wrong]) == 2
+        text = capsys.readouterr().err
+        assert wrong.split("=")[0].rpartition(".")[2] in text and "--preset" not in text, text
+
+
 def test_the_speed_is_measured_in_the_precision_that_was_asked_for(
     capsys, monkeypatch, model, digits_reference, tmp_path
 ) -> None:
