@@ -176,20 +176,21 @@ def _commands(args: Args, task: SweepTask) -> tuple[str, ...]:
     if options.micro_batch != SweepOptions.micro_batch:
         again += ["--micro-batch", str(options.micro_batch)]
     return (
-        shlex.join(["edm-ray", "sweep", *_as_flags(args)]),
+        shlex.join(["edm-ray", "sweep", *as_flags(args)]),
         shlex.join(["edm-ray", "report", args.out]),
         shlex.join(["edm-ray", "evaluate", *same, *again, "--out", uris.join(args.out, "best")]),
         shlex.join(["edm-ray", "generate", *same, "--out", "best.png"]),
     )
 
 
-def _as_flags(args: Args) -> list[str]:
-    """The options as they can be typed again."""
+def as_flags(args: Args) -> list[str]:
+    """The options as they can be typed again, without what is the default."""
+    defaults = {each.name: each.default for each in (*dataclasses.fields(Args), *dataclasses.fields(SweepOptions))}
     flat = dataclasses.asdict(args)
     flat |= flat.pop("more")
     flags = []
     for key, value in flat.items():
-        if value is None or value is False:
+        if value is None or value is False or value == defaults[key]:
             continue
         flags += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
     return flags

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edm_ray.cli import COMMANDS, main
+from edm_ray.cli import COMMANDS, main, sweep
 from edm_ray.cli.command import parse
 from edm_ray.cli.completion import named_options
 from edm_ray.cli.examples import EXAMPLES
@@ -208,3 +208,9 @@ def test_a_sampler_in_a_folder_that_does_not_travel_is_refused_before_it_is_sent
     command = ["submit", "--working-dir", str(tmp_path), "--", "generate", "--model", "/m", "--out", "/o"]
     assert main([*command, "--sampler", "sweeps/best-sampler.yaml"]) == 2
     assert "sweeps/ does not travel with a job; copy the file out of it" in capsys.readouterr().err
+
+
+def test_the_command_that_a_report_repeats_holds_what_was_given_and_no_defaults() -> None:
+    args = sweep.Args(model="my model", reference="r", out="o", nfe="5,8", more=sweep.SweepOptions(precision="bf16"))
+    typed = "--model 'my model' --reference r --out o --nfe 5,8 --precision bf16"
+    assert sweep.as_flags(args) == shlex.split(typed)
