@@ -10,14 +10,7 @@ import yaml
 import edm_ray as edm
 from edm_ray.errors import InputError
 from edm_ray.generation import features
-
-PLAN = edm.sweep_plan("random", num_global=1, max_chunks=1, chunk_size=100, confirm_chunks=1)
-SPACE = """
-name: rho
-sampler: {solver: heun, num_steps: 3}
-search:
-  rho: {low: 3.0, high: 9.0}
-"""
+from tests.tasks.small_sweep import PLAN, SPACE
 
 
 def test_it_moves_an_fid_by_rounding_only(model, digits_reference) -> None:

@@ -15,14 +15,7 @@ from edm_ray.evaluation.fid import FidEstimate
 from edm_ray.report.saved import RESULT
 from edm_ray.search.result import SweepResult
 from edm_ray.search.second import SecondOpinion
-
-PLAN = edm.sweep_plan("random", num_global=1, max_chunks=1, chunk_size=100, confirm_chunks=1)
-SPACE = """
-name: rho
-sampler: {solver: heun, num_steps: 3}
-search:
-  rho: {low: 3.0, high: 9.0}
-"""
+from tests.tasks.small_sweep import PLAN, SPACE
 
 
 @pytest.fixture(scope="module")
